@@ -1,0 +1,112 @@
+//! The contract between the engine and a layout.
+//!
+//! A layout decides which rows hold values and nodes. It reads through a [`StoreRead`] and returns batches; it never
+//! writes. The engine writes a batch together with its own rows, as one unit.
+
+use crate::commit::HashCounts;
+use crate::commitment::Roots;
+use crate::diff::StateDiff;
+use crate::error::StateError;
+use crate::hash::Hasher;
+use crate::store::{StoreRead, WriteBatch};
+use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
+
+/// When a layout's values become readable from the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValuesReadable {
+    /// With [`Layout::stage_values`], when a block closes: values may be ahead of the commitment.
+    AtClose,
+    /// With [`Layout::stage_commitment`]: values live in the tries. The engine serves newer ones from memory.
+    AtCommitment,
+}
+
+/// A state in a store: the rows, and the roots of the tries in them.
+#[derive(Clone, Copy)]
+pub struct StateAt<'a> {
+    /// Where the rows are.
+    pub store: &'a dyn StoreRead,
+    /// Roots of the tries, at the height of the last commitment.
+    pub roots: Roots,
+}
+
+/// What committing one or more blocks writes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StagedCommitment {
+    /// Rows to write and delete.
+    pub batch: WriteBatch,
+    /// Roots after each of the blocks, in order.
+    pub roots: Vec<Roots>,
+    /// Hashes computed.
+    pub hashes: HashCounts,
+}
+
+/// A way to keep a state and its commitment in rows.
+///
+/// The roots are a function of the state alone: whatever the layout, the store, the number of threads, and however
+/// blocks are grouped into commitments, the same blocks give the same roots. The conformance suite in the testkit
+/// is the exam.
+pub trait Layout: Send + Sync {
+    /// Name, as users write it. Part of what a database says of itself.
+    fn name(&self) -> &'static str;
+
+    /// Version of the rows' format. A database of another version is refused.
+    fn format_version(&self) -> u32;
+
+    /// When values become readable.
+    fn values_readable(&self) -> ValuesReadable;
+
+    /// Value of a storage slot; zero if it was never written.
+    ///
+    /// # Errors
+    /// [`StateError`] if the store fails or a row is damaged; never a default value instead.
+    fn storage_at(
+        &self,
+        state: StateAt<'_>,
+        address: &ContractAddress,
+        key: &StorageKey,
+    ) -> Result<StorageValue, StateError>;
+
+    /// Nonce of a contract; zero if it has none.
+    ///
+    /// # Errors
+    /// As [`Layout::storage_at`].
+    fn nonce_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<Nonce, StateError>;
+
+    /// Class hash of a contract; zero if it is not deployed.
+    ///
+    /// # Errors
+    /// As [`Layout::storage_at`].
+    fn class_hash_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<ClassHash, StateError>;
+
+    /// Compiled class hash of a Sierra class; zero if it was not declared.
+    ///
+    /// # Errors
+    /// As [`Layout::storage_at`].
+    fn compiled_class_hash(
+        &self,
+        state: StateAt<'_>,
+        class_hash: &ClassHash,
+    ) -> Result<CompiledClassHash, StateError>;
+
+    /// The rows that make a closed block's values readable. Empty if values become readable at commitment.
+    fn stage_values(&self, diff: &StateDiff) -> WriteBatch;
+
+    /// Commits blocks, in order, on top of `state`. Reads old leaves and nodes at the height of `state.roots`, and
+    /// never values that [`Layout::stage_values`] wrote since.
+    ///
+    /// # Errors
+    /// [`StateError`] if old leaves or nodes cannot be read.
+    fn stage_commitment(
+        &self,
+        state: StateAt<'_>,
+        blocks: &[&StateDiff],
+        hasher: &dyn Hasher,
+    ) -> Result<StagedCommitment, StateError>;
+
+    /// The rows that take back [`Layout::stage_values`] of blocks that are not committed: every value they name
+    /// becomes again what the tries at `state.roots` say.
+    ///
+    /// # Errors
+    /// [`StateError`] if the tries cannot be read.
+    fn stage_rollback(&self, state: StateAt<'_>, blocks: &[&StateDiff]) -> Result<WriteBatch, StateError>;
+}

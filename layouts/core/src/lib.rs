@@ -1,0 +1,22 @@
+//! The contract of flagstone: what the engine and its layouts agree on.
+//!
+//! Types, the state diff, hashing, the algorithm over tries, and the traits [`layout::Layout`] and [`store::Store`].
+//! No input or output happens here, and nothing here knows a particular layout or store beyond the one in memory.
+//!
+//! In reading order: [`types`] and [`diff`] are the words, [`commitment`] the rules for roots, [`trie`] the
+//! algorithm, [`commit`] puts them together for a block, [`layout`] and [`store`] are the seams.
+
+pub mod codec;
+pub mod commit;
+pub mod commitment;
+pub mod diff;
+pub mod error;
+pub mod felt;
+pub mod hash;
+pub mod layout;
+pub mod store;
+pub mod trie;
+pub mod types;
+pub mod update;
+
+pub use felt::Felt;

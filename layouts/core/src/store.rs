@@ -1,0 +1,240 @@
+//! What a layout and the engine need from a key-value store, and no more.
+//!
+//! One ordered tree. Keyspaces are a one-byte prefix ([`keyspace`]), so that one batch is one unit on every store.
+//! Reading and writing are two traits: a layout is only ever handed a [`StoreRead`], and so cannot write.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::{PoisonError, RwLock};
+
+/// First bytes of keys. A layout's rows begin at [`keyspace::LAYOUT_FIRST`].
+pub mod keyspace {
+    /// The engine's own rows.
+    pub const META: u8 = 0x00;
+    /// Diffs of closed blocks that are not committed yet.
+    pub const PENDING: u8 = 0x01;
+    /// Roots of committed blocks.
+    pub const BLOCK: u8 = 0x02;
+    /// First byte that belongs to the layout.
+    pub const LAYOUT_FIRST: u8 = 0x10;
+}
+
+/// What kind of failure a store had, for callers that branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StoreErrorKind {
+    /// The operating system refused, or the disk is full.
+    Io,
+    /// Bytes are not what was written.
+    Corrupt,
+    /// Another process has the store open.
+    Locked,
+    /// The caller asked for what the store cannot do.
+    Unsupported,
+}
+
+/// A store's failure.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    kind: StoreErrorKind,
+    message: String,
+}
+
+impl StoreError {
+    /// An error of a kind, with a text that names the thing and the way out.
+    pub fn new(kind: StoreErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// Its kind.
+    pub const fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+}
+
+/// What a store can do beyond the minimum. The engine asks for nothing that is not said here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Whether a batch is applied wholly or not at all, also when the process is killed in between.
+    pub atomic_batches: bool,
+    /// Whether anything outlives the process.
+    pub durable: bool,
+}
+
+/// One key's row: its bytes, or `None` if there is none.
+pub type Row = Option<Vec<u8>>;
+
+/// Called by [`StoreRead::scan`] with a key and its row.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// Reading. All methods may be called from many threads at once.
+pub trait StoreRead: Send + Sync {
+    /// The row at a key.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    fn get(&self, key: &[u8]) -> Result<Row, StoreError>;
+
+    /// The rows at many keys, in the order asked.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
+
+    /// Visits the rows whose keys begin with `prefix`, ascending, until the visitor breaks.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
+}
+
+/// Writing. Only the engine calls these.
+pub trait Store: StoreRead {
+    /// Name for reports and for the file that says what a database is.
+    fn name(&self) -> &'static str;
+
+    /// Applies a batch as one unit. It is visible to reads afterwards, and durable only after [`Store::sync`].
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails; what then became of the batch is known only after a reopen.
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError>;
+
+    /// Returns when everything written before is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails; nothing written since the last successful sync may be relied on then.
+    fn sync(&self) -> Result<(), StoreError>;
+
+    /// What this store can do.
+    fn capabilities(&self) -> Capabilities;
+}
+
+/// Rows to write and keys to delete, one of them for each key: what is said last counts. Iterates by key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WriteBatch {
+    rows: BTreeMap<Vec<u8>, Row>,
+}
+
+impl WriteBatch {
+    /// Writes a row.
+    pub fn put(&mut self, key: Vec<u8>, row: Vec<u8>) {
+        self.rows.insert(key, Some(row));
+    }
+
+    /// Deletes a row, if there is one.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.rows.insert(key, None);
+    }
+
+    /// Takes in another batch, whose word is the last.
+    pub fn append(&mut self, mut later: Self) {
+        self.rows.append(&mut later.rows);
+    }
+
+    /// How many keys it touches.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether it touches nothing.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// What it says of a key, if anything.
+    pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+        self.rows.get(key).map(Option::as_deref)
+    }
+
+    /// Keys and rows, ascending by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.rows.iter().map(|(key, row)| (key.as_slice(), row.as_deref()))
+    }
+}
+
+impl IntoIterator for WriteBatch {
+    type Item = (Vec<u8>, Row);
+    type IntoIter = btree_map::IntoIter<Vec<u8>, Row>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.rows.into_iter()
+    }
+}
+
+/// A store in memory: an ordered map behind a lock. Nothing outlives it.
+#[derive(Default)]
+pub struct MemoryStore {
+    rows: RwLock<BTreeMap<Vec<u8>, Vec<u8>>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many rows it holds.
+    pub fn len(&self) -> usize {
+        self.rows.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").field("rows", &self.len()).finish()
+    }
+}
+
+impl StoreRead for MemoryStore {
+    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+        Ok(self.rows.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
+    }
+
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(keys.iter().map(|key| rows.get(*key).cloned()).collect())
+    }
+
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        for (key, row) in rows.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
+            if visit(key, row).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store for MemoryStore {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, row) in batch {
+            match row {
+                Some(row) => rows.insert(key, row),
+                None => rows.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { atomic_batches: true, durable: false }
+    }
+}
