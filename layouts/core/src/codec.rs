@@ -23,6 +23,15 @@ impl DecodeError {
     }
 }
 
+/// Appends a felt without its leading zero bytes: their number in one byte, then the rest, big-endian. Most values of
+/// a real state are small.
+pub fn put_short_felt(out: &mut Vec<u8>, felt: &Felt) {
+    let bytes = felt.to_bytes_be();
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    out.push(32 - zeros as u8);
+    out.extend_from_slice(&bytes[zeros..]);
+}
+
 /// A cursor over bytes whose reads name the field they are for.
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
@@ -94,6 +103,24 @@ impl<'a> Reader<'a> {
         felt_from_be(&self.array(field)?).map_err(|error| DecodeError::new(field, error.to_string()))
     }
 
+    /// A felt as [`put_short_felt`] writes it.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if bytes are missing, the number is not below p, or it begins with a zero byte.
+    pub fn short_felt(&mut self, field: &'static str) -> Result<Felt, DecodeError> {
+        let length = usize::from(self.u8(field)?);
+        if length > 32 {
+            return Err(DecodeError::new(field, format!("{length} bytes are too many for a felt")));
+        }
+        let given = self.bytes(field, length)?;
+        if given.first() == Some(&0) {
+            return Err(DecodeError::new(field, "begins with a zero byte"));
+        }
+        let mut bytes = [0; 32];
+        bytes[32 - length..].copy_from_slice(given);
+        felt_from_be(&bytes).map_err(|error| DecodeError::new(field, error.to_string()))
+    }
+
     /// A trie key in 32 big-endian bytes.
     ///
     /// # Errors
@@ -125,5 +152,38 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         Err(DecodeError::new(field, format!("{} bytes too many", self.rest.len())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_felts_survive_their_bytes() {
+        for felt in [Felt::ZERO, Felt::ONE, Felt::from(256u64), Felt::MAX] {
+            let mut bytes = Vec::new();
+            put_short_felt(&mut bytes, &felt);
+            let mut reader = Reader::new(&bytes);
+            assert_eq!(reader.short_felt("felt").unwrap(), felt);
+            reader.end("felt").unwrap();
+        }
+        let mut bytes = Vec::new();
+        put_short_felt(&mut bytes, &Felt::from(256u64));
+        assert_eq!(bytes, [2, 1, 0]);
+    }
+
+    #[test]
+    fn a_short_felt_has_one_form() {
+        assert!(Reader::new(&[2, 0, 1]).short_felt("felt").is_err());
+        assert!(Reader::new(&[33; 34]).short_felt("felt").is_err());
+        assert!(Reader::new(&[32; 33]).short_felt("felt").is_err());
+        assert!(Reader::new(&[3, 1, 1]).short_felt("felt").is_err());
+    }
+
+    #[test]
+    fn a_damaged_count_cannot_ask_for_more_than_there_is() {
+        let error = Reader::new(&[0xff, 0xff, 0xff, 0xff, 1, 2, 3]).count("items", 1).unwrap_err();
+        assert_eq!(error.to_string(), "items: 4294967295 items cannot fit into the 3 bytes left");
     }
 }

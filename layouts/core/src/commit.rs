@@ -14,6 +14,8 @@ use crate::diff::{ContractDiff, StateDiff};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
+use crate::layout::StagedCommitment;
+use crate::store::WriteBatch;
 use crate::trie::{
     HashFunction, Node, NodeRef, NodeSource, Path, ShapedTrie, TrieChanges, TrieId, hash_forest, hash_pairs,
     shape,
@@ -151,6 +153,44 @@ impl<'a> CommitSession<'a> {
     }
 }
 
+/// Commits blocks in order and collects the rows that `stage` makes of each block's changes: what a layout's
+/// [`stage_commitment`](crate::layout::Layout::stage_commitment) usually is.
+///
+/// # Errors
+/// [`StateError`] if old leaves or nodes cannot be read.
+pub fn commit_blocks(
+    source: &dyn CommitmentSource,
+    roots: Roots,
+    blocks: &[&StateDiff],
+    hasher: &dyn Hasher,
+    mut stage: impl FnMut(&mut WriteBatch, &BlockChanges),
+) -> Result<StagedCommitment, StateError> {
+    let mut session = CommitSession::new(source, roots, hasher);
+    let roots = blocks.iter().map(|diff| session.commit(diff)).collect::<Result<Vec<_>, _>>()?;
+    let mut staged = StagedCommitment { roots, ..StagedCommitment::default() };
+    for block in session.into_blocks() {
+        stage(&mut staged.batch, &block);
+        staged.hashes += block.hashes;
+    }
+    Ok(staged)
+}
+
+/// A contract's leaf row and its leaf in the trie are there together or not at all. A lost row would otherwise pass
+/// for a contract without storage, and give a wrong root.
+fn same_leaves(rows: &[TrieKey], trie: &[TrieKey]) -> Result<(), StateError> {
+    let in_one = |a: &[TrieKey], b: &[TrieKey]| a.iter().find(|key| b.binary_search(key).is_err()).copied();
+    let what = |key: TrieKey| format!("leaf of contract {key}");
+    match (in_one(trie, rows), in_one(rows, trie)) {
+        (Some(key), _) => {
+            Err(StateError::damaged(what(key), "it is in the contracts trie, but its row is missing"))
+        }
+        (_, Some(key)) => {
+            Err(StateError::damaged(what(key), "it has a row, but is not in the contracts trie"))
+        }
+        (None, None) => Ok(()),
+    }
+}
+
 /// One block's commitment.
 struct BlockWork<'a> {
     source: &'a Overlaid<'a>,
@@ -185,6 +225,7 @@ impl BlockWork<'_> {
         let storage_tries = self.hash_tries(shaped);
 
         let mut changes = Vec::new();
+        let mut present_before = Vec::new();
         for ((contract, trie), old) in diff.contracts().iter().zip(&storage_tries).zip(leaves) {
             let leaf = ContractLeaf {
                 class_hash: contract.class_hash.unwrap_or(old.class_hash),
@@ -192,6 +233,7 @@ impl BlockWork<'_> {
                 nonce: contract.nonce.unwrap_or(old.nonce),
             };
             if leaf != old {
+                present_before.extend((!old.is_absent()).then_some(*contract.address.trie_key()));
                 changes.push(ContractLeafChange { address: contract.address, hash: Felt::ZERO, leaf });
             }
         }
@@ -199,6 +241,7 @@ impl BlockWork<'_> {
 
         let leaves = changes.iter().map(|change| (*change.address.trie_key(), change.hash));
         let contracts_trie = shape(self.source, TrieId::Contracts, root.0, leaves)?;
+        same_leaves(&present_before, contracts_trie.replaced())?;
         let mut tries = storage_tries;
         tries.extend(self.hash_tries(vec![contracts_trie]));
         Ok((tries, changes))

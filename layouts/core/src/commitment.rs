@@ -5,6 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::codec::{DecodeError, Reader, put_short_felt};
 use crate::felt::Felt;
 use crate::hash;
 use crate::types::{
@@ -114,6 +115,30 @@ impl ContractLeaf {
     /// Whether the contract has no leaf.
     pub fn is_absent(&self) -> bool {
         self.class_hash.is_zero() && self.storage_root.is_zero() && self.nonce.is_zero()
+    }
+
+    /// The byte form: class hash, storage root and nonce, each a [short felt](crate::codec::put_short_felt).
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(99);
+        for felt in [&self.class_hash.0, &self.storage_root.0, &self.nonce.0] {
+            put_short_felt(&mut bytes, felt);
+        }
+        bytes
+    }
+
+    /// Reads what [`ContractLeaf::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if bytes are missing, too many, or out of range.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Reader::new(bytes);
+        let leaf = Self {
+            class_hash: ClassHash(from.short_felt("class hash")?),
+            storage_root: StorageRoot(from.short_felt("storage root")?),
+            nonce: Nonce(from.short_felt("nonce")?),
+        };
+        from.end("contract leaf")?;
+        Ok(leaf)
     }
 }
 

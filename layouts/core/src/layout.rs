@@ -55,6 +55,12 @@ pub trait Layout: Send + Sync {
     /// When values become readable.
     fn values_readable(&self) -> ValuesReadable;
 
+    /// Whether states of earlier commitments stay readable through their roots. A layout that says no leaves no row
+    /// behind for what is deleted.
+    fn keeps_old_states(&self) -> bool {
+        false
+    }
+
     /// Value of a storage slot; zero if it was never written.
     ///
     /// # Errors

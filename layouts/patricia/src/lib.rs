@@ -1,1 +1,184 @@
-//! patricia
+#![doc = include_str!("../README.md")]
+
+mod addressing;
+
+pub use addressing::{Addressing, ByHash, ByPath};
+
+use flagstone_core::codec::{Reader, put_short_felt};
+use flagstone_core::commit::{BlockChanges, CommitmentSource, commit_blocks};
+use flagstone_core::commitment::ContractLeaf;
+use flagstone_core::diff::StateDiff;
+use flagstone_core::error::StateError;
+use flagstone_core::felt::Felt;
+use flagstone_core::hash::Hasher;
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
+use flagstone_core::store::WriteBatch;
+use flagstone_core::trie::{Node, NodeRef, NodeSource, TrieId, lookup};
+use flagstone_core::types::{
+    ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
+};
+
+/// Nodes as rows, values in leaves, filed as `A` says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patricia<A>(A);
+
+impl<A: Addressing> Patricia<A> {
+    /// The layout.
+    pub const fn new(addressing: A) -> Self {
+        Self(addressing)
+    }
+
+    /// Rows that a block's commitment writes and deletes.
+    fn stage(&self, batch: &mut WriteBatch, block: &BlockChanges) {
+        for trie in &block.tries {
+            if self.0.removes() {
+                for (path, hash) in &trie.removed {
+                    batch.delete(self.0.node_key(&NodeRef { trie: trie.trie, path: *path, hash: *hash }));
+                }
+            }
+            for new in &trie.written {
+                let mut row = Vec::with_capacity(66);
+                new.node.encode(&mut row);
+                batch.put(self.0.node_key(&NodeRef { trie: trie.trie, path: new.path, hash: new.hash }), row);
+            }
+        }
+        for change in &block.contracts {
+            let key = self.0.contract_leaf_key(&change.address, &change.hash);
+            self.stage_leaf(batch, key, &change.hash, || change.leaf.encode());
+        }
+        for change in &block.classes {
+            let key = self.0.class_leaf_key(&change.class_hash, &change.hash);
+            self.stage_leaf(batch, key, &change.hash, || {
+                let mut row = Vec::with_capacity(33);
+                put_short_felt(&mut row, &change.compiled_class_hash.0);
+                row
+            });
+        }
+    }
+
+    fn stage_leaf(&self, batch: &mut WriteBatch, key: Vec<u8>, hash: &Felt, row: impl FnOnce() -> Vec<u8>) {
+        if *hash != Felt::ZERO {
+            batch.put(key, row());
+        } else if self.0.removes() {
+            batch.delete(key);
+        }
+    }
+}
+
+/// The tries of one state, read through its store.
+struct Tries<'a, A> {
+    addressing: &'a A,
+    state: StateAt<'a>,
+}
+
+impl<A: Addressing> NodeSource for Tries<'_, A> {
+    fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
+        let Some(row) = self.state.store.get(&self.addressing.node_key(at))? else { return Ok(None) };
+        Node::decode(&row, at.path.len()).map(Some).map_err(StateError::undecodable(at))
+    }
+}
+
+impl<A: Addressing> Tries<'_, A> {
+    /// The row behind a leaf that is in a trie.
+    fn leaf_row(&self, key: &[u8], what: impl Fn() -> String) -> Result<Vec<u8>, StateError> {
+        self.state.store.get(key)?.ok_or_else(|| StateError::damaged(what(), "its row is missing"))
+    }
+}
+
+impl<A: Addressing> CommitmentSource for Tries<'_, A> {
+    fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
+        let root = self.state.roots.contracts.0;
+        let hash = lookup(self, TrieId::Contracts, root, address.trie_key())?;
+        if hash == Felt::ZERO {
+            return Ok(ContractLeaf::default());
+        }
+        let what = || format!("leaf of contract {address}");
+        let row = self.leaf_row(&self.addressing.contract_leaf_key(address, &hash), what)?;
+        ContractLeaf::decode(&row).map_err(StateError::undecodable(what()))
+    }
+}
+
+impl<A: Addressing> Layout for Patricia<A> {
+    fn name(&self) -> &'static str {
+        self.0.layout_name()
+    }
+
+    fn format_version(&self) -> u32 {
+        1
+    }
+
+    fn values_readable(&self) -> ValuesReadable {
+        ValuesReadable::AtCommitment
+    }
+
+    fn keeps_old_states(&self) -> bool {
+        !self.0.removes()
+    }
+
+    fn storage_at(
+        &self,
+        state: StateAt<'_>,
+        address: &ContractAddress,
+        key: &StorageKey,
+    ) -> Result<StorageValue, StateError> {
+        let tries = Tries { addressing: &self.0, state };
+        let root = tries.contract_leaf(address)?.storage_root.0;
+        lookup(&tries, TrieId::Storage(*address), root, key.trie_key()).map(StorageValue)
+    }
+
+    fn nonce_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<Nonce, StateError> {
+        Ok(Tries { addressing: &self.0, state }.contract_leaf(address)?.nonce)
+    }
+
+    fn class_hash_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<ClassHash, StateError> {
+        Ok(Tries { addressing: &self.0, state }.contract_leaf(address)?.class_hash)
+    }
+
+    fn compiled_class_hash(
+        &self,
+        state: StateAt<'_>,
+        class_hash: &ClassHash,
+    ) -> Result<CompiledClassHash, StateError> {
+        // A Cairo 0 class may have any hash; it has no leaf.
+        let Ok(key) = TrieKey::try_from(class_hash.0) else { return Ok(CompiledClassHash::ZERO) };
+        let tries = Tries { addressing: &self.0, state };
+        let hash = lookup(&tries, TrieId::Classes, state.roots.classes.0, &key)?;
+        if hash == Felt::ZERO {
+            return Ok(CompiledClassHash::ZERO);
+        }
+        let what = || format!("leaf of class {class_hash}");
+        let row = tries.leaf_row(&self.0.class_leaf_key(class_hash, &hash), what)?;
+        let mut from = Reader::new(&row);
+        let compiled = from.short_felt("compiled class hash").map_err(StateError::undecodable(what()))?;
+        from.end("class leaf").map_err(StateError::undecodable(what()))?;
+        Ok(CompiledClassHash(compiled))
+    }
+
+    fn stage_values(&self, _diff: &StateDiff) -> WriteBatch {
+        WriteBatch::default()
+    }
+
+    fn stage_commitment(
+        &self,
+        state: StateAt<'_>,
+        blocks: &[&StateDiff],
+        hasher: &dyn Hasher,
+    ) -> Result<StagedCommitment, StateError> {
+        let tries = Tries { addressing: &self.0, state };
+        commit_blocks(&tries, state.roots, blocks, hasher, |batch, block| self.stage(batch, block))
+    }
+
+    fn stage_rollback(&self, _state: StateAt<'_>, _blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {
+        Ok(WriteBatch::default())
+    }
+}
+
+#[cfg(test)]
+mod by_path {
+    flagstone_testkit::conformance!(crate::Patricia::new(crate::ByPath));
+}
+
+#[cfg(test)]
+mod by_hash {
+    flagstone_testkit::conformance!(crate::Patricia::new(crate::ByHash));
+}

@@ -41,6 +41,25 @@ pub struct NodeRef {
     pub hash: Felt,
 }
 
+impl NodeRef {
+    /// A row key for layouts that file nodes by place: `prefix`, the trie (kind, and address of a storage trie), and
+    /// the path. All nodes of one trie share a prefix, and come level by level.
+    pub fn path_key(&self, prefix: u8) -> Vec<u8> {
+        let mut key = Vec::with_capacity(67);
+        key.push(prefix);
+        match &self.trie {
+            TrieId::Contracts => key.push(0),
+            TrieId::Classes => key.push(1),
+            TrieId::Storage(address) => {
+                key.push(2);
+                key.extend_from_slice(address.as_be());
+            }
+        }
+        self.path.encode(&mut key);
+        key
+    }
+}
+
 impl fmt::Display for NodeRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "node {:#x} at {} of the {}", self.hash, self.path, self.trie)

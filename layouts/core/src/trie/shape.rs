@@ -55,6 +55,7 @@ pub struct ShapedTrie {
     pub(super) arena: Vec<NewNode>,
     top: Child,
     removed: Vec<(Path, Felt)>,
+    replaced: Vec<TrieKey>,
 }
 
 /// A new node with its place and its hash.
@@ -95,7 +96,7 @@ pub fn shape(
 ) -> Result<ShapedTrie, StateError> {
     let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
     debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
-    let mut shaper = Shaper { source, trie, arena: Vec::new(), removed: Vec::new() };
+    let mut shaper = Shaper { source, trie, arena: Vec::new(), removed: Vec::new(), replaced: Vec::new() };
     let top = if root == Felt::ZERO {
         shaper.build(Path::ROOT, &leaves)
     } else {
@@ -106,7 +107,7 @@ pub fn shape(
         Subtree::Same(hash) | Subtree::Leaf(hash) => Child::Known(hash),
         Subtree::New(index) => Child::New(index),
     };
-    Ok(ShapedTrie { trie, arena: shaper.arena, top, removed: shaper.removed })
+    Ok(ShapedTrie { trie, arena: shaper.arena, top, removed: shaper.removed, replaced: shaper.replaced })
 }
 
 struct Shaper<'a> {
@@ -114,6 +115,7 @@ struct Shaper<'a> {
     trie: TrieId,
     arena: Vec<NewNode>,
     removed: Vec<(Path, Felt)>,
+    replaced: Vec<TrieKey>,
 }
 
 impl Shaper<'_> {
@@ -125,6 +127,7 @@ impl Shaper<'_> {
     fn update(&mut self, at: Path, old: Felt, leaves: &[Leaf]) -> Result<Subtree, StateError> {
         let Some((_, value)) = leaves.first() else { return Ok(Subtree::Same(old)) };
         if at.len() == TRIE_HEIGHT {
+            self.replaced.extend(at.to_key());
             return Ok(match *value {
                 value if value == Felt::ZERO => Subtree::Empty,
                 value if value == old => Subtree::Same(old),
@@ -308,6 +311,11 @@ impl ShapedTrie {
     /// The trie's new root; zero if it is empty. Meaningful once hashed.
     pub fn root(&self) -> Felt {
         self.resolve(self.top)
+    }
+
+    /// Keys among the set leaves that had a leaf before, ascending.
+    pub fn replaced(&self) -> &[TrieKey] {
+        &self.replaced
     }
 
     pub(super) fn resolve(&self, child: Child) -> Felt {

@@ -1,0 +1,473 @@
+//! The suite that every layout passes, over a store in memory.
+//!
+//! It plays the engine's part in the plainest way ([`Driver`]), and compares reads and roots with the reference.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use flagstone_core::commitment::Roots;
+use flagstone_core::diff::StateDiff;
+use flagstone_core::error::StateError;
+use flagstone_core::felt::Felt;
+use flagstone_core::hash::StarknetCrypto;
+use flagstone_core::layout::{Layout, StateAt, ValuesReadable};
+use flagstone_core::store::keyspace::LAYOUT_FIRST;
+use flagstone_core::store::{MemoryStore, Store, StoreRead, WriteBatch};
+use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
+use proptest::prelude::*;
+use proptest::test_runner::{TestCaseError, TestRunner};
+
+use crate::reference::ReferenceState;
+use crate::strategies::blocks;
+
+/// Runs the whole suite on a layout, as one test for each fact.
+#[macro_export]
+macro_rules! conformance {
+    ($layout:expr) => {
+        $crate::conformance!(@tests $layout;
+            roots_and_reads_equal_the_reference
+            values_ahead_of_the_commitment_do_not_leak_into_roots
+            rollback_restores_committed_values
+            emptied_state_leaves_no_rows
+            old_states_stay_readable_if_promised
+            rows_stay_in_the_layouts_keyspace
+            batches_do_not_depend_on_thread_count
+            a_damaged_row_is_never_a_panic
+            a_missing_node_is_an_error
+            a_missing_row_is_never_a_wrong_root
+        );
+    };
+    (@tests $layout:expr; $($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $crate::conformance::$name(&$layout);
+            }
+        )*
+    };
+}
+
+/// Plays the engine: applies batches to a store and remembers the roots.
+#[derive(Debug)]
+pub struct Driver<'a, L: ?Sized> {
+    layout: &'a L,
+    store: MemoryStore,
+    roots: Roots,
+    pending: Vec<StateDiff>,
+}
+
+/// Everything that a set of diffs names, to be read back.
+#[derive(Debug, Default)]
+pub struct Touched {
+    slots: BTreeSet<(ContractAddress, StorageKey)>,
+    contracts: BTreeSet<ContractAddress>,
+    classes: BTreeSet<[u8; 32]>,
+}
+
+impl Touched {
+    /// What `diffs` name, and next to it some keys that they do not.
+    pub fn by<'d>(diffs: impl IntoIterator<Item = &'d StateDiff>) -> Self {
+        let mut touched = Self::default();
+        for diff in diffs {
+            for contract in diff.contracts() {
+                touched.contracts.insert(contract.address);
+                touched.slots.extend(contract.storage.iter().map(|(key, _)| (contract.address, *key)));
+                touched.slots.insert((contract.address, 4.into()));
+            }
+            touched.classes.extend(diff.classes().iter().map(|class| class.class_hash.to_be()));
+        }
+        touched.contracts.insert(0x7777.into());
+        touched.slots.insert((0x7777.into(), 1.into()));
+        touched
+    }
+}
+
+impl<'a, L: Layout + ?Sized> Driver<'a, L> {
+    /// An empty database.
+    pub fn new(layout: &'a L) -> Self {
+        Self { layout, store: MemoryStore::new(), roots: Roots::default(), pending: Vec::new() }
+    }
+
+    fn state(&self) -> StateAt<'_> {
+        StateAt { store: &self.store, roots: self.roots }
+    }
+
+    fn write(&self, batch: WriteBatch) {
+        // A store in memory does not fail.
+        let written = self.store.write(batch);
+        assert_eq!(written, Ok(()));
+    }
+
+    /// Closes a block: its values become readable, if the layout's do so then.
+    pub fn close(&mut self, diff: &StateDiff) {
+        self.write(self.layout.stage_values(diff));
+        self.pending.push(diff.clone());
+    }
+
+    /// Commits all closed blocks and returns the roots of each.
+    ///
+    /// # Errors
+    /// Whatever the layout says.
+    pub fn commit(&mut self) -> Result<Vec<Roots>, StateError> {
+        let pending: Vec<_> = self.pending.iter().collect();
+        let staged = self.layout.stage_commitment(self.state(), &pending, &StarknetCrypto)?;
+        assert_eq!(staged.roots.len(), pending.len(), "each block has its own roots");
+        self.write(staged.batch);
+        self.roots = staged.roots.last().copied().unwrap_or(self.roots);
+        self.pending.clear();
+        Ok(staged.roots)
+    }
+
+    /// Reads everything touched and compares it with the reference.
+    ///
+    /// # Errors
+    /// The first read that fails.
+    ///
+    /// # Panics
+    /// If a read differs from the reference.
+    pub fn check_reads(&self, touched: &Touched, expected: &ReferenceState) -> Result<(), StateError> {
+        check_reads(self.layout, self.state(), touched, expected)
+    }
+
+    fn rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        rows(&self.store)
+    }
+}
+
+fn rows(store: &MemoryStore) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut rows = Vec::new();
+    let scanned = store.scan(&[], &mut |key, row| {
+        rows.push((key.to_vec(), row.to_vec()));
+        ControlFlow::Continue(())
+    });
+    assert_eq!(scanned, Ok(()));
+    rows
+}
+
+fn check_reads<L: Layout + ?Sized>(
+    layout: &L,
+    state: StateAt<'_>,
+    touched: &Touched,
+    expected: &ReferenceState,
+) -> Result<(), StateError> {
+    for (address, key) in &touched.slots {
+        let value = layout.storage_at(state, address, key)?;
+        assert_eq!(value, expected.storage_at(address, key), "storage {key} of contract {address}");
+    }
+    for address in &touched.contracts {
+        assert_eq!(layout.nonce_at(state, address)?, expected.nonce_at(address), "nonce of {address}");
+        let class_hash = layout.class_hash_at(state, address)?;
+        assert_eq!(class_hash, expected.class_hash_at(address), "class hash of {address}");
+    }
+    for class_hash in &touched.classes {
+        let class_hash = ClassHash(Felt::from_bytes_be(class_hash));
+        let compiled = layout.compiled_class_hash(state, &class_hash)?;
+        assert_eq!(
+            compiled,
+            expected.compiled_class_hash(&class_hash),
+            "compiled class hash of {class_hash}"
+        );
+    }
+    Ok(())
+}
+
+/// Runs a property over random block sequences with a fixed seed; a failure prints the shrunk input.
+fn for_random_blocks(
+    cases: u32,
+    count: std::ops::Range<usize>,
+    property: impl Fn(Vec<StateDiff>) -> Result<(), TestCaseError>,
+) {
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new_with_rng(
+        config,
+        proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+    );
+    let outcome = runner.run(&blocks(count), property);
+    assert!(outcome.is_ok(), "{}", outcome.err().map(|error| error.to_string()).unwrap_or_default());
+}
+
+fn fail(error: StateError) -> TestCaseError {
+    TestCaseError::fail(error.to_string())
+}
+
+/// Roots and reads equal the reference's, however blocks are grouped into commitments.
+pub fn roots_and_reads_equal_the_reference<L: Layout>(layout: &L) {
+    for_random_blocks(24, 1..8, |diffs| {
+        for cadence in [1, 3, usize::MAX] {
+            let mut driver = Driver::new(layout);
+            let mut reference = ReferenceState::new();
+            for group in diffs.chunks(cadence) {
+                let mut expected = Vec::new();
+                for diff in group {
+                    driver.close(diff);
+                    reference.apply(diff);
+                    expected.push(reference.roots());
+                    if layout.values_readable() == ValuesReadable::AtClose {
+                        driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
+                    }
+                }
+                prop_assert_eq!(driver.commit().map_err(fail)?, expected, "cadence {}", cadence);
+                driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// A contract's class, nonce and slots change again after a block closed and before it is committed; the block's
+/// root must be the one it would have had at once.
+pub fn values_ahead_of_the_commitment_do_not_leak_into_roots<L: Layout>(layout: &L) {
+    let contract = ContractAddress::from(0x100);
+    let base = StateDiff::builder()
+        .class_hash(contract, 0xc1.into())
+        .nonce(contract, 1.into())
+        .storage(contract, 1.into(), 10.into())
+        .storage(contract, 2.into(), 20.into())
+        .class(5.into(), 50.into());
+    let touch = StateDiff::builder().storage(contract, 1.into(), 11.into());
+    let ahead = StateDiff::builder()
+        .class_hash(contract, 0xc2.into())
+        .nonce(contract, 2.into())
+        .storage(contract, 2.into(), 0.into())
+        .class(5.into(), 51.into());
+    let diffs: Vec<StateDiff> =
+        [base, touch, ahead].into_iter().filter_map(|builder| builder.build().ok()).collect();
+    assert_eq!(diffs.len(), 3);
+
+    let mut reference = ReferenceState::new();
+    let mut expected = Vec::new();
+    let mut driver = Driver::new(layout);
+    for diff in &diffs {
+        driver.close(diff);
+        reference.apply(diff);
+        expected.push(reference.roots());
+    }
+    assert_eq!(driver.commit().map_err(|error| error.to_string()), Ok(expected));
+}
+
+/// Closing blocks and rolling them back leaves every value as committed, and the next commitment right.
+pub fn rollback_restores_committed_values<L: Layout>(layout: &L) {
+    for_random_blocks(24, 2..7, |diffs| {
+        let (kept, dropped) = diffs.split_at(diffs.len() / 2);
+        let mut driver = Driver::new(layout);
+        let mut reference = ReferenceState::new();
+        for diff in kept {
+            driver.close(diff);
+            reference.apply(diff);
+        }
+        driver.commit().map_err(fail)?;
+        let committed = driver.rows();
+        for diff in dropped {
+            driver.close(diff);
+        }
+        let dropped: Vec<_> = std::mem::take(&mut driver.pending);
+        let dropped: Vec<_> = dropped.iter().collect();
+        let batch = layout.stage_rollback(driver.state(), &dropped).map_err(fail)?;
+        driver.write(batch);
+        driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
+        prop_assert_eq!(driver.rows(), committed);
+        Ok(())
+    });
+}
+
+/// The diff that deletes everything that others set.
+fn deletion_of(diffs: &[StateDiff]) -> Option<StateDiff> {
+    let touched = Touched::by(diffs);
+    let mut builder = StateDiff::builder();
+    for (address, key) in touched.slots {
+        builder = builder.storage(address, key, 0.into());
+    }
+    for address in touched.contracts {
+        builder = builder.nonce(address, 0.into()).class_hash(address, 0.into());
+    }
+    for class_hash in touched.classes {
+        builder = builder.class(ClassHash(Felt::from_bytes_be(&class_hash)), 0.into());
+    }
+    builder.build().ok()
+}
+
+/// When everything is deleted the roots are zero, and unless old states are kept no row is left behind.
+pub fn emptied_state_leaves_no_rows<L: Layout>(layout: &L) {
+    for_random_blocks(24, 1..6, |diffs| {
+        let mut driver = Driver::new(layout);
+        for diff in &diffs {
+            driver.close(diff);
+            driver.commit().map_err(fail)?;
+        }
+        let last = deletion_of(&diffs).ok_or_else(|| TestCaseError::fail("the deletion does not build"))?;
+        driver.close(&last);
+        prop_assert_eq!(driver.commit().map_err(fail)?, vec![Roots::default()]);
+        if !layout.keeps_old_states() {
+            prop_assert_eq!(driver.rows(), vec![]);
+        }
+        Ok(())
+    });
+}
+
+/// A layout that promises old states answers for each of them through its roots.
+pub fn old_states_stay_readable_if_promised<L: Layout>(layout: &L) {
+    if !layout.keeps_old_states() {
+        return;
+    }
+    for_random_blocks(16, 1..6, |diffs| {
+        let mut driver = Driver::new(layout);
+        let mut reference = ReferenceState::new();
+        let mut history = Vec::new();
+        for diff in &diffs {
+            driver.close(diff);
+            reference.apply(diff);
+            history.push(reference.clone());
+        }
+        let roots = driver.commit().map_err(fail)?;
+        for (roots, expected) in roots.into_iter().zip(&history) {
+            let state = StateAt { store: &driver.store, roots };
+            check_reads(layout, state, &Touched::by(&diffs), expected).map_err(fail)?;
+        }
+        Ok(())
+    });
+}
+
+/// Every key a layout writes begins with a byte that is the layout's.
+pub fn rows_stay_in_the_layouts_keyspace<L: Layout>(layout: &L) {
+    for_random_blocks(8, 1..4, |diffs| {
+        let mut driver = Driver::new(layout);
+        for diff in &diffs {
+            driver.close(diff);
+        }
+        driver.commit().map_err(fail)?;
+        prop_assert!(driver.rows().iter().all(|(key, _)| key.first() >= Some(&LAYOUT_FIRST)));
+        Ok(())
+    });
+}
+
+/// One thread and several stage the same bytes.
+pub fn batches_do_not_depend_on_thread_count<L: Layout>(layout: &L) {
+    let in_pool = |threads: usize, diffs: &[StateDiff]| {
+        let pool = rayon_pool(threads);
+        pool.install(|| {
+            let diffs: Vec<_> = diffs.iter().collect();
+            let store = MemoryStore::new();
+            let state = StateAt { store: &store, roots: Roots::default() };
+            layout.stage_commitment(state, &diffs, &StarknetCrypto)
+        })
+    };
+    for_random_blocks(8, 1..5, |diffs| {
+        let alone = in_pool(1, &diffs).map_err(fail)?;
+        for threads in [2, 5] {
+            prop_assert_eq!(&alone, &in_pool(threads, &diffs).map_err(fail)?, "{} threads", threads);
+        }
+        Ok(())
+    });
+}
+
+fn rayon_pool(threads: usize) -> rayon::ThreadPool {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    #[expect(clippy::expect_used, reason = "without threads there is nothing to test")]
+    pool.expect("the system gives threads")
+}
+
+/// Ten blocks whose rows the damage tests break.
+fn sample_blocks() -> Vec<StateDiff> {
+    let build = |n: u64| {
+        let contract = ContractAddress::from(n % 3);
+        StateDiff::builder()
+            .class_hash(contract, (n + 1).into())
+            .nonce(contract, n.into())
+            .storage(contract, (n * 5).into(), (n + 9).into())
+            .storage(contract, (n + 1).into(), (n + 3).into())
+            .class((n + 20).into(), (n + 40).into())
+            .build()
+    };
+    (0..10).filter_map(|n| build(n).ok()).collect()
+}
+
+fn sample_driver<L: Layout>(layout: &L) -> Driver<'_, L> {
+    let mut driver = Driver::new(layout);
+    for diff in sample_blocks() {
+        driver.close(&diff);
+        assert!(driver.commit().is_ok());
+    }
+    driver
+}
+
+/// Reads everything and commits on top, ignoring values: what counts is that it comes back.
+fn exercise<L: Layout>(layout: &L, store: &MemoryStore, roots: Roots) -> Result<(), StateError> {
+    let state = StateAt { store, roots };
+    let touched = Touched::by(&sample_blocks());
+    for (address, key) in &touched.slots {
+        layout.storage_at(state, address, key)?;
+    }
+    for address in &touched.contracts {
+        layout.nonce_at(state, address)?;
+        layout.class_hash_at(state, address)?;
+    }
+    for class_hash in &touched.classes {
+        layout.compiled_class_hash(state, &ClassHash(Felt::from_bytes_be(class_hash)))?;
+    }
+    let blocks = sample_blocks();
+    let deletion: Vec<StateDiff> = deletion_of(&blocks).into_iter().collect();
+    let diffs: Vec<&StateDiff> = deletion.iter().chain(&blocks).collect();
+    layout.stage_commitment(state, &diffs, &StarknetCrypto).map(|_| ())
+}
+
+/// Every row in turn is cut, grown, zeroed and flipped; reads and commitments may fail, but they come back.
+pub fn a_damaged_row_is_never_a_panic<L: Layout>(layout: &L) {
+    let driver = sample_driver(layout);
+    let mut refused = 0;
+    for (key, row) in driver.rows() {
+        let half = row[..row.len() / 2].to_vec();
+        let longer = [row.as_slice(), &[0xff; 3]].concat();
+        let flips = (0..row.len()).step_by(7).map(|at| {
+            let mut flipped = row.clone();
+            flipped[at] ^= 0x81;
+            flipped
+        });
+        for damaged in [half, longer, vec![0xff; row.len()], Vec::new()].into_iter().chain(flips) {
+            let mut batch = WriteBatch::default();
+            batch.put(key.clone(), damaged);
+            driver.write(batch);
+            refused += u32::from(exercise(layout, &driver.store, driver.roots).is_err());
+        }
+        let mut batch = WriteBatch::default();
+        batch.put(key, row);
+        driver.write(batch);
+    }
+    assert!(refused > 0, "no damage was noticed");
+    assert!(exercise(layout, &driver.store, driver.roots).is_ok());
+}
+
+/// Roots that refer to nodes which are not there are an error, not an empty state.
+pub fn a_missing_node_is_an_error<L: Layout>(layout: &L) {
+    let driver = sample_driver(layout);
+    let empty = MemoryStore::new();
+    let state = StateAt { store: &empty, roots: driver.roots };
+    let diff = StateDiff::builder().storage(1.into(), 1.into(), 1.into()).class(1.into(), 1.into()).build();
+    let staged = diff.map(|diff| layout.stage_commitment(state, &[&diff], &StarknetCrypto));
+    assert!(matches!(staged, Ok(Err(StateError::MissingNode(_)))));
+}
+
+/// Every row in turn is lost; a commitment then fails or still gives the right root. (Lost values are not noticed
+/// here: a read of a missing row is a read of zero.)
+pub fn a_missing_row_is_never_a_wrong_root<L: Layout>(layout: &L) {
+    let driver = sample_driver(layout);
+    let blocks = sample_blocks();
+    let diffs: Vec<&StateDiff> = blocks.iter().rev().collect();
+    let commit =
+        || layout.stage_commitment(driver.state(), &diffs, &StarknetCrypto).map(|staged| staged.roots);
+    let expected = commit().map_err(|error| error.to_string());
+    assert!(expected.is_ok());
+    let mut refused = 0;
+    for (key, row) in driver.rows() {
+        let mut batch = WriteBatch::default();
+        batch.delete(key.clone());
+        driver.write(batch);
+        match commit() {
+            Ok(roots) => assert_eq!(Ok(roots), expected, "without the row at {key:02x?}"),
+            Err(_) => refused += 1,
+        }
+        let mut batch = WriteBatch::default();
+        batch.put(key, row);
+        driver.write(batch);
+    }
+    assert!(refused > 0, "no loss was noticed");
+}
