@@ -1,1 +1,17 @@
-//! flagstone
+#![doc = include_str!("../README.md")]
+
+pub mod database;
+pub mod engine;
+pub mod error;
+pub mod input;
+pub mod registry;
+pub mod store;
+
+pub use engine::{Cadence, Engine, EngineConfig, View};
+pub use error::{Error, ErrorKind};
+/// The contract between the engine and its layouts.
+pub use flagstone_core as core;
+pub use flagstone_core::diff::StateDiff;
+pub use flagstone_core::felt::Felt;
+pub use flagstone_core::update::StateUpdate;
+pub use registry::layout;

@@ -74,6 +74,16 @@ impl StarknetVersion {
             CommitmentRule::AlwaysBoth
         }
     }
+
+    /// The four numbers, missing ones zero.
+    pub const fn numbers(self) -> [u16; 4] {
+        self.0
+    }
+
+    /// A version from its four numbers.
+    pub const fn from_numbers(numbers: [u16; 4]) -> Self {
+        Self(numbers)
+    }
 }
 
 impl FromStr for StarknetVersion {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map;
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// First bytes of keys. A layout's rows begin at [`keyspace::LAYOUT_FIRST`].
 pub mod keyspace {
@@ -111,6 +111,33 @@ pub trait Store: StoreRead {
 
     /// What this store can do.
     fn capabilities(&self) -> Capabilities;
+}
+
+impl<S: StoreRead + ?Sized> StoreRead for Arc<S> {
+    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+        (**self).get(key)
+    }
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
+        (**self).get_many(keys)
+    }
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        (**self).scan(prefix, visit)
+    }
+}
+
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        (**self).write(batch)
+    }
+    fn sync(&self) -> Result<(), StoreError> {
+        (**self).sync()
+    }
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
 }
 
 /// Rows to write and keys to delete, one of them for each key: what is said last counts. Iterates by key.

@@ -1,0 +1,98 @@
+//! Commands that look at a database and change nothing.
+
+use flagstone::core::types::BlockNumber;
+use flagstone::database::{self, bytes_on_disk};
+use flagstone::engine::Head;
+use flagstone::registry::LAYOUTS;
+use flagstone::{Engine, EngineConfig};
+use serde_json::json;
+
+use super::output::{DIM, Output, styled};
+use super::{Failure, Get, GetWhat, Inspect};
+
+fn open(data: &std::path::Path) -> Result<Engine, Failure> {
+    Ok(database::open(data, None, EngineConfig::default())?)
+}
+
+pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
+    let view = open(&args.data)?.view();
+    let value = match &args.what {
+        GetWhat::Storage { address, key } => view.storage_at(address, key)?.to_string(),
+        GetWhat::Nonce { address } => view.nonce_at(address)?.to_string(),
+        GetWhat::ClassHash { address } => view.class_hash_at(address)?.to_string(),
+        GetWhat::CompiledClassHash { class_hash } => view.compiled_class_hash(class_hash)?.to_string(),
+    };
+    output.line(&value);
+    Ok(())
+}
+
+pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
+    let head = open(&args.data)?.head();
+    if args.json {
+        output.line(&head_json(&head).to_string());
+    } else {
+        output.line(&head.root.commitment.to_string());
+    }
+    Ok(())
+}
+
+fn head_json(head: &Head) -> serde_json::Value {
+    let number = |block: Option<BlockNumber>| block.map(|block| block.0);
+    json!({
+        "closed": number(head.closed),
+        "committed": number(head.committed),
+        "root": head.root.commitment.to_string(),
+        "contracts_root": head.root.roots.contracts.to_string(),
+        "classes_root": head.root.roots.classes.to_string(),
+    })
+}
+
+pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
+    let engine = open(&args.data)?;
+    let (identity, head) = (engine.identity(), engine.head());
+    let bytes = bytes_on_disk(&args.data)?;
+    if args.json {
+        let mut facts = head_json(&head);
+        facts["layout"] = json!(identity.layout);
+        facts["layout_format"] = json!(identity.layout_format);
+        facts["engine_format"] = json!(identity.engine_format);
+        facts["scheme"] = json!(identity.scheme);
+        facts["store"] = json!(engine.store_name());
+        facts["bytes_on_disk"] = json!(bytes);
+        output.line(&facts.to_string());
+        return Ok(());
+    }
+    let block = |block: Option<BlockNumber>| {
+        block.map_or_else(|| "none".to_owned(), |block| format!("block {block}"))
+    };
+    for (name, value) in [
+        ("layout", format!("{} (format {})", identity.layout, identity.layout_format)),
+        ("store", engine.store_name().to_owned()),
+        ("engine format", identity.engine_format.to_string()),
+        ("scheme", identity.scheme),
+        ("closed", block(head.closed)),
+        ("committed", block(head.committed)),
+        ("root", head.root.commitment.to_string()),
+        ("contracts root", head.root.roots.contracts.to_string()),
+        ("classes root", head.root.roots.classes.to_string()),
+        ("bytes on disk", bytes.to_string()),
+    ] {
+        output.line(&format!("{:<15} {value}", styled(DIM, format!("{name:<15}"))));
+    }
+    Ok(())
+}
+
+pub fn layouts(as_json: bool, output: &mut Output) -> Result<(), Failure> {
+    for (index, entry) in LAYOUTS.iter().enumerate() {
+        let format = entry.make().format_version();
+        if as_json {
+            let facts =
+                json!({"name": entry.name, "about": entry.about, "format": format, "default": index == 0});
+            output.line(&facts.to_string());
+        } else {
+            let default = if index == 0 { "  [default]" } else { "" };
+            output.line(&format!("{:<14} {}{default}", entry.name, entry.about));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Lines to standard output, errors and the progress bar to standard error. Colours only on a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+pub const GOOD: Style = AnsiColor::Green.on_default();
+pub const BAD: Style = AnsiColor::Red.on_default().bold();
+pub const DIM: Style = Style::new().dimmed();
+
+/// Input from this size on gets a progress bar: what is shorter is done before a bar could be read.
+const LONG_INPUT_BYTES: u64 = 256 << 10;
+
+/// Where results are printed.
+pub struct Output {
+    out: anstream::AutoStream<std::io::Stdout>,
+    bar: ProgressBar,
+    /// The reader went away; the work goes on without it.
+    closed: bool,
+}
+
+impl Output {
+    pub fn new() -> Self {
+        Self { out: anstream::stdout(), bar: ProgressBar::hidden(), closed: false }
+    }
+
+    /// Prints a line, above the progress bar if there is one.
+    pub fn line(&mut self, line: &str) {
+        if self.closed {
+            return;
+        }
+        let (bar, out) = (&self.bar, &mut self.out);
+        self.closed = bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush())).is_err();
+    }
+
+    /// Prints an error.
+    pub fn error(&mut self, message: &str) {
+        self.bar.finish_and_clear();
+        // If standard error is gone there is nobody left to tell.
+        let _ = writeln!(anstream::stderr(), "{BAD}error:{BAD:#} {message}");
+    }
+
+    /// Starts a progress bar over `total` bytes of input, or of unknown length, if it is long and somebody can see it.
+    pub fn start_progress(&mut self, total: Option<u64>) {
+        if !std::io::stderr().is_terminal() || total.is_some_and(|total| total < LONG_INPUT_BYTES) {
+            return;
+        }
+        let template = match total {
+            Some(_) => "{bar:30} {bytes}/{total_bytes}  {elapsed}, {eta} left  {msg}",
+            None => "{spinner} {bytes}  {elapsed}  {msg}",
+        };
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let target = ProgressDrawTarget::stderr();
+        self.bar = ProgressBar::with_draw_target(total, target).with_style(style);
+        self.bar.enable_steady_tick(Duration::from_millis(200));
+    }
+
+    /// Moves the progress bar to `bytes` of input read.
+    pub fn progress(&self, bytes: u64, message: impl FnOnce() -> String) {
+        if !self.bar.is_hidden() {
+            self.bar.set_position(bytes);
+            self.bar.set_message(message());
+        }
+    }
+
+    /// Takes the progress bar away.
+    pub fn end_progress(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A text in a style.
+pub fn styled(style: Style, text: impl std::fmt::Display) -> String {
+    format!("{style}{text}{style:#}")
+}

@@ -1,0 +1,223 @@
+//! `flagstone replay`: the main job. State updates in, roots out, each compared with the stated one.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::Instant;
+
+use flagstone::core::types::{BlockNumber, StateCommitment};
+use flagstone::engine::BlockRoot;
+use flagstone::input::{LocatedUpdate, UpdateReader};
+use flagstone::store::MemoryStore;
+use flagstone::{Engine, EngineConfig, Error, database, registry};
+use serde_json::json;
+
+use super::output::{BAD, DIM, GOOD, Output, styled};
+use super::{Failure, Replay};
+
+/// A closed block whose line is not printed yet, because its root is not known yet.
+struct Waiting {
+    number: BlockNumber,
+    location: String,
+    writes: usize,
+    stated: Option<StateCommitment>,
+}
+
+struct Replayer<'a> {
+    args: &'a Replay,
+    output: &'a mut Output,
+    engine: Engine,
+    layout: String,
+    waiting: VecDeque<Waiting>,
+    blocks: u64,
+    writes: u64,
+    verified: u64,
+}
+
+/// A store named on the command line that keeps nothing.
+const MEMORY: &str = "memory";
+
+pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
+    let started = Instant::now();
+    let temporary = match (&args.data, args.store.as_deref()) {
+        (Some(_), Some(MEMORY)) => {
+            return Err(Failure::usage(
+                "--store memory keeps nothing, so it cannot be used with --data; leave one out",
+            ));
+        }
+        (None, store) if store != Some(MEMORY) => Some(
+            tempfile::Builder::new()
+                .prefix("flagstone-")
+                .tempdir()
+                .map_err(|error| Failure::store(format!("cannot make a temporary directory: {error}")))?,
+        ),
+        _ => None,
+    };
+    let directory = temporary.as_ref().map(tempfile::TempDir::path).or(args.data.as_deref());
+    let engine = open(args, directory)?;
+    let layout = engine.identity().layout;
+    let mut replayer = Replayer {
+        args,
+        output,
+        engine,
+        layout,
+        waiting: VecDeque::new(),
+        blocks: 0,
+        writes: 0,
+        verified: 0,
+    };
+    for file in &args.files {
+        replayer.file(file)?;
+    }
+    replayer.finish(None)?;
+    replayer.summary(started, directory, temporary.is_some());
+    Ok(())
+}
+
+fn open(args: &Replay, directory: Option<&Path>) -> Result<Engine, Failure> {
+    let layout = args.layout.as_deref().map(registry::layout).transpose()?;
+    let config = EngineConfig { cadence: args.commit, threads: args.threads, ..EngineConfig::default() };
+    let Some(directory) = directory else {
+        let layout = layout.unwrap_or(&registry::LAYOUTS[0]).make();
+        return Ok(Engine::open(Box::new(MemoryStore::new()), layout, config)?);
+    };
+    let store = args.store.as_deref().map(database::store).transpose()?;
+    Ok(database::open_or_create(directory, layout, store, config)?)
+}
+
+impl Replayer<'_> {
+    fn file(&mut self, path: &Path) -> Result<(), Failure> {
+        let mut updates = match UpdateReader::open(path) {
+            Ok(updates) => updates,
+            Err(error) => return self.finish(Some(error.into())),
+        };
+        self.output.start_progress(updates.total_bytes());
+        while let Some(update) = updates.next() {
+            match update {
+                Ok(update) => self.block(update)?,
+                Err(error) => return self.finish(Some(error.into())),
+            }
+            let blocks = self.blocks;
+            self.output.progress(updates.bytes_read(), || format!("{blocks} blocks"));
+        }
+        self.output.end_progress();
+        Ok(())
+    }
+
+    fn block(&mut self, located: LocatedUpdate) -> Result<(), Failure> {
+        let mut update = located.update;
+        update.starknet_version = update.starknet_version.or(self.args.starknet_version);
+        if self.args.no_verify {
+            update.old_root = None;
+            update.new_root = None;
+        }
+        // What the engine takes the block for: as stated, or the next one.
+        let next = self.engine.head().closed.and_then(BlockNumber::next);
+        let block = Waiting {
+            number: update.block_number.or(next).unwrap_or_default(),
+            location: format!("{}:{}", located.source, located.line),
+            writes: update.diff.writes(),
+            stated: update.new_root,
+        };
+        match self.engine.close_block(&update) {
+            Ok(_) => {
+                self.blocks += 1;
+                self.writes += block.writes as u64;
+                self.waiting.push_back(block);
+                self.print_committed()
+            }
+            Err(error) => {
+                let failure = self.refused(&error, Some(block))?;
+                self.finish(Some(failure))
+            }
+        }
+    }
+
+    /// Commits what is closed, prints it, and passes on the failure that ended the replay, if one did. A failure of
+    /// the commitment is about an earlier block and comes first.
+    fn finish(&mut self, ended_by: Option<Failure>) -> Result<(), Failure> {
+        self.output.end_progress();
+        match (self.engine.commit(), ended_by) {
+            (Ok(_), None) => self.print_committed(),
+            (Ok(_), Some(failure)) => {
+                self.print_committed()?;
+                Err(failure)
+            }
+            (Err(Error::Stopped { .. }), Some(failure)) => Err(failure),
+            (Err(error), _) => Err(self.refused(&error, None)?),
+        }
+    }
+
+    /// Prints what was committed before a block was refused, and the refused block if its root is why. The failure
+    /// names the block's file and line.
+    fn refused(&mut self, error: &Error, current: Option<Waiting>) -> Result<Failure, Failure> {
+        self.print_committed()?;
+        let fallback = current.as_ref().map(|block| block.location.clone());
+        let about = |block: &Waiting| Some(block.number) == error.block();
+        let subject = self.waiting.drain(..).chain(current).find(about);
+        // The engine dropped the refused block and those after it; none of them will get a root.
+        let location = subject.as_ref().map(|block| block.location.clone()).or(fallback);
+        if let (Some(block), Error::RootMismatch { stated, computed, .. }) = (&subject, error) {
+            self.print_block(block, *computed, Some(*stated));
+        }
+        Ok(match location {
+            Some(location) => Failure::at(&location, error),
+            None => Failure { message: error.to_string(), code: super::exit_code(error) },
+        })
+    }
+
+    /// Prints the blocks whose roots have become known.
+    fn print_committed(&mut self) -> Result<(), Failure> {
+        let committed = self.engine.head().committed;
+        while let Some(block) = self.waiting.front().filter(|block| Some(block.number) <= committed) {
+            let BlockRoot { commitment, .. } = self.engine.block_root(block.number)?.unwrap_or_default();
+            let Some(block) = self.waiting.pop_front() else { break };
+            self.verified += u64::from(block.stated.is_some());
+            self.print_block(&block, commitment, block.stated);
+        }
+        Ok(())
+    }
+
+    fn print_block(&mut self, block: &Waiting, root: StateCommitment, stated: Option<StateCommitment>) {
+        if self.args.json {
+            let line = json!({
+                "block": block.number.0,
+                "layout": self.layout,
+                "writes": block.writes,
+                "root": root.to_string(),
+                "new_root": stated.map(|stated| stated.to_string()),
+                "matches": stated.map(|stated| stated == root),
+            });
+            return self.output.line(&line.to_string());
+        }
+        let verdict = match stated {
+            Some(stated) if stated == root => styled(GOOD, "ok"),
+            Some(stated) => styled(BAD, format!("MISMATCH, stated {stated}")),
+            None => styled(DIM, "not compared"),
+        };
+        let (number, writes) = (block.number.0, block.writes);
+        self.output
+            .line(&format!("block {number:<8} {}  {writes:>6} writes  root {root}  {verdict}", self.layout));
+    }
+
+    fn summary(&mut self, started: Instant, directory: Option<&Path>, temporary: bool) {
+        let seconds = started.elapsed().as_secs_f64();
+        let root = self.engine.head().root.commitment;
+        let store = self.engine.store_name();
+        if self.args.json {
+            let summary = json!({
+                "blocks": self.blocks, "writes": self.writes, "verified": self.verified, "seconds": seconds,
+                "layout": self.layout, "store": store, "root": root.to_string(),
+            });
+            return self.output.line(&json!({ "summary": summary }).to_string());
+        }
+        let place = match directory {
+            Some(_) if temporary => ", in a temporary directory".to_owned(),
+            Some(directory) => format!(", in {}", directory.display()),
+            None => String::new(),
+        };
+        self.output.line(&format!(
+            "{} blocks, {} writes, {} roots compared and equal, {seconds:.2} s; {} on {store}{place}",
+            self.blocks, self.writes, self.verified, self.layout
+        ));
+    }
+}

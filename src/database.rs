@@ -1,0 +1,227 @@
+//! Databases in directories.
+//!
+//! ```text
+//! DIR/FLAGSTONE   what the database is: layout, formats, scheme, store
+//! DIR/store/      the store's own files
+//! ```
+//!
+//! The file says what must be found in the store. A store that turns up empty or different behind it is damage, not a
+//! new database: nothing is created over what was there. Creation makes the store as `DIR/store.new`, then writes
+//! the file, then renames the store; a creation that was interrupted before the file is begun again, one after it is
+//! finished.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::engine::{Engine, EngineConfig, Identity, meta};
+use crate::error::Error;
+use crate::registry::{self, LayoutEntry};
+use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
+
+const MARKER: &str = "FLAGSTONE";
+const STORE: &str = "store";
+const STORE_NEW: &str = "store.new";
+
+/// A store that can live in a directory.
+#[derive(Clone, Copy)]
+pub struct StoreEntry {
+    /// Its name.
+    pub name: &'static str,
+    /// One line for people.
+    pub about: &'static str,
+    open: fn(&Path) -> Result<Box<dyn Store>, StoreError>,
+}
+
+/// All stores that live in a directory; the first one is the default.
+pub const STORES: &[StoreEntry] = &[StoreEntry {
+    name: "sled",
+    about: "embedded ordered tree in one directory, for one process",
+    open: |dir| Ok(Box::new(SledStore::open(dir, SledConfig::default())?)),
+}];
+
+/// What a directory says its database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marker {
+    /// What the store must say, too.
+    pub identity: Identity,
+    /// Name of the store.
+    pub store: String,
+}
+
+impl Marker {
+    fn text(&self) -> String {
+        format!("{}store: {}\n", self.identity, self.store)
+    }
+
+    /// Reads what a directory says; `None` if it says nothing.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the file is there and cannot be read or understood.
+    pub fn read(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = dir.join(MARKER);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("cannot read", &path, &error)),
+        };
+        let store = text.lines().find_map(|line| line.strip_prefix("store: ")).map(str::to_owned);
+        match (Identity::parse(&text), store) {
+            (Some(identity), Some(store)) => Ok(Some(Self { identity, store })),
+            _ => Err(Error::damaged(path.display(), "it does not say layout, formats, scheme and store")),
+        }
+    }
+
+    fn write(&self, dir: &Path) -> Result<(), Error> {
+        let (path, temporary) = (dir.join(MARKER), dir.join(format!("{MARKER}.new")));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(self.text().as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(dir)?.sync_all()
+        };
+        write().map_err(|error| io_error("cannot write", &path, &error))
+    }
+}
+
+/// Opens the database in a directory.
+///
+/// # Errors
+/// [`Error::NoDatabase`] if there is none, else as [`Engine::open`].
+pub fn open(dir: &Path, layout: Option<&LayoutEntry>, config: EngineConfig) -> Result<Engine, Error> {
+    let marker = Marker::read(dir)?.ok_or_else(|| {
+        Error::NoDatabase(format!(
+            "no flagstone database in {}; `flagstone replay --data` makes one",
+            dir.display()
+        ))
+    })?;
+    open_marked(dir, &marker, layout, config)
+}
+
+/// Opens the database in a directory, or creates one if the directory is missing or empty.
+///
+/// # Errors
+/// [`Error::NoDatabase`] if the directory holds something else, otherwise as [`Engine::open`].
+pub fn open_or_create(
+    dir: &Path,
+    layout: Option<&LayoutEntry>,
+    store: Option<&StoreEntry>,
+    config: EngineConfig,
+) -> Result<Engine, Error> {
+    if let Some(marker) = Marker::read(dir)? {
+        if let Some(store) = store.filter(|store| store.name != marker.store) {
+            let (stored, opened) = (format!("`{}`", marker.store), format!("`{}`", store.name));
+            return Err(Error::IdentityMismatch { what: "store", stored, opened });
+        }
+        return open_marked(dir, &marker, layout, config);
+    }
+    create(dir, layout.unwrap_or(&registry::LAYOUTS[0]), store.unwrap_or(&STORES[0]), config)
+}
+
+/// The store with a name.
+///
+/// # Errors
+/// [`Error::UnknownName`] with the names there are.
+pub fn store(name: &str) -> Result<&'static StoreEntry, Error> {
+    STORES.iter().find(|entry| entry.name == name).ok_or_else(|| Error::UnknownName {
+        what: "store",
+        name: name.to_owned(),
+        known: STORES.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+fn open_marked(
+    dir: &Path,
+    marker: &Marker,
+    layout: Option<&LayoutEntry>,
+    config: EngineConfig,
+) -> Result<Engine, Error> {
+    let written_by = registry::layout(&marker.identity.layout)?;
+    let layout = layout.unwrap_or(written_by).make();
+    Identity::of(layout.as_ref()).check(&marker.identity)?;
+    let store_dir = dir.join(STORE);
+    if !store_dir.is_dir() && dir.join(STORE_NEW).is_dir() {
+        finish_creation(dir)?;
+    }
+    let lost = |problem: &str| {
+        let what = format!("the store in {}", store_dir.display());
+        Error::damaged(
+            what,
+            format!("{problem}, but {} says there is a database", dir.join(MARKER).display()),
+        )
+    };
+    if !store_dir.is_dir() {
+        return Err(lost("it is missing"));
+    }
+    let store = Sealed::from_box((self::store(&marker.store)?.open)(&store_dir)?);
+    if meta::read_identity(&store)?.is_none() {
+        return Err(lost("it is empty"));
+    }
+    Engine::open_sealed(store, layout, config)
+}
+
+fn create(
+    dir: &Path,
+    layout: &LayoutEntry,
+    store: &StoreEntry,
+    config: EngineConfig,
+) -> Result<Engine, Error> {
+    fs::create_dir_all(dir).map_err(|error| io_error("cannot create", dir, &error))?;
+    let leftover = dir.join(STORE_NEW);
+    for entry in fs::read_dir(dir).map_err(|error| io_error("cannot read", dir, &error))? {
+        let path = entry.map_err(|error| io_error("cannot read", dir, &error))?.path();
+        if path != leftover {
+            return Err(Error::NoDatabase(format!(
+                "{} holds {} and no flagstone database; name an empty or a new directory",
+                dir.display(),
+                path.file_name().unwrap_or_default().display()
+            )));
+        }
+    }
+    // A creation that was interrupted: nothing in it was ever acknowledged.
+    match fs::remove_dir_all(&leftover) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("cannot remove", &leftover, &error));
+        }
+        _ => {}
+    }
+    let layout = layout.make();
+    let marker = Marker { identity: Identity::of(layout.as_ref()), store: store.name.to_owned() };
+    drop(Engine::open((store.open)(&leftover)?, layout, config)?);
+    marker.write(dir)?;
+    finish_creation(dir)?;
+    open_marked(dir, &marker, None, config)
+}
+
+fn finish_creation(dir: &Path) -> Result<(), Error> {
+    let store_dir = dir.join(STORE);
+    let renamed = fs::rename(dir.join(STORE_NEW), &store_dir).and_then(|()| File::open(dir)?.sync_all());
+    renamed.map_err(|error| io_error("cannot create", &store_dir, &error))
+}
+
+fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
+    StoreError::new(StoreErrorKind::Io, format!("{what} {}: {error}", path.display())).into()
+}
+
+/// Bytes of all files below a directory.
+///
+/// # Errors
+/// [`Error::State`] if a directory cannot be read.
+pub fn bytes_on_disk(dir: &Path) -> Result<u64, Error> {
+    let mut total = 0;
+    let mut open: Vec<PathBuf> = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        let failed = |error: io::Error| io_error("cannot read", &dir, &error);
+        for entry in fs::read_dir(&dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let meta = entry.metadata().map_err(failed)?;
+            if meta.is_dir() {
+                open.push(entry.path());
+            } else {
+                total += meta.len();
+            }
+        }
+    }
+    Ok(total)
+}

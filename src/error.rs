@@ -1,0 +1,157 @@
+//! What the engine can refuse or fail with.
+
+use flagstone_core::error::StateError;
+use flagstone_core::store::{StoreError, StoreErrorKind};
+use flagstone_core::types::{BlockNumber, StateCommitment};
+
+/// What kind of error it is, for callers that branch; the text is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// A computed root is not the stated one.
+    Root,
+    /// The caller's input or arguments are wrong.
+    Input,
+    /// The view is no longer current.
+    Expired,
+    /// The store failed, is damaged, or is not what it was opened as.
+    Store,
+}
+
+/// An error of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading or committing failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The computed state commitment is not the one stated for the block. Nothing of the block is kept.
+    #[error(
+        "block {block}: root mismatch: stated {stated}, computed {computed}; nothing of this block was kept"
+    )]
+    RootMismatch {
+        /// The block.
+        block: BlockNumber,
+        /// `new_root` as stated.
+        stated: StateCommitment,
+        /// The commitment of the state after the block's diff.
+        computed: StateCommitment,
+    },
+    /// The block builds on another state. Nothing of it is kept.
+    #[error(
+        "block {block}: wrong parent: it builds on root {stated}, the state before it has root {actual}; \
+         nothing of this block was kept"
+    )]
+    WrongParent {
+        /// The block.
+        block: BlockNumber,
+        /// `old_root` as stated.
+        stated: StateCommitment,
+        /// The commitment of the state it was to be applied to.
+        actual: StateCommitment,
+    },
+    /// The block does not follow the last one.
+    #[error("block {got} does not follow: the next block of this database is {expected}")]
+    WrongNumber {
+        /// The number the next block must have.
+        expected: BlockNumber,
+        /// The number it has.
+        got: BlockNumber,
+    },
+    /// Without the version the commitment is not defined.
+    #[error(
+        "block {block}: its starknet version is needed for the state commitment while no class is declared; \
+         state the version (or the block's new root)"
+    )]
+    VersionNeeded {
+        /// The block.
+        block: BlockNumber,
+    },
+    /// The view's block is gone from where it was read.
+    #[error("view expired: view is at {view}, store has moved to {store}; take a new view", view = at(.view), store = at(.store))]
+    ViewExpired {
+        /// The view's block.
+        view: Option<BlockNumber>,
+        /// The store's block.
+        store: Option<BlockNumber>,
+    },
+    /// The database is not what it is opened as.
+    #[error("{what} mismatch: database was written by {stored}, opened as {opened}")]
+    IdentityMismatch {
+        /// What differs: layout, format version, scheme, or store.
+        what: &'static str,
+        /// What the database says.
+        stored: String,
+        /// What it is opened as.
+        opened: String,
+    },
+    /// There is no database where one is to be opened.
+    #[error("{0}")]
+    NoDatabase(String),
+    /// No layout or store has this name.
+    #[error("no {what} named `{name}`; known {what}s: {known}")]
+    UnknownName {
+        /// `layout` or `store`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// An earlier write failed and its outcome is not known.
+    #[error("the engine has stopped after a failed write ({cause}); open the database again to continue")]
+    Stopped {
+        /// The failure.
+        cause: String,
+    },
+    /// A setting cannot work.
+    #[error("{0}")]
+    Config(String),
+}
+
+fn at(block: &Option<BlockNumber>) -> String {
+    block.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"))
+}
+
+impl Error {
+    /// Its kind.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::RootMismatch { .. } => ErrorKind::Root,
+            Self::WrongParent { .. }
+            | Self::WrongNumber { .. }
+            | Self::VersionNeeded { .. }
+            | Self::UnknownName { .. }
+            | Self::Config(_) => ErrorKind::Input,
+            Self::ViewExpired { .. } => ErrorKind::Expired,
+            Self::State(_) | Self::IdentityMismatch { .. } | Self::NoDatabase(_) | Self::Stopped { .. } => {
+                ErrorKind::Store
+            }
+        }
+    }
+
+    /// The block it is about, if it is about one.
+    pub fn block(&self) -> Option<BlockNumber> {
+        match self {
+            Self::RootMismatch { block, .. }
+            | Self::WrongParent { block, .. }
+            | Self::WrongNumber { got: block, .. }
+            | Self::VersionNeeded { block } => Some(*block),
+            _ => None,
+        }
+    }
+
+    /// A row of the engine that is not what it must be.
+    pub(crate) fn damaged(what: impl ToString, problem: impl ToString) -> Self {
+        Self::State(StateError::damaged(what, problem))
+    }
+
+    /// Whether the store says another process has it open.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::State(StateError::Store(error)) if error.kind() == StoreErrorKind::Locked)
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::State(StateError::Store(error))
+    }
+}

@@ -1,0 +1,156 @@
+//! State updates from files: the network's JSON, in both of its spellings, plain or compressed.
+//!
+//! What is accepted: one object, an array of them, one per line, or one behind another however they are indented;
+//! as `starknet_getStateUpdate` gives them (alone or in the whole JSON-RPC response) or as the feeder gateway's
+//! `get_state_update` does (alone or beside its block); plain, gzip or zstd, told by the first bytes and not by the
+//! file's name.
+//!
+//! Must never drop a write silently: within `state_diff` unknown fields, fields given twice and entries that disagree
+//! are errors. Must never panic, whatever the bytes. Memory is bounded by the largest update, not by the file.
+//!
+//! ```
+//! use flagstone::input::UpdateReader;
+//!
+//! let text = r#"{"block_number": 7, "state_diff": {"nonces": {"0x1": "0x2"}}}"#;
+//! let updates = UpdateReader::from_reader("example", text.as_bytes())?.collect::<Result<Vec<_>, _>>()?;
+//! assert_eq!(updates[0].update.diff.writes(), 1);
+//!
+//! let text = "{\"block_number\": 7, \"state_diff\": {\"nonces\": {\"0x1\": \"2 wei\"}}}";
+//! let error = UpdateReader::from_reader("example", text.as_bytes())?.find_map(Result::err);
+//! assert_eq!(
+//!     error.map(|error| error.to_string()).as_deref(),
+//!     Some("example:1: block 7: state_diff.nonces[\"0x1\"] is \"2 wei\": \
+//!           'i' is not a hexadecimal digit; expected a felt in hexadecimal, such as 0x1f")
+//! );
+//! # Ok::<(), flagstone::input::InputError>(())
+//! ```
+
+mod decompress;
+mod error;
+mod frame;
+mod json;
+mod node;
+mod update;
+
+use std::fs::File;
+use std::io::Read;
+use std::iter::FusedIterator;
+use std::path::Path;
+
+use flagstone_core::update::StateUpdate;
+
+pub use error::{InputError, InputErrorKind};
+
+use decompress::Text;
+use frame::Frames;
+use json::Json;
+
+/// Reads state updates one after another. Stops after the first error.
+pub struct UpdateReader {
+    name: String,
+    frames: Frames,
+    total_bytes: Option<u64>,
+    progress: Progress,
+}
+
+/// A state update and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocatedUpdate {
+    /// The update.
+    pub update: StateUpdate,
+    /// Name of the file.
+    pub source: String,
+    /// Line on which the update's JSON begins, from 1.
+    pub line: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Begin,
+    Reading,
+    Ended,
+}
+
+impl UpdateReader {
+    /// Opens a file; `-` is standard input.
+    ///
+    /// # Errors
+    /// [`InputErrorKind::Io`] if the file cannot be opened or its first bytes cannot be read. What the file holds is
+    /// judged while iterating.
+    pub fn open(path: &Path) -> Result<Self, InputError> {
+        if path.as_os_str() == "-" {
+            return Self::from_reader("standard input", std::io::stdin());
+        }
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|error| {
+            InputError::new(InputErrorKind::Io, format!("cannot open: {error}")).in_file(&name)
+        })?;
+        // Pipes and devices do not know their length.
+        let total_bytes = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
+        Ok(Self { total_bytes, ..Self::from_reader(name, file)? })
+    }
+
+    /// Reads from anything; the name stands for the file in messages.
+    ///
+    /// # Errors
+    /// [`InputErrorKind::Io`] if the first bytes cannot be read.
+    pub fn from_reader(
+        name: impl Into<String>,
+        reader: impl Read + Send + 'static,
+    ) -> Result<Self, InputError> {
+        let name = name.into();
+        let text = Text::new(reader).map_err(|error| error.in_file(&name))?;
+        Ok(Self { name, frames: Frames::new(text), total_bytes: None, progress: Progress::Begin })
+    }
+
+    /// Bytes taken from the file so far, before unpacking. Runs ahead of the updates by a buffer.
+    pub fn bytes_read(&self) -> u64 {
+        self.frames.text().bytes_read()
+    }
+
+    /// Length of the file, if it is one.
+    pub fn total_bytes(&self) -> Option<u64> {
+        self.total_bytes
+    }
+
+    fn read_next(&mut self) -> Result<Option<(StateUpdate, u64)>, InputError> {
+        if self.progress == Progress::Begin {
+            self.frames.skip_byte_order_mark()?;
+        }
+        let Some(frame) = self.frames.next()? else {
+            return match self.progress {
+                Progress::Begin => Err(InputError::new(
+                    InputErrorKind::Empty,
+                    "holds no state update; expected the JSON of starknet_getStateUpdate or get_state_update",
+                )),
+                Progress::Reading | Progress::Ended => Ok(None),
+            };
+        };
+        let json = Json::parse(frame.bytes).map_err(|problem| frame.explain(&problem))?;
+        let update = update::read_update(&json).map_err(|error| error.at_line(frame.line()))?;
+        Ok(Some((update, frame.line())))
+    }
+}
+
+impl Iterator for UpdateReader {
+    type Item = Result<LocatedUpdate, InputError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.progress == Progress::Ended {
+            return None;
+        }
+        let next = self.read_next();
+        self.progress = if matches!(next, Ok(Some(_))) { Progress::Reading } else { Progress::Ended };
+        match next {
+            Ok(found) => {
+                found.map(|(update, line)| Ok(LocatedUpdate { update, source: self.name.clone(), line }))
+            }
+            Err(error) => Some(Err(error.in_file(&self.name))),
+        }
+    }
+}
+
+impl FusedIterator for UpdateReader {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,630 @@
+//! The embedded store: sled 0.34.7, with all of its traps worked around in this one file.
+//!
+//! sled is a log-structured tree in a directory: `db` (a log of 512 KiB segments), `conf`, `snap.*` (where each page is
+//! in the log), and `blobs/` (one file for each large value). It must never be the last word on durability or on what
+//! ought to be there; the caller's own record of blocks is. What it does otherwise than one would think, and what is
+//! done about it here:
+//!
+//! 1. **`flush` is not an fsync.** On Linux it calls `sync_file_range`, which writes neither the file's new length nor
+//!    the disk's cache. So [`SledStore`] has its own handle on `db`, and [`Store::sync`] is sled's flush followed by
+//!    `fdatasync` on it. Creation ends with an fsync of `conf`, of the directory, and of every directory that was made
+//!    above it; sled does none of these. A page larger than `BLOB_THRESHOLD` would go to a blob file, which nobody
+//!    ever syncs, so [`VALUE_BYTES_MAX`] and [`KEY_BYTES_MAX`] keep pages below it and larger rows are refused.
+//! 2. **Garbage piles up.** Each write leaves an old copy of its page to epoch-based reclamation, which runs once in 128
+//!    pins of a thread, frees a few bags at a time, and can free nothing made during a batch, as a batch is one long
+//!    pin. A load of 2 M rows held 6.5 GB so. After each batch `collect_garbage` turns the crank until the batch's
+//!    garbage is gone. That works only with the very `crossbeam-epoch` that sled links, as the collector is a static
+//!    of that crate: a test reads `Cargo.lock`.
+//! 3. **Space is reclaimed by the periodic flusher** and, hardly, by writes. Without the flusher (`flush_every_ms(None)`)
+//!    the file only grows. So there is no way to turn it off here. Expect four to five times the rows' raw size.
+//! 4. **A batch is atomic within one tree only.** Two trees are torn by a kill in between. So there is one tree, the
+//!    default one, and keyspaces are the first byte of keys.
+//! 5. **A batch holds a lock of the whole process**, whichever directory it is for, and every read of every sled waits
+//!    for it. Reads that may not wait belong in a cache or overlay above; batches belong on a thread of their own and
+//!    within [`BATCH_ROWS_MAX`]. `get_many` and `scan` take the lock row by row, so that a batch waits for at most one
+//!    row.
+//! 6. **No snapshots, iterators see writes that come after them, `len` walks the tree, `flush_async` can deadlock.** So
+//!    none of these are used or offered: [`Capabilities`] has no such promise, and `scan` says what it sees.
+//! 7. **Opening can fail after an abrupt stop, or on a damaged file, by an error or by a panic.** One cause is removed:
+//!    sled writes its page table to `snap.X.generating` and renames it, and a process killed in between leaves a piece
+//!    that the next opening takes for the newest table. It is never the only one, so it is deleted first. Any other
+//!    failure is [`StoreErrorKind::Corrupt`] with the directory and the way out. Every call into sled is under
+//!    `catch_unwind`; a caught panic leaves the store refusing everything until it is reopened, as sled's memory is
+//!    then in no known state. The panic hook is not touched, as it belongs to the whole process: the panic's text goes
+//!    to standard error as well. (In a program built with `panic = "abort"` nothing can be caught.)
+//! 8. **1.0.0-alpha is no way out**: it has known deadlocks and its cost grows with the state. The dependency is pinned
+//!    with `=`, as everything above was checked in the sources of that version.
+//!
+//! A failed `fsync` may not be tried again: the kernel reports it once and then forgets the pages. So any failed write
+//! or sync also leaves the store refusing everything until it is reopened.
+//!
+//! Worse than all of these: **at opening, sled takes a damaged message in its log for the torn end of a segment, and goes
+//! on without what follows.** Acknowledged rows are then missing or old, and nothing says so; more than a third of all
+//! single flipped bits in a log that sled has not opened since do that, and a `db` cut to nothing opens as an empty
+//! store. (What was in the log at the last opening is safe: the page table has its place, and a damaged message is an
+//! error.) So closing leaves a file `closed` with the length and checksum of `db`, and opening compares them first and
+//! then removes it. That costs one sequential reading each ([`SledConfig::verify_closed`]). After a kill there is no such
+//! file, as a torn end is then to be expected: damage of that time can only be noticed by whoever has a record of what
+//! ought to be there, and the caller must have one.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flagstone_core::store::{
+    Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
+};
+
+/// Longest row the store takes, in bytes.
+///
+/// sled writes whole leaves. A leaf is split at the first visit that finds more than 16 rows and a merge brings in
+/// fewer than 4, so 24 is a safe bound; 24 of the longest rows with the longest keys still fit a page. A page of 4 KiB
+/// with a header and a seal fits as a row.
+pub const VALUE_BYTES_MAX: usize = 4608;
+
+/// Longest key the store takes, in bytes.
+///
+/// sled writes whole index nodes, of at most 256 children plus what a merge brings (fewer than 64): 384 is a safe bound.
+pub const KEY_BYTES_MAX: usize = 256;
+
+/// How many rows a batch should have at most.
+///
+/// A longer one is applied all the same, and as atomically. But nothing is freed while it is applied, and every reader in
+/// the process waits for it: a load of 400 000 rows held 270 MiB in batches of this length, and stalled readers for
+/// 0.2 s at a time; in batches ten times as long, 660 MiB and 2.8 s. The caller splits what need not be one unit.
+pub const BATCH_ROWS_MAX: usize = 10_000;
+
+/// sled's segment, its default; a directory cannot be reopened with another.
+const SEGMENT_BYTES: usize = 512 * 1024;
+/// From here on, header included, sled moves a message out of its log to a blob file: a quarter of a segment, less the
+/// segment's header.
+const BLOB_THRESHOLD: usize = SEGMENT_BYTES / 4 - 20;
+const MESSAGE_HEADER_BYTES_MAX: usize = 32;
+const LEAF_ROWS_MAX: usize = 24;
+const INDEX_CHILDREN_MAX: usize = 384;
+/// Lengths and page numbers are variable integers of at most 9 bytes, two of them beside each key.
+const ENTRY_OVERHEAD_BYTES: usize = 18;
+/// A node's own fields: two bounds, a neighbour, flags, counts.
+const NODE_OVERHEAD_BYTES: usize = 2 * (KEY_BYTES_MAX + 9) + 64;
+
+const _: () = assert!(
+    MESSAGE_HEADER_BYTES_MAX
+        + NODE_OVERHEAD_BYTES
+        + LEAF_ROWS_MAX * (KEY_BYTES_MAX + VALUE_BYTES_MAX + ENTRY_OVERHEAD_BYTES)
+        < BLOB_THRESHOLD
+);
+const _: () = assert!(
+    MESSAGE_HEADER_BYTES_MAX
+        + NODE_OVERHEAD_BYTES
+        + INDEX_CHILDREN_MAX * (KEY_BYTES_MAX + ENTRY_OVERHEAD_BYTES)
+        < BLOB_THRESHOLD
+);
+
+/// How often sled's own thread flushes and reclaims space. Never `None`: see the third trap.
+const FLUSH_EVERY_MS: u64 = 500;
+/// Pins for each [`BATCH_ROWS_MAX`] rows. Each frees up to 8 bags of 64 objects, and a row makes one or two.
+const GARBAGE_ROUNDS: usize = 200;
+/// sled spreads its cache over 256 shards and asserts that none is empty.
+const CACHE_BYTES_MIN: u64 = 1 << 20;
+/// How long closing may take before sled is given up on.
+const CLOSE_MAX: Duration = Duration::from_secs(60);
+/// How long the directory may stay locked after closing, while sled's threads let go of the file.
+const UNLOCK_MAX: Duration = Duration::from_secs(2);
+/// What `db` was when the store was closed.
+const CLOSED_FILE: &str = "closed";
+
+const WAY_OUT: &str = "move the directory away, and rebuild it from its blocks or restore a backup";
+
+/// How to open a [`SledStore`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SledConfig {
+    /// Bytes of pages kept in memory; at least 1 MiB are. At the bound, the least recently used page goes. sled counts
+    /// pages at their length on disk, and they take three to four times that in memory; the table of pages, the write
+    /// buffers and uncollected garbage come on top. 2 M rows of 96 bytes, all in memory, were 700 to 870 MiB.
+    pub cache_bytes: u64,
+    /// Whether closing takes a checksum of the whole file, and opening compares it. Each reads the file once, about a
+    /// second for a gigabyte; without it, damage to a closed store can pass for rows that were never written.
+    pub verify_closed: bool,
+}
+
+impl Default for SledConfig {
+    fn default() -> Self {
+        Self { cache_bytes: 256 << 20, verify_closed: true }
+    }
+}
+
+/// Rows in a directory, by sled 0.34.7 with its traps worked around (see [the module](self)).
+///
+/// ```
+/// use flagstone::store::{SledConfig, SledStore, Store, StoreRead, WriteBatch};
+///
+/// let dir = tempfile::tempdir()?;
+/// let store = SledStore::open(dir.path(), SledConfig { cache_bytes: 1 << 20, ..SledConfig::default() })?;
+/// let mut batch = WriteBatch::default();
+/// batch.put(b"key".to_vec(), b"row".to_vec());
+/// store.write(batch)?;
+/// store.sync()?;
+/// assert_eq!(store.get(b"key")?, Some(b"row".to_vec()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Its `scan` is not a snapshot: each row is as it was when it was visited, and a batch written meanwhile may be seen
+/// in part. Whoever needs one state must not write meanwhile.
+pub struct SledStore {
+    dir: PathBuf,
+    /// `None` only while it is dropped.
+    db: Option<sled::Db>,
+    /// Our own handle on sled's file, for a real sync.
+    file: File,
+    /// Why nothing more is done until a reopen.
+    stopped: OnceLock<StoreError>,
+    verify_closed: bool,
+}
+
+impl SledStore {
+    /// Opens the store in a directory, or creates it there.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Locked`] if another store, of this process or another, has it open;
+    /// [`StoreErrorKind::Corrupt`] if the files are damaged; [`StoreErrorKind::Unsupported`] if another version or
+    /// configuration of sled wrote them; [`StoreErrorKind::Io`] if the operating system refuses.
+    pub fn open(dir: &Path, config: SledConfig) -> Result<Self, StoreError> {
+        let io_error = |err| from_io(dir, "open", &err);
+        let created = create_dirs(dir).map_err(io_error)?;
+        let file = open_data_file(dir).map_err(io_error)?;
+        prepare(dir, &file, config.verify_closed)?;
+
+        let sled_config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(config.cache_bytes.max(CACHE_BYTES_MIN))
+            .flush_every_ms(Some(FLUSH_EVERY_MS));
+        let db = match catching(|| sled_config.open()) {
+            Ok(Ok(db)) => db,
+            // sled calls a lock that is held by its text only; trying the lock tells them apart.
+            Ok(Err(sled::Error::Io(_))) if is_locked(&file) => return Err(locked(dir)),
+            Ok(Err(err)) => return Err(from_sled(dir, "open", err)),
+            Err(panic) => return Err(from_panic(dir, "open", &panic)),
+        };
+        // Another store may have closed between our look and sled's lock.
+        remove_if_there(&dir.join(CLOSED_FILE)).map_err(io_error)?;
+        sync_created(dir, &file, &created).map_err(io_error)?;
+        let verify_closed = config.verify_closed;
+        Ok(Self { dir: dir.to_owned(), db: Some(db), file, stopped: OnceLock::new(), verify_closed })
+    }
+
+    /// Calls into sled: not at all once stopped, and a panic becomes an error.
+    fn call<T>(&self, what: &str, run: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+        if let Some(err) = self.stopped.get() {
+            return Err(err.clone());
+        }
+        let Some(db) = &self.db else {
+            return Err(StoreError::new(StoreErrorKind::Unsupported, "store is closed"));
+        };
+        match catching(|| run(db)) {
+            Ok(result) => result.map_err(|err| from_sled(&self.dir, what, err)),
+            Err(panic) => Err(self.stop(from_panic(&self.dir, what, &panic))),
+        }
+    }
+
+    /// Refuses everything from now on.
+    fn stop(&self, err: StoreError) -> StoreError {
+        self.stopped.get_or_init(|| err).clone()
+    }
+
+    fn get_row(&self, key: &[u8]) -> Result<Option<sled::IVec>, StoreError> {
+        self.call("read", |db| db.get(key))
+    }
+}
+
+impl StoreRead for SledStore {
+    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+        Ok(self.get_row(key)?.map(|row| row.to_vec()))
+    }
+
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let mut rows = self.call("scan", |db| Ok(db.scan_prefix(prefix)))?;
+        // The visitor is called outside of `call`: its panics are its own.
+        while let Some((key, row)) = self.call("scan", |_| rows.next().transpose())? {
+            if visit(&key, &row) == ControlFlow::Break(()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store for SledStore {
+    fn name(&self) -> &'static str {
+        "sled"
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        check_lengths(&batch)?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let rows = batch.len();
+        let mut writes = sled::Batch::default();
+        for (key, row) in batch {
+            match row {
+                Some(row) => writes.insert(key, row),
+                None => writes.remove(key),
+            }
+        }
+        let written = self.call("write", |db| db.apply_batch(writes)).map_err(|err| self.stop(err));
+        collect_garbage(rows);
+        written
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.call("sync", |db| db.flush()).map_err(|err| self.stop(err))?;
+        self.file.sync_data().map_err(|err| self.stop(from_io(&self.dir, "sync", &err)))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { atomic_batches: true, durable: true }
+    }
+}
+
+impl fmt::Debug for SledStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not sled's own: that one prints every row.
+        f.debug_struct("SledStore").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Drop for SledStore {
+    /// Closes sled, and takes the checksum for the next opening. A failure loses nothing, as what had to last was synced;
+    /// then there is no checksum.
+    fn drop(&mut self) {
+        let Some(db) = self.db.take() else { return };
+        // Holding the lock, we are alone with the file: sled's threads have let go of it, and no other store has it.
+        if !close(db) || !lock_within(&self.file, UNLOCK_MAX) {
+            return;
+        }
+        if self.verify_closed && self.stopped.get().is_none() {
+            let _ = write_closed(&self.dir, &self.file);
+        }
+        let _ = self.file.unlock();
+    }
+}
+
+/// Closes sled on a thread of its own, and gives up after a while: closing waits for sled's flusher thread, forever if
+/// that has panicked, and it panics itself if its last sync fails. After giving up, the directory stays locked until
+/// the process ends. Returns whether sled was closed in good order.
+fn close(db: sled::Db) -> bool {
+    let (closed, wait) = mpsc::channel();
+    let closer = move || {
+        let done = catching(|| drop(db));
+        // The receiver may have given up.
+        let _ = closed.send(done.is_ok());
+    };
+    let spawned = thread::Builder::new().name("sled-close".to_owned()).spawn(closer);
+    spawned.is_ok() && wait.recv_timeout(CLOSE_MAX).unwrap_or(false)
+}
+
+/// Frees what a batch of so many rows has left behind (the second trap).
+fn collect_garbage(rows: usize) {
+    for _ in 0..GARBAGE_ROUNDS * rows.div_ceil(BATCH_ROWS_MAX) {
+        crossbeam_epoch::pin().flush();
+    }
+}
+
+fn check_lengths(batch: &WriteBatch) -> Result<(), StoreError> {
+    for (key, row) in batch.iter() {
+        let row_bytes = row.map_or(0, <[u8]>::len);
+        if key.len() > KEY_BYTES_MAX {
+            return Err(too_long("key", key.len(), KEY_BYTES_MAX));
+        }
+        if row_bytes > VALUE_BYTES_MAX {
+            return Err(too_long("row", row_bytes, VALUE_BYTES_MAX));
+        }
+    }
+    Ok(())
+}
+
+fn too_long(what: &str, bytes: usize, bytes_max: usize) -> StoreError {
+    let text = format!("{what} too long: it has {bytes} bytes, sled takes at most {bytes_max}; split it");
+    StoreError::new(StoreErrorKind::Unsupported, text)
+}
+
+/// Makes a directory and those above it. Returns every directory that has got a new entry.
+fn create_dirs(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let missing = dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+    let parents = missing.filter_map(Path::parent).map(|parent| match parent.as_os_str().is_empty() {
+        true => PathBuf::from("."),
+        false => parent.to_owned(),
+    });
+    let parents = parents.collect();
+    fs::create_dir_all(dir)?;
+    Ok(parents)
+}
+
+fn open_data_file(dir: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join("db"))
+}
+
+/// What must be done before sled looks at the files, under the lock that it will take itself.
+fn prepare(dir: &Path, file: &File, verify_closed: bool) -> Result<(), StoreError> {
+    let io_error = |err| from_io(dir, "open", &err);
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(locked(dir)),
+        Err(TryLockError::Error(err)) => return Err(io_error(err)),
+    }
+    if verify_closed {
+        check_closed(dir, file)?;
+    }
+    // Before sled opens, as it may then write: a kill must not leave a checksum of what was.
+    if remove_if_there(&dir.join(CLOSED_FILE)).map_err(io_error)? {
+        sync_dir(dir).map_err(io_error)?;
+    }
+    let tables = remove_half_written_tables(dir).map_err(io_error)?;
+    let is_empty = file.metadata().map_err(io_error)?.len() == 0;
+    // sled would read the missing file as an empty log, and answer from a table that points nowhere.
+    if tables > 0 && is_empty {
+        return Err(corrupt(
+            dir,
+            "open",
+            "`db` is empty or missing, though there is a page table (`snap.*`) for it",
+        ));
+    }
+    check_conf(dir, is_empty)?;
+    // sled locks through a handle of its own, which excludes ours.
+    file.unlock().map_err(io_error)
+}
+
+/// sled looks at the checksum of `conf` but does not mind it.
+fn check_conf(dir: &Path, is_empty: bool) -> Result<(), StoreError> {
+    let path = dir.join("conf");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(from_io(dir, "open", &err)),
+    };
+    let whole =
+        bytes.split_last_chunk().is_some_and(|(text, sum)| crc32fast::hash(text) == u32::from_le_bytes(*sum));
+    match (whole, is_empty) {
+        (true, _) => Ok(()),
+        // A creation that was cut short: there is nothing yet to be wrong about.
+        (false, true) => fs::remove_file(&path).map_err(|err| from_io(dir, "open", &err)),
+        (false, false) => Err(corrupt(dir, "open", "its `conf` is damaged")),
+    }
+}
+
+/// Compares `db` with what it was when the store was closed, if it was.
+fn check_closed(dir: &Path, file: &File) -> Result<(), StoreError> {
+    let io_error = |err| from_io(dir, "open", &err);
+    let before = match fs::read(dir.join(CLOSED_FILE)) {
+        Ok(before) => String::from_utf8_lossy(&before).into_owned(),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(io_error(err)),
+    };
+    let now = describe(file).map_err(io_error)?;
+    if before != now {
+        let (before, now) = (before.trim_end(), now.trim_end());
+        let why = format!("it was closed with `{before}` (file `{CLOSED_FILE}`), and is now `{now}`");
+        return Err(corrupt(dir, "open", &why));
+    }
+    Ok(())
+}
+
+/// Leaves what [`check_closed`] compares. The caller holds the lock.
+fn write_closed(dir: &Path, file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    let new = dir.join("closed.new");
+    let mut out = File::create(&new)?;
+    out.write_all(describe(file)?.as_bytes())?;
+    out.sync_all()?;
+    fs::rename(&new, dir.join(CLOSED_FILE))?;
+    sync_dir(dir)
+}
+
+/// Length and checksum of the data file, as text. Reads all of it.
+fn describe(mut file: &File) -> io::Result<String> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut piece = vec![0; SEGMENT_BYTES];
+    let mut bytes = 0;
+    file.rewind()?;
+    loop {
+        let len = file.read(&mut piece)?;
+        if len == 0 {
+            break;
+        }
+        hasher.update(&piece[..len]);
+        bytes += len;
+    }
+    Ok(format!("db: {bytes} bytes, crc32 {:08x}\n", hasher.finalize()))
+}
+
+/// Returns whether there was such a file.
+fn remove_if_there(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(err) => Err(err),
+    }
+}
+
+/// Deletes page tables that were being written when the process was killed (the seventh trap). Returns how many whole
+/// ones there are.
+fn remove_half_written_tables(dir: &Path) -> io::Result<usize> {
+    let mut whole = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") {
+            if name.ends_with(".generating") {
+                fs::remove_file(entry.path())?;
+            } else {
+                whole += 1;
+            }
+        }
+    }
+    Ok(whole)
+}
+
+/// Makes what opening may have created outlast a power cut.
+fn sync_created(dir: &Path, file: &File, parents: &[PathBuf]) -> io::Result<()> {
+    file.sync_all()?;
+    File::open(dir.join("conf"))?.sync_all()?;
+    sync_dir(dir)?;
+    parents.iter().try_for_each(|parent| sync_dir(parent))
+}
+
+#[cfg(unix)]
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Directories cannot be opened as files elsewhere, and need not be.
+#[cfg(not(unix))]
+fn sync_dir(_dir: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+fn is_locked(file: &File) -> bool {
+    match file.try_lock() {
+        Ok(()) => file.unlock().is_err(),
+        Err(TryLockError::WouldBlock) => true,
+        Err(TryLockError::Error(_)) => false,
+    }
+}
+
+/// Waits for the lock, which sled's threads hold for a moment after closing: they let go of the file one by one, and an
+/// opening right after would find it locked.
+fn lock_within(file: &File, wait_max: Duration) -> bool {
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return true,
+            Err(TryLockError::WouldBlock) if started.elapsed() < wait_max => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Runs a call, and returns the text of its panic if it has one.
+fn catching<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => payload.downcast_ref::<&str>().copied().unwrap_or("no text").to_owned(),
+    })
+}
+
+fn locked(dir: &Path) -> StoreError {
+    let text = format!("store locked: {} is open in another process or store; close it first", dir.display());
+    StoreError::new(StoreErrorKind::Locked, text)
+}
+
+fn corrupt(dir: &Path, what: &str, why: &str) -> StoreError {
+    let text = format!("corrupt store: sled could not {what} {}: {why}; {WAY_OUT}", dir.display());
+    StoreError::new(StoreErrorKind::Corrupt, text)
+}
+
+fn from_panic(dir: &Path, what: &str, panic: &str) -> StoreError {
+    corrupt(dir, what, &format!("it panicked ({panic})"))
+}
+
+fn from_io(dir: &Path, what: &str, err: &io::Error) -> StoreError {
+    match err.kind() {
+        // A file is shorter than what points into it.
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => corrupt(dir, what, &err.to_string()),
+        _ => StoreError::new(StoreErrorKind::Io, format!("sled could not {what} {}: {err}", dir.display())),
+    }
+}
+
+fn from_sled(dir: &Path, what: &str, err: sled::Error) -> StoreError {
+    match err {
+        sled::Error::Io(err) => from_io(dir, what, &err),
+        sled::Error::Unsupported(why) => {
+            let text = format!("sled could not {what} {}: {why}; {WAY_OUT}", dir.display());
+            StoreError::new(StoreErrorKind::Unsupported, text)
+        }
+        sled::Error::Corruption { at: Some(at), .. } => {
+            corrupt(dir, what, &format!("damaged data at {at} of its log"))
+        }
+        sled::Error::Corruption { at: None, .. } => corrupt(dir, what, "damaged data"),
+        err => corrupt(dir, what, &err.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store_with_one_row(dir: &Path) -> SledStore {
+        let store = SledStore::open(dir, SledConfig::default()).unwrap();
+        let mut batch = WriteBatch::default();
+        batch.put(b"key".to_vec(), b"row".to_vec());
+        store.write(batch).unwrap();
+        store.sync().unwrap();
+        store
+    }
+
+    #[test]
+    fn a_panic_inside_sled_is_an_error_and_stops_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store_with_one_row(dir.path());
+        let err = store.call::<()>("read", |_| panic!("lost page {}", 7)).unwrap_err();
+        assert_eq!(err.kind(), StoreErrorKind::Corrupt);
+        let text = err.to_string();
+        assert!(text.contains("lost page 7") && text.contains(&dir.path().display().to_string()), "{text}");
+        assert_eq!(store.get(b"key"), Err(err.clone()));
+        assert_eq!(store.scan(b"", &mut |_, _| ControlFlow::Continue(())), Err(err.clone()));
+        assert_eq!(store.sync(), Err(err));
+        drop(store);
+        // Nothing vouches for the file of a store that stopped; but a reopen is free to find it whole.
+        assert!(!dir.path().join(CLOSED_FILE).exists());
+        let store = SledStore::open(dir.path(), SledConfig::default()).unwrap();
+        assert_eq!(store.get(b"key").unwrap(), Some(b"row".to_vec()));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_failed_sync_stops_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = store_with_one_row(dir.path());
+        // A sync of a pipe fails.
+        let (_reader, writer) = io::pipe().unwrap();
+        let good = std::mem::replace(&mut store.file, File::from(std::os::fd::OwnedFd::from(writer)));
+        let err = store.sync().unwrap_err();
+        assert_eq!(err.kind(), StoreErrorKind::Io);
+        store.file = good;
+        assert_eq!(store.sync(), Err(err.clone()));
+        assert_eq!(store.get(b"key"), Err(err));
+    }
+
+    #[test]
+    fn a_visitors_panic_is_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store_with_one_row(dir.path());
+        let scan = || store.scan(b"", &mut |_, _| panic!("visitor"));
+        assert!(catch_unwind(AssertUnwindSafe(scan)).is_err());
+        assert_eq!(store.get(b"key").unwrap(), Some(b"row".to_vec()));
+    }
+
+    #[test]
+    fn checksum_is_taken_at_closing_and_removed_at_opening() {
+        let dir = tempfile::tempdir().unwrap();
+        let closed = dir.path().join(CLOSED_FILE);
+        for verify_closed in [true, false] {
+            drop(store_with_one_row(dir.path()));
+            assert!(closed.exists());
+            let config = SledConfig { verify_closed, ..SledConfig::default() };
+            let store = SledStore::open(dir.path(), config).unwrap();
+            assert!(!closed.exists());
+            drop(store);
+            assert_eq!(closed.exists(), verify_closed);
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Everything that is tested through the public interface, in one binary.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "all of it is test code, but clippy knows that only of functions marked so"
+)]
+
+mod child;
+mod engine;
+mod properties;
+mod store_conformance;
+mod store_damage;
+mod store_sled;
+mod support;
+mod vectors;

@@ -1,0 +1,86 @@
+//! What several test modules share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flagstone::core::layout::Layout;
+use flagstone::core::types::StateCommitment;
+use flagstone::engine::Progress;
+use flagstone::input::UpdateReader;
+use flagstone::registry::LAYOUTS;
+use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
+use flagstone::{Cadence, Engine, EngineConfig, StateUpdate};
+
+/// A file of `tests/data`.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// All state updates of a file of `tests/data`.
+pub fn updates(name: &str) -> Vec<StateUpdate> {
+    UpdateReader::open(&data(name)).unwrap().map(|update| update.unwrap().update).collect()
+}
+
+/// All layouts of the registry.
+pub fn layouts() -> impl Iterator<Item = (&'static str, Box<dyn Layout>)> {
+    LAYOUTS.iter().map(|entry| (entry.name, entry.make()))
+}
+
+/// Every N blocks.
+pub fn every(blocks: u32) -> Cadence {
+    Cadence::Blocks(blocks.try_into().unwrap())
+}
+
+pub const CADENCES: [Cadence; 3] =
+    [Cadence::EVERY_BLOCK, Cadence::Blocks(std::num::NonZeroU32::new(7).unwrap()), Cadence::OnRequest];
+
+pub fn config(cadence: Cadence, threads: usize) -> EngineConfig {
+    EngineConfig { cadence, threads, ..EngineConfig::default() }
+}
+
+/// A place to keep a database over several openings.
+pub enum Place {
+    Memory(Arc<MemoryStore>),
+    Sled(tempfile::TempDir),
+}
+
+impl Place {
+    /// One of each kind, empty.
+    pub fn all() -> [Self; 2] {
+        [Self::memory(), Self::Sled(tempfile::tempdir().unwrap())]
+    }
+
+    pub fn memory() -> Self {
+        Self::Memory(Arc::new(MemoryStore::new()))
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::Sled(_) => "sled",
+        }
+    }
+
+    pub fn store(&self) -> Box<dyn Store> {
+        match self {
+            Self::Memory(store) => Box::new(Arc::clone(store)),
+            Self::Sled(dir) => Box::new(SledStore::open(dir.path(), SledConfig::default()).unwrap()),
+        }
+    }
+
+    pub fn open(&self, layout: &str, config: EngineConfig) -> Engine {
+        Engine::open(self.store(), flagstone::layout(layout).unwrap().make(), config).unwrap()
+    }
+}
+
+/// Closes all updates and commits; returns the commitments in order.
+pub fn replay(engine: &Engine, updates: &[StateUpdate]) -> Vec<StateCommitment> {
+    let mut roots = Vec::new();
+    let mut take =
+        |progress: Progress| roots.extend(progress.committed.iter().map(|block| block.root.commitment));
+    for update in updates {
+        take(engine.close_block(update).unwrap());
+    }
+    take(engine.commit().unwrap());
+    roots
+}
