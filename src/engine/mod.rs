@@ -12,6 +12,7 @@
 //! - dropping refused blocks: the values they overwrote, their removal from the pending ones, the head.
 
 mod config;
+pub(crate) mod head_file;
 pub(crate) mod meta;
 mod overlay;
 mod view;
@@ -35,11 +36,12 @@ pub use view::View;
 
 use crate::error::Error;
 use crate::store::Sealed;
+use head_file::HeadFile;
 use meta::PendingBlock;
 use overlay::Overlay;
 
 /// Values of one batch of commitments: bounds the size of a store batch, whatever the backlog.
-const GROUP_WRITES_MAX: usize = 20_000;
+const GROUP_WRITES_MAX: usize = 4_000;
 
 /// A state database: a layout over a store.
 ///
@@ -61,6 +63,8 @@ pub struct Engine {
     pool: rayon::ThreadPool,
     config: EngineConfig,
     hasher: Box<dyn Hasher>,
+    /// The last acknowledged block, outside the store; `None` for a store that has no place beside it.
+    head_file: Mutex<Option<HeadFile>>,
 }
 
 /// What views share with the engine.
@@ -144,13 +148,32 @@ impl Engine {
         Self::open_with_hasher(store, layout, config, Box::new(StarknetCrypto))
     }
 
-    /// Opens what is behind seals already.
+    /// Opens what is behind seals already, and notes acknowledged blocks in a file beside it.
     pub(crate) fn open_sealed(
         store: Sealed<dyn Store>,
         layout: Box<dyn Layout>,
         config: EngineConfig,
+        head_file: HeadFile,
     ) -> Result<Self, Error> {
-        Self::start(Box::new(store), layout, config, Box::new(StarknetCrypto))
+        let engine = Self::start(Box::new(store), layout, config, Box::new(StarknetCrypto))?;
+        let (closed, acknowledged) = (engine.head().closed, head_file.closed());
+        if closed < acknowledged {
+            let number = |block: Option<BlockNumber>| {
+                block.map_or("no block".to_owned(), |block| format!("block {block}"))
+            };
+            let problem = format!(
+                "it is at {}, but {} was acknowledged: later blocks are lost",
+                number(closed),
+                number(acknowledged)
+            );
+            return Err(Error::damaged("the store", problem));
+        }
+        *engine.head_file() = Some(head_file);
+        Ok(engine)
+    }
+
+    fn head_file(&self) -> MutexGuard<'_, Option<HeadFile>> {
+        self.head_file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Like [`Engine::open`], with another hash engine. All of them give the same roots.
@@ -202,7 +225,14 @@ impl Engine {
         };
         let pending_writes = pending.iter().map(|block| block.diff.writes()).sum();
         let writer = Writer { head, pending: pending.into(), pending_writes };
-        Ok(Self { shared: Arc::new(shared), writer: Mutex::new(writer), pool, config, hasher })
+        Ok(Self {
+            shared: Arc::new(shared),
+            writer: Mutex::new(writer),
+            pool,
+            config,
+            hasher,
+            head_file: Mutex::new(None),
+        })
     }
 
     /// The state after the last closed block, pinned there. Waits while a batch is being applied.
@@ -458,7 +488,12 @@ impl Engine {
         if moves_values {
             tip.epoch = self.shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         }
-        let written = self.shared.store.write(batch).and_then(|()| self.shared.store.sync());
+        let goes_down = head.closed < tip.head.closed;
+        let note = || self.head_file().as_mut().map_or(Ok(()), |file| file.record(head.closed));
+        let written = (if goes_down { note() } else { Ok(()) })
+            .and_then(|()| self.shared.store.write(batch))
+            .and_then(|()| self.shared.store.sync())
+            .and_then(|()| if head.closed > tip.head.closed { note() } else { Ok(()) });
         if let Err(error) = written {
             // The first failure is the one to tell; a later one cannot come, because nothing is written any more.
             let _ = self.shared.stopped.set(error.to_string());

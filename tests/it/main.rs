@@ -8,10 +8,12 @@
 )]
 
 mod child;
+mod cli;
 mod engine;
 mod properties;
 mod store_conformance;
 mod store_damage;
 mod store_sled;
 mod support;
+mod tidy;
 mod vectors;

@@ -1,0 +1,444 @@
+//! The command, through its binary: what it prints, what it keeps, how it exits.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::support::data;
+use flagstone::registry::LAYOUTS;
+use serde_json::Value;
+
+fn flagstone<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flagstone")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[track_caller]
+fn check(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "stdout: {}\nstderr: {}", stdout(output), stderr(output));
+}
+
+/// A directory with a file `in.jsonl` of some text, and a place for a database.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(text: &str) -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        bench.input(text);
+        bench
+    }
+    fn input(&self, text: &str) {
+        fs::write(self.path("in.jsonl"), text).unwrap();
+    }
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+    fn replay(&self, more: &[&str]) -> Output {
+        let (db, input) = (self.path("db"), self.path("in.jsonl"));
+        flagstone(["replay", "--data", &db, &input].iter().chain(more))
+    }
+    fn root(&self) -> String {
+        let output = flagstone(["root", "--data", &self.path("db")]);
+        check(&output, 0);
+        stdout(&output).trim().to_owned()
+    }
+}
+
+fn mainnet() -> String {
+    fs::read_to_string(data("mainnet_0_9.jsonl")).unwrap()
+}
+
+fn mainnet_lines(range: std::ops::Range<usize>) -> String {
+    mainnet().lines().skip(range.start).take(range.len()).map(|line| format!("{line}\n")).collect()
+}
+
+const ROOT_0: &str = "0x21870ba80540e7831fb21c591ee93481f5ae1bb71ff85a86ddd465be4eddee6";
+
+/// `new_root` of a block of mainnet_0_9.
+fn stated_root(block: usize) -> String {
+    let value: Value = serde_json::from_str(mainnet().lines().nth(block).unwrap()).unwrap();
+    value["new_root"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn ten_mainnet_blocks_with_no_options_at_all() {
+    let output = flagstone(["replay".as_ref(), data("mainnet_0_9.jsonl").as_os_str()]);
+    check(&output, 0);
+    let text = stdout(&output);
+    assert_eq!(
+        text.lines().filter(|line| line.starts_with("block ") && line.ends_with("  ok")).count(),
+        10,
+        "{text}"
+    );
+    assert!(text.contains(&format!("root {ROOT_0}")));
+    assert!(
+        text.lines().last().unwrap().starts_with("10 blocks, 197 writes, 10 roots compared and equal"),
+        "{text}"
+    );
+    assert!(text.contains("flat on sled, in a temporary directory"));
+    assert!(!text.contains('\u{1b}'), "colours without a terminal");
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn every_layout_store_and_cadence_prints_the_same_roots() {
+    let file = data("mainnet_0_9.jsonl");
+    let file = file.to_str().unwrap();
+    let roots = |layout: &str, store: &str, cadence: &str| -> Vec<String> {
+        let args = ["replay", "--json", "--layout", layout, "--store", store, "--commit", cadence, file];
+        let output = flagstone(args);
+        check(&output, 0);
+        let lines: Vec<Value> =
+            stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let (summary, blocks) = lines.split_last().unwrap();
+        assert_eq!(summary["summary"]["verified"], 10);
+        assert_eq!(summary["summary"]["store"], store);
+        assert!(blocks.iter().all(|block| block["matches"] == true && block["layout"] == layout));
+        blocks.iter().map(|block| block["root"].as_str().unwrap().to_owned()).collect()
+    };
+    let expected: Vec<String> = (0..10).map(stated_root).collect();
+    for layout in LAYOUTS {
+        for store in ["memory", "sled"] {
+            for cadence in ["every", "3", "end"] {
+                assert_eq!(roots(layout.name, store, cadence), expected, "{} {store} {cadence}", layout.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn standard_input_is_a_file_named_dash() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flagstone"))
+        .args(["replay", "--store", "memory", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(mainnet().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    check(&output, 0);
+    assert!(stdout(&output).contains("10 blocks"));
+}
+
+#[test]
+fn a_database_goes_on_where_it_stopped_and_answers_queries() {
+    let bench = Bench::new(&mainnet_lines(0..4));
+    check(&bench.replay(&["--layout", "patricia-path", "--commit", "3"]), 0);
+    assert_eq!(bench.root(), stated_root(3));
+    bench.input(&mainnet_lines(4..10));
+    check(&bench.replay(&[]), 0);
+    assert_eq!(bench.root(), stated_root(9));
+
+    let db = bench.path("db");
+    let get = |what: &[&str]| {
+        let output = flagstone(["get", "--data", &db].iter().chain(what));
+        check(&output, 0);
+        stdout(&output).trim().to_owned()
+    };
+    let first: Value = serde_json::from_str(mainnet().lines().next().unwrap()).unwrap();
+    let deployed = &first["state_diff"]["deployed_contracts"][0];
+    let address = deployed["address"].as_str().unwrap();
+    assert_eq!(get(&["class-hash", address]), deployed["class_hash"].as_str().unwrap());
+    let slot = ["storage", "0x735596016a37ee972c42adef6a3cf628c19bb3794369c65d2c82ba034aecf2c", "0x5"];
+    assert_eq!(get(&slot), "0x64");
+    assert_eq!(get(&["nonce", address]), "0x0");
+    assert_eq!(get(&["compiled-class-hash", "0x1"]), "0x0");
+
+    let info = flagstone(["info", "--json", "--data", &db]);
+    check(&info, 0);
+    let info: Value = serde_json::from_str(&stdout(&info)).unwrap();
+    assert_eq!((&info["layout"], &info["store"]), (&"patricia-path".into(), &"sled".into()));
+    assert_eq!(
+        (&info["closed"], &info["committed"], &info["layout_format"]),
+        (&9.into(), &9.into(), &1.into())
+    );
+    assert_eq!(info["root"], stated_root(9).as_str());
+}
+
+#[test]
+fn layouts_are_listed() {
+    let output = flagstone(["layouts"]);
+    check(&output, 0);
+    for layout in LAYOUTS {
+        assert!(stdout(&output).lines().any(|line| line.starts_with(layout.name)));
+    }
+}
+
+#[test]
+fn a_root_that_does_not_match_is_exit_1_and_names_block_and_roots() {
+    for cadence in ["every", "3", "100", "end"] {
+        let wrong = mainnet().replace(&stated_root(5), "0xbad");
+        let bench = Bench::new(&wrong);
+        let output = bench.replay(&["--commit", cadence]);
+        check(&output, 1);
+        let error = stderr(&output);
+        let expected =
+            format!("in.jsonl:6: block 5: root mismatch: stated 0xbad, computed {}", stated_root(5));
+        assert!(error.contains(&expected), "{cadence}: {error}");
+        assert!(stdout(&output).contains("MISMATCH, stated 0xbad"));
+        let ok = stdout(&output).lines().filter(|line| line.ends_with("ok")).count();
+        assert_eq!(ok, 5, "{cadence}: the blocks before it are printed");
+        assert_eq!(
+            bench.root(),
+            stated_root(4),
+            "{cadence}: nothing of the block is kept, what came before is"
+        );
+        bench.input(&mainnet_lines(5..10));
+        check(&bench.replay(&[]), 0);
+        assert_eq!(bench.root(), stated_root(9));
+    }
+}
+
+#[test]
+fn roots_are_not_compared_when_asked_not_to() {
+    let wrong = mainnet().replace(&stated_root(5), "0xbad");
+    let bench = Bench::new(&wrong);
+    let output = bench.replay(&["--no-verify"]);
+    check(&output, 2);
+    assert!(stderr(&output).contains("starknet version is needed"), "{}", stderr(&output));
+    let output = bench.replay(&["--no-verify", "--starknet-version", "0.9.1"]);
+    check(&output, 0);
+    assert!(stdout(&output).lines().take(10).all(|line| line.ends_with("not compared")));
+    assert_eq!(bench.root(), stated_root(9));
+}
+
+#[track_caller]
+fn check_bad_input(text: &str, kept: Option<usize>, expected: &str) {
+    for cadence in ["every", "end"] {
+        let bench = Bench::new(text);
+        let output = bench.replay(&["--commit", cadence]);
+        check(&output, 2);
+        assert!(stderr(&output).contains(expected), "{cadence}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("panicked"));
+        let root = kept.map_or("0x0".to_owned(), stated_root);
+        assert_eq!(bench.root(), root, "{cadence}: what came before stays committed");
+    }
+}
+
+#[test]
+fn bad_input_is_exit_2_and_names_file_line_block_field_and_value() {
+    let with = |from: &str, to: &str| {
+        let text = mainnet();
+        let third = text.lines().nth(2).unwrap();
+        assert!(third.contains(from));
+        text.replace(third, &third.replacen(from, to, 1))
+    };
+    let too_large = "0x800000000000011000000000000000000000000000000000000000000000001";
+    let text = with("\"value\":\"0x", &format!("\"value\":\"{too_large}\",\"was\":\"0x"));
+    check_bad_input(&text, Some(1), "in.jsonl:3: block 2: state_diff.storage_diffs[0].storage_entries[0]");
+    let key = "0x800000000000000000000000000000000000000000000000000000000000000";
+    let text = with("\"key\":\"0x", &format!("\"key\":\"{key}\",\"x\":\"0x")).replace(",\"x\":\"0x", "0x");
+    check_bad_input(&text, Some(1), "in.jsonl:3");
+    check_bad_input("just some text\n", None, "in.jsonl:1");
+    check_bad_input("", None, "holds no state update");
+    let cut = mainnet();
+    check_bad_input(&cut[..cut.len() - 200], Some(8), "in.jsonl:10");
+    check_bad_input(
+        &with("\"block_number\":2", "\"block_number\":7"),
+        Some(1),
+        "in.jsonl:3: block 7 does not follow",
+    );
+    let text = with(&format!("\"old_root\":\"{}\"", stated_root(1)), "\"old_root\":\"0x77\"");
+    let expected = format!(
+        "in.jsonl:3: block 2: wrong parent: it builds on root 0x77, the state before it has root {}",
+        stated_root(1)
+    );
+    check_bad_input(&text, Some(1), &expected);
+}
+
+#[test]
+fn entries_that_disagree_are_bad_input() {
+    let text = r#"{"starknet_version":"0.13.0","state_diff":{"storage_diffs":[{"address":"0x1","storage_entries":[
+        {"key":"0x1","value":"0x2"},{"key":"0x01","value":"0x3"}]}]}}"#;
+    let bench = Bench::new(text);
+    let output = bench.replay(&[]);
+    check(&output, 2);
+    assert!(
+        stderr(&output).contains("storage 0x1 of contract 0x1 is set twice, to 0x2 and to 0x3"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn bad_usage_is_exit_2() {
+    let file = data("mainnet_0_9.jsonl");
+    let file = file.to_str().unwrap();
+    for args in [
+        &["replay"][..],
+        &["replay", "--layout", "verkel", file],
+        &["replay", "--store", "rocks", file],
+        &["replay", "--commit", "0", file],
+        &["replay", "--commit", "often", file],
+        &["replay", "--starknet-version", "new", file],
+        &["replay", "--store", "memory", "--data", "/tmp/x", file],
+        &["replay", "/no/such/file"],
+        &["get", "--data", "x", "nonce", "0xzz"],
+        &["get", "--data", "x", "nonce", "0x800000000000000000000000000000000000000000000000000000000000000"],
+        &["frobnicate"],
+        &[],
+    ] {
+        check(&flagstone(args), 2);
+    }
+    let output = flagstone(["replay", "--layout", "verkel", file]);
+    assert!(
+        stderr(&output)
+            .contains("no layout named `verkel`; known layouts: flat, patricia-path, patricia-hash")
+    );
+}
+
+#[test]
+fn what_is_no_database_is_exit_3() {
+    let bench = Bench::new("");
+    for command in [&["root"][..], &["info"], &["get", "nonce", "0x1"]] {
+        let db = bench.path("db");
+        let args: Vec<&str> =
+            command[..1].iter().chain(&["--data", &db]).chain(&command[1..]).copied().collect();
+        let output = flagstone(&args);
+        check(&output, 3);
+        assert!(stderr(&output).contains("no flagstone database in"), "{}", stderr(&output));
+        assert!(!Path::new(&db).exists(), "looking creates nothing");
+    }
+    // A directory with something else in it is left alone.
+    fs::create_dir(bench.path("db")).unwrap();
+    fs::write(bench.path("db/thesis.txt"), "years of work").unwrap();
+    bench.input(&mainnet());
+    let output = bench.replay(&[]);
+    check(&output, 3);
+    assert!(stderr(&output).contains("holds thesis.txt and no flagstone database"), "{}", stderr(&output));
+    assert_eq!(fs::read_dir(bench.path("db")).unwrap().count(), 1);
+}
+
+#[test]
+fn another_layout_than_the_databases_is_exit_3() {
+    let bench = Bench::new(&mainnet_lines(0..2));
+    check(&bench.replay(&[]), 0);
+    let output = bench.replay(&["--layout", "patricia-hash"]);
+    check(&output, 3);
+    let expected = "layout mismatch: database was written by `flat` v1, opened as `patricia-hash` v1";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+}
+
+#[test]
+fn a_damaged_database_is_exit_3_and_never_a_panic() {
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage); 8] = [
+        ("store emptied", |db| {
+            fs::remove_dir_all(db.join("store")).unwrap();
+            fs::create_dir(db.join("store")).unwrap();
+        }),
+        ("store removed", |db| fs::remove_dir_all(db.join("store")).unwrap()),
+        ("store files cut to 0 bytes", |db| {
+            for entry in fs::read_dir(db.join("store")).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_file() {
+                    fs::write(path, "").unwrap();
+                }
+            }
+        }),
+        ("log cut to 0 bytes as if after a kill", |db| {
+            let _ = fs::remove_file(db.join("store/closed"));
+            fs::write(db.join("store/db"), "").unwrap();
+        }),
+        ("a byte flipped in every 4 KiB of the log", |db| {
+            let path = db.join("store/db");
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.iter_mut().skip(100).step_by(4096).for_each(|byte| *byte ^= 0x10);
+            fs::write(&path, bytes).unwrap();
+        }),
+        ("marker emptied", |db| fs::write(db.join("FLAGSTONE"), "").unwrap()),
+        ("head emptied", |db| fs::write(db.join("HEAD"), "").unwrap()),
+        ("head removed", |db| fs::remove_file(db.join("HEAD")).unwrap()),
+    ];
+    for (name, damage) in cases {
+        let bench = Bench::new(&mainnet_lines(0..5));
+        check(&bench.replay(&[]), 0);
+        let db = bench.dir.path().join("db");
+        damage(&db);
+        let before: Vec<_> = fs::read_dir(&db).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        for args in [["root", "--data", db.to_str().unwrap()], ["info", "--data", db.to_str().unwrap()]] {
+            let output = flagstone(args);
+            assert_eq!(output.status.code(), Some(3), "{name}: {}{}", stdout(&output), stderr(&output));
+        }
+        bench.input(&mainnet_lines(5..10));
+        let output = bench.replay(&[]);
+        assert_eq!(output.status.code(), Some(3), "{name}: {}{}", stdout(&output), stderr(&output));
+        let after: Vec<_> = fs::read_dir(&db).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(before, after, "{name}: nothing is created over it");
+    }
+}
+
+#[test]
+fn a_database_in_use_is_exit_3() {
+    let bench = Bench::new(&mainnet_lines(0..2));
+    check(&bench.replay(&[]), 0);
+    let dir = bench.dir.path().join("db");
+    let open = flagstone::database::open(&dir, None, flagstone::EngineConfig::default()).unwrap();
+    check(&flagstone(["root", "--data", dir.to_str().unwrap()]), 3);
+    drop(open);
+    check(&flagstone(["root", "--data", dir.to_str().unwrap()]), 0);
+}
+
+#[test]
+fn an_interrupted_creation_is_begun_again_or_finished() {
+    let bench = Bench::new(&mainnet_lines(0..3));
+    check(&bench.replay(&[]), 0);
+    let db = bench.dir.path().join("db");
+    // After FLAGSTONE was written and before the store was renamed.
+    fs::rename(db.join("store"), db.join("store.new")).unwrap();
+    assert_eq!(bench.root(), stated_root(2));
+    // Before FLAGSTONE was written.
+    let fresh = Bench::new(&mainnet());
+    let db = fresh.dir.path().join("db");
+    fs::create_dir_all(db.join("store.new")).unwrap();
+    fs::write(db.join("store.new/db"), "half a store").unwrap();
+    fs::write(db.join("HEAD"), "").unwrap();
+    fs::write(db.join("FLAGSTONE.new"), "lay").unwrap();
+    check(&fresh.replay(&[]), 0);
+    assert_eq!(fresh.root(), stated_root(9));
+}
+
+#[test]
+fn a_replay_killed_at_any_time_keeps_what_it_acknowledged() {
+    use std::io::{BufRead, BufReader};
+    for (layout, cadence, stop_after) in
+        [("flat", "every", 1), ("flat", "3", 4), ("patricia-path", "every", 6), ("patricia-hash", "4", 8)]
+    {
+        let bench = Bench::new(&mainnet());
+        let (db, input) = (bench.path("db"), bench.path("in.jsonl"));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_flagstone"))
+            .args(["replay", "--json", "--layout", layout, "--commit", cadence, "--data", &db, &input])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let acknowledged: Vec<Value> =
+            lines.take(stop_after).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let last = acknowledged.iter().filter_map(|block| block["block"].as_u64()).max().unwrap();
+
+        let engine =
+            flagstone::database::open(Path::new(&db), None, flagstone::EngineConfig::default()).unwrap();
+        engine.commit().unwrap();
+        let closed = engine.head().closed.unwrap().0;
+        assert!(closed >= last, "block {last} was acknowledged, the database is at {closed}");
+        assert_eq!(engine.head().root.commitment.to_string(), stated_root(closed as usize));
+        drop(engine);
+        bench.input(&mainnet_lines(closed as usize + 1..10));
+        if closed < 9 {
+            check(&bench.replay(&[]), 0);
+        }
+        assert_eq!(bench.root(), stated_root(9));
+    }
+}

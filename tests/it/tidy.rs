@@ -1,0 +1,100 @@
+//! Boundaries that a search can see. `ARCHITECTURE.md` says why each is there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(below: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(below)];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+            found.push((name, fs::read_to_string(&path).unwrap()));
+        }
+    }
+    assert!(!found.is_empty(), "nothing below {below}");
+    found
+}
+
+#[track_caller]
+fn check_only_in(below: &str, word: &str, allowed: &[&str]) {
+    for (name, text) in rust_files(below) {
+        if text.contains(word) {
+            assert!(allowed.iter().any(|allowed| name.starts_with(allowed)), "{name} mentions `{word}`");
+        }
+    }
+}
+
+#[test]
+fn only_the_registry_names_layouts() {
+    check_only_in("src", "flagstone_flat", &["src/registry.rs"]);
+    check_only_in("src", "flagstone_patricia", &["src/registry.rs"]);
+}
+
+#[test]
+fn layouts_depend_on_core_alone() {
+    for layout in ["flat", "patricia"] {
+        let manifest = fs::read_to_string(root().join("layouts").join(layout).join("Cargo.toml")).unwrap();
+        let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+        let names: Vec<&str> = dependencies.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(names, ["flagstone-core.workspace = true"], "layouts/{layout}");
+    }
+}
+
+#[test]
+fn layouts_never_write() {
+    for layout in ["layouts/flat/src", "layouts/patricia/src"] {
+        check_only_in(layout, "dyn Store>", &[]);
+        check_only_in(layout, "Store;", &[]);
+        check_only_in(layout, "std::fs", &[]);
+    }
+}
+
+#[test]
+fn the_core_does_no_input_or_output() {
+    for word in ["std::fs", "std::net", "println!", "eprintln!", "std::env"] {
+        check_only_in("layouts/core/src", word, &[]);
+    }
+}
+
+#[test]
+fn only_its_own_file_knows_sled() {
+    check_only_in("src", "sled::", &["src/store/"]);
+    check_only_in("src", "crossbeam_epoch::", &["src/store/sled.rs"]);
+}
+
+#[test]
+fn unsafe_code_is_allowed_nowhere_but_in_the_hash_module() {
+    for below in ["src", "layouts"] {
+        check_only_in(below, "allow(unsafe_code", &["layouts/core/src/hash/"]);
+        check_only_in(below, "expect(unsafe_code", &["layouts/core/src/hash/"]);
+    }
+}
+
+#[test]
+fn the_engine_writes_to_the_store_in_one_place() {
+    let writes: Vec<String> = rust_files("src/engine")
+        .into_iter()
+        .flat_map(|(name, text)| vec![name; text.matches("store.write(").count()])
+        .collect();
+    // Creating a database, and `write_batch`.
+    assert_eq!(writes, ["src/engine/mod.rs"; 2]);
+}
+
+#[test]
+fn every_layout_documents_its_format() {
+    for entry in fs::read_dir(root().join("layouts")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if !["core", "testkit"].contains(&name) {
+            let readme = fs::read_to_string(Path::new(&path).join("README.md")).unwrap();
+            assert!(readme.contains("format version"), "{name}");
+        }
+    }
+}
