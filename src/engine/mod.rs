@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 use flagstone_core::commit::HashCounts;
 use flagstone_core::commitment::{CommitmentRule, Roots, StarknetVersion};
 use flagstone_core::diff::StateDiff;
-use flagstone_core::hash::{Hasher, StarknetCrypto};
+use flagstone_core::hash::{Bulk, Hasher};
 use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateCommitment};
@@ -145,7 +145,7 @@ impl Engine {
     /// [`Error::IdentityMismatch`] if the store holds another layout, format version or scheme; [`Error::State`] if
     /// its rows are damaged or the store fails; [`Error::Config`] if the store or a setting cannot serve.
     pub fn open(store: Box<dyn Store>, layout: Box<dyn Layout>, config: EngineConfig) -> Result<Self, Error> {
-        Self::open_with_hasher(store, layout, config, Box::new(StarknetCrypto))
+        Self::open_with_hasher(store, layout, config, Box::new(Bulk))
     }
 
     /// Opens what is behind seals already, and notes acknowledged blocks in a file beside it.
@@ -155,7 +155,7 @@ impl Engine {
         config: EngineConfig,
         head_file: HeadFile,
     ) -> Result<Self, Error> {
-        let engine = Self::start(Box::new(store), layout, config, Box::new(StarknetCrypto))?;
+        let engine = Self::start(Box::new(store), layout, config, Box::new(Bulk))?;
         let (closed, acknowledged) = (engine.head().closed, head_file.closed());
         if closed < acknowledged {
             let number = |block: Option<BlockNumber>| {

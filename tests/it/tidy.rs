@@ -59,7 +59,7 @@ fn layouts_never_write() {
 #[test]
 fn the_core_does_no_input_or_output() {
     for word in ["std::fs", "std::net", "println!", "eprintln!", "std::env"] {
-        check_only_in("layouts/core/src", word, &[]);
+        check_only_in("layouts/core/src", word, &["layouts/core/src/hash/tests.rs"]);
     }
 }
 
