@@ -46,6 +46,8 @@ fn entry() {
     let dir = PathBuf::from(dir);
     let (name, argument) = role.split_once(' ').unwrap_or((&role, ""));
     match name {
+        #[cfg(target_os = "linux")]
+        "engine-load" => crate::load::child_load(&dir, argument),
         "sled-write-forever" => crate::store_sled::child_write_forever(&dir),
         "sled-load" => crate::store_sled::child_load(&dir, argument),
         "sled-open" => crate::store_sled::child_open(&dir),

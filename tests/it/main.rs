@@ -10,6 +10,8 @@
 mod child;
 mod cli;
 mod engine;
+#[cfg(target_os = "linux")]
+mod load;
 mod properties;
 mod store_conformance;
 mod store_damage;

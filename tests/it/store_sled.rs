@@ -244,6 +244,25 @@ fn private_bytes() -> u64 {
     1024 * (kilobytes("Private_Clean:") + kilobytes("Private_Dirty:"))
 }
 
+/// Does some work and samples the process's private memory meanwhile; returns the peak in bytes.
+#[cfg(target_os = "linux")]
+pub fn with_peak_memory<T>(work: impl FnOnce() -> T) -> (u64, T) {
+    let (peak, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let result = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                peak.fetch_max(private_bytes(), Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let result = work();
+        peak.fetch_max(private_bytes(), Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
+        result
+    });
+    (peak.into_inner(), result)
+}
+
 /// Key `n` of a load: 64 bytes, four in five under one of 200 hot contracts.
 fn load_key(n: u64) -> Vec<u8> {
     let mut state = n;
@@ -265,17 +284,9 @@ pub fn child_load(dir: &Path, argument: &str) {
     let (entries, cache_mib): (u64, u64) = (entries.parse().unwrap(), cache_mib.parse().unwrap());
     let config = SledConfig { cache_bytes: cache_mib * MIB, ..SledConfig::default() };
     let started = Instant::now();
-    let peak = AtomicU64::new(0);
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                peak.fetch_max(private_bytes(), Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(20));
-            }
-        });
+    let mut slowest = Duration::ZERO;
+    let (peak, store) = with_peak_memory(|| {
         let store = SledStore::open(dir, config.clone()).unwrap();
-        let mut slowest = Duration::ZERO;
         for first in (0..entries).step_by(BATCH_ROWS_MAX) {
             let mut rows = WriteBatch::default();
             for n in first..(first + BATCH_ROWS_MAX as u64).min(entries) {
@@ -286,24 +297,23 @@ pub fn child_load(dir: &Path, argument: &str) {
             store.sync().unwrap();
             slowest = slowest.max(batch_started.elapsed());
         }
-        peak.fetch_max(private_bytes(), Ordering::Relaxed);
-        done.store(true, Ordering::Relaxed);
-        let file = fs::metadata(dir.join("db")).unwrap().len();
-        let loaded = started.elapsed();
-        let closing = Instant::now();
-        drop(store);
-        let closing = closing.elapsed();
-        let opening = Instant::now();
-        let store = SledStore::open(dir, config).unwrap();
-        let opening = opening.elapsed();
-        assert_eq!(store.get(&load_key(entries / 2)).unwrap(), Some(vec![(entries / 2) as u8; 32]));
-        println!(
-            ">{} MiB; {entries} entries in {loaded:.1?}, slowest batch {slowest:.1?}, file {} MiB, \
-             closed in {closing:.1?}, reopened in {opening:.1?}",
-            peak.load(Ordering::Relaxed) / MIB,
-            file / MIB
-        );
+        store
     });
+    let file = fs::metadata(dir.join("db")).unwrap().len();
+    let loaded = started.elapsed();
+    let closing = Instant::now();
+    drop(store);
+    let closing = closing.elapsed();
+    let opening = Instant::now();
+    let store = SledStore::open(dir, config).unwrap();
+    let opening = opening.elapsed();
+    assert_eq!(store.get(&load_key(entries / 2)).unwrap(), Some(vec![(entries / 2) as u8; 32]));
+    println!(
+        ">{} MiB; {entries} entries in {loaded:.1?}, slowest batch {slowest:.1?}, file {} MiB, \
+         closed in {closing:.1?}, reopened in {opening:.1?}",
+        peak / MIB,
+        file / MIB
+    );
 }
 
 #[cfg(not(target_os = "linux"))]
