@@ -104,6 +104,15 @@ fn summarise_pedersen(turns: usize) {
             contenders.push(pedersen_contender(engine, "14-bit", n));
         }
     }
+    for engine in engines(TableWidth::Bits14) {
+        let short: Vec<_> = pairs(8192).iter().map(|&[left, _]| [left, Felt::from(250)]).collect();
+        let mut stretches = Stretches::new(short);
+        let mut out = vec![Felt::ZERO; 1024];
+        let name = format!("{} 14-bit n=1024, short right operand", engine.name());
+        contenders.push(Contender::new(name, 1024, move || {
+            engine.pedersen_many(stretches.next(1024), black_box(&mut out));
+        }));
+    }
     for engine in engines(TableWidth::Bits12) {
         contenders.push(pedersen_contender(engine, "12-bit", 1024));
     }

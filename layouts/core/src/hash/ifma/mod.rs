@@ -26,12 +26,16 @@ const SINGLE_SUMS_MAX: usize = 2;
 /// Up to this many sums, accumulators beat the pipeline.
 const FEW_SUMS_MAX: usize = 32;
 const _: () = assert!(FEW_SUMS_MAX <= accumulator::FEW_MAX);
-/// Sums per block of the pipeline.
-const BLOCK_SUMS: usize = 32;
+/// Sums per block of the pipeline: 32 whole hashes, or as many shorter sums as have about as many points.
+/// Larger blocks share an inversion among more sums, smaller ones stay nearer to the core.
+fn block_sums(width: usize) -> usize {
+    const POINTS: usize = 32 * 36;
+    (POINTS / width / LANES * LANES).clamp(32, 128)
+}
 /// Fewer joins than this do not repay the vector inversion.
 const VECTOR_JOINS_MIN: usize = 4;
 /// Fewer pairs than this are faster one by one.
-const VECTOR_POSEIDON_MIN: usize = 3;
+const VECTOR_POSEIDON_MIN: usize = 2;
 
 /// Calls vector code, once the platform has been asked.
 macro_rules! on_checked_platform {
@@ -79,7 +83,7 @@ fn dispatch(table: &Table, job: &Job<'_>, sums: &mut Sums<'_>) {
         }
         accumulator::few(table, terms, width, sums);
     } else {
-        PIPELINE.with_borrow_mut(|pipeline| pipeline.run(table, job, BLOCK_SUMS, sums));
+        PIPELINE.with_borrow_mut(|pipeline| pipeline.run(table, job, block_sums(width), sums));
     }
 }
 
