@@ -20,6 +20,9 @@ use flagstone_patricia::{ByPath, Patricia};
 
 const HASHERS: [(&str, &dyn Hasher); 2] = [("starknet-crypto", &StarknetCrypto), ("bulk", &Bulk)];
 
+/// Room for all records of the state: the runs are warm.
+const CACHE_BYTES: usize = 1 << 30;
+
 /// A state in memory.
 struct Base {
     layout: Box<dyn Layout>,
@@ -34,6 +37,7 @@ impl Base {
             let staged = base.stage(diff, &Bulk);
             // A store in memory takes everything.
             let _ = base.store.write(staged.batch);
+            staged.applied.into_iter().for_each(|applied| applied());
             base.roots = staged.roots[0];
         }
         base
@@ -50,7 +54,8 @@ fn main() {
     let (leaves, contracts, after_base, _) = ROOTS[1];
     let (mut workload, base) = WorkloadS::new(leaves, contracts);
     let blocks = [1_000, 10_000].map(|slots| (slots, workload.block(slots)));
-    let layouts: [Box<dyn Layout>; 2] = [Box::new(Flat::new()), Box::new(Patricia::new(ByPath))];
+    let layouts: [Box<dyn Layout>; 2] =
+        [Box::new(Flat::with_cache(CACHE_BYTES)), Box::new(Patricia::new(ByPath))];
     let states: Vec<Base> = layouts.into_iter().map(|layout| Base::new(layout, &base)).collect();
     assert!(
         states.iter().all(|state| state.roots.contracts.to_string() == after_base),

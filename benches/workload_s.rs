@@ -179,6 +179,9 @@ pub const ROOTS: [(usize, usize, &str, &str); 2] = [
     ),
 ];
 
+/// The root of the larger size after ten blocks of 10 000 slots more.
+pub const ROOT_AFTER_LARGE_BLOCKS: &str = "0x5e974c64a02d98f5a0c802acc0d3442ecdec6d49118d2c26b62232fb9c2939c";
+
 #[cfg(test)]
 mod tests {
     use flagstone_core::commitment::Roots;

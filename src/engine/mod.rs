@@ -368,6 +368,7 @@ impl Engine {
         put_committed(&mut batch, &mut head, &committed);
         head.closed = Some(block.number);
         self.write(writer, batch, head, true, |_| {})?;
+        staged.applied.into_iter().for_each(|applied| applied());
         progress.committed.extend(committed);
         progress.hashes += staged.hashes;
         Ok(())
@@ -427,6 +428,7 @@ impl Engine {
                     rest.iter().for_each(|block| overlay.push(block.number, &block.diff));
                 }
             })?;
+            staged.applied.into_iter().for_each(|applied| applied());
             writer.head = head;
             let done = writer.pending.drain(..committed.len());
             writer.pending_writes -= done.map(|block| block.diff.writes()).sum::<usize>();

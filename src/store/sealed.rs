@@ -95,16 +95,15 @@ impl<S: Store + ?Sized> Store for Sealed<S> {
     }
 
     fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        let mut sealed = WriteBatch::default();
-        for (key, row) in batch {
-            match row {
-                Some(mut row) => {
-                    row.extend_from_slice(&checksum(&key, &row).to_le_bytes());
-                    sealed.put(key, row);
-                }
-                None => sealed.delete(key),
-            }
-        }
+        let seal = |(key, row): (Vec<u8>, Row)| {
+            let row = row.map(|mut row| {
+                let sum = checksum(&key, &row);
+                row.extend_from_slice(&sum.to_le_bytes());
+                row
+            });
+            (key, row)
+        };
+        let sealed: WriteBatch = batch.into_iter().map(seal).collect();
         self.inner.write(sealed)
     }
 

@@ -42,8 +42,8 @@ fn layouts_depend_on_core_alone() {
     for layout in ["flat", "patricia"] {
         let manifest = fs::read_to_string(root().join("layouts").join(layout).join("Cargo.toml")).unwrap();
         let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
-        let names: Vec<&str> = dependencies.lines().filter(|line| !line.is_empty()).collect();
-        assert_eq!(names, ["flagstone-core.workspace = true"], "layouts/{layout}");
+        let ours: Vec<&str> = dependencies.lines().filter(|line| line.starts_with("flagstone")).collect();
+        assert_eq!(ours, ["flagstone-core.workspace = true"], "layouts/{layout}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! From closed blocks to roots: the part of a commitment that all layouts share.
 //!
-//! A [`CommitSession`] starts at the height its source's tries are at and takes one diff after another. Each block
-//! gets its own roots. Old leaves and nodes come from the source or from this session's earlier blocks, never from
+//! [`commit_blocks`] starts at the height its source's tries are at and takes one diff after another. Each block gets
+//! its own roots. Old leaves and nodes come from the source, which absorbs each block before the next, and never from
 //! newer values that a layout may already hold: that would commit a block to its successor's state.
 
 use std::collections::HashMap;
@@ -24,13 +24,42 @@ use crate::types::{
     ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageRoot, TrieKey,
 };
 
-/// The tries as they are before the session.
-pub trait CommitmentSource: NodeSource {
+/// The tries of one state, as rows say them.
+pub trait TrieRows: NodeSource {
     /// What a contract's leaf commits to; all zero if it has none.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or the leaf is damaged.
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError>;
+}
+
+/// The tries that a session works on: at first as a store has them, then as the session's blocks leave them.
+pub trait CommitmentSource: TrieRows + Send {
+    /// Called before tries are shaped, with all leaves that are going to be set. A source can read the nodes on the
+    /// way to them ahead, in bulk.
+    ///
+    /// # Errors
+    /// [`StateError`] if the store fails or a node is damaged.
+    fn prepare(&mut self, _wanted: &[Wanted]) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    /// Takes over what a block changed: reads from now on are of the state after it.
+    ///
+    /// # Errors
+    /// [`StateError`] if the store fails or a node is damaged.
+    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError>;
+}
+
+/// Leaves of one trie that are going to be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The trie.
+    pub trie: TrieId,
+    /// Its root before.
+    pub root: Felt,
+    /// Whole paths of the leaves, ascending.
+    pub leaves: Vec<Path>,
 }
 
 /// A contract's leaf that a block changes.
@@ -86,93 +115,86 @@ pub struct BlockChanges {
     pub hashes: HashCounts,
 }
 
-/// Commits blocks one after another on top of a source, in memory.
-pub struct CommitSession<'a> {
-    source: Overlaid<'a>,
-    hasher: &'a dyn Hasher,
-    roots: Roots,
-    blocks: Vec<BlockChanges>,
-}
-
-/// The source with the session's earlier blocks over it.
-struct Overlaid<'a> {
-    base: &'a dyn CommitmentSource,
+/// Rows with the nodes and leaves of a session's earlier blocks over them: the source for layouts with a row for each
+/// node.
+pub struct Overlaid<R> {
+    rows: R,
     nodes: HashMap<(TrieId, Path), Option<Node>>,
     leaves: HashMap<ContractAddress, ContractLeaf>,
 }
 
-impl NodeSource for Overlaid<'_> {
+impl<R: TrieRows> Overlaid<R> {
+    /// Starts with what the rows say.
+    pub fn new(rows: R) -> Self {
+        Self { rows, nodes: HashMap::new(), leaves: HashMap::new() }
+    }
+}
+
+impl<R: TrieRows> NodeSource for Overlaid<R> {
     fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
         match self.nodes.get(&(at.trie, at.path)) {
             Some(node) => Ok(*node),
-            None => self.base.node(at),
+            None => self.rows.node(at),
         }
     }
 }
 
-impl Overlaid<'_> {
+impl<R: TrieRows> TrieRows for Overlaid<R> {
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
-        self.leaves.get(address).map_or_else(|| self.base.contract_leaf(address), |leaf| Ok(*leaf))
+        self.leaves.get(address).map_or_else(|| self.rows.contract_leaf(address), |leaf| Ok(*leaf))
     }
+}
 
-    fn absorb(&mut self, block: &BlockChanges) {
+impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
+    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError> {
         for trie in &block.tries {
             self.nodes.extend(trie.removed.iter().map(|(path, _)| ((trie.trie, *path), None)));
             self.nodes.extend(trie.written.iter().map(|new| ((trie.trie, new.path), Some(new.node))));
         }
         self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
+        Ok(())
     }
 }
 
-impl<'a> CommitSession<'a> {
-    /// Starts where `base` is, whose roots are `roots`.
-    pub fn new(base: &'a dyn CommitmentSource, roots: Roots, hasher: &'a dyn Hasher) -> Self {
-        let source = Overlaid { base, nodes: HashMap::new(), leaves: HashMap::new() };
-        Self { source, hasher, roots, blocks: Vec::new() }
-    }
-
-    /// Commits the next block and returns its roots. Work is spread over the current rayon pool; the result does
-    /// not depend on its size.
-    ///
-    /// # Errors
-    /// [`StateError`] if old leaves or nodes cannot be read; the session then still stands at the block before.
-    pub fn commit(&mut self, diff: &StateDiff) -> Result<Roots, StateError> {
-        if let Some(before) = self.blocks.last() {
-            self.source.absorb(before);
-        }
-        let work = BlockWork { source: &self.source, hasher: self.hasher, pedersen: AtomicU64::new(0) };
-        let block = work.run(self.roots, diff)?;
-        self.roots = block.roots;
-        self.blocks.push(block);
-        Ok(self.roots)
-    }
-
+/// Blocks after their commitment.
+pub struct CommittedBlocks<S> {
+    /// The source, which has absorbed all blocks but the last.
+    pub source: S,
     /// The changes of each block, in order. Later ones override earlier ones.
-    pub fn into_blocks(self) -> Vec<BlockChanges> {
-        self.blocks
+    pub blocks: Vec<BlockChanges>,
+}
+
+impl<S> CommittedBlocks<S> {
+    /// The outcome for the engine, with the rows that make it last.
+    pub fn staged(&self, batch: WriteBatch) -> StagedCommitment {
+        let mut hashes = HashCounts::default();
+        self.blocks.iter().for_each(|block| hashes += block.hashes);
+        let roots = self.blocks.iter().map(|block| block.roots).collect();
+        StagedCommitment { batch, roots, hashes, applied: None }
     }
 }
 
-/// Commits blocks in order and collects the rows that `stage` makes of each block's changes: what a layout's
-/// [`stage_commitment`](crate::layout::Layout::stage_commitment) usually is.
+/// Commits blocks one after another on top of a source that stands at `roots`, in memory. Work is spread over the
+/// current rayon pool; the result does not depend on its size.
 ///
 /// # Errors
 /// [`StateError`] if old leaves or nodes cannot be read.
-pub fn commit_blocks(
-    source: &dyn CommitmentSource,
-    roots: Roots,
-    blocks: &[&StateDiff],
+pub fn commit_blocks<S: CommitmentSource>(
+    mut source: S,
+    mut roots: Roots,
+    diffs: &[&StateDiff],
     hasher: &dyn Hasher,
-    mut stage: impl FnMut(&mut WriteBatch, &BlockChanges),
-) -> Result<StagedCommitment, StateError> {
-    let mut session = CommitSession::new(source, roots, hasher);
-    let roots = blocks.iter().map(|diff| session.commit(diff)).collect::<Result<Vec<_>, _>>()?;
-    let mut staged = StagedCommitment { roots, ..StagedCommitment::default() };
-    for block in session.into_blocks() {
-        stage(&mut staged.batch, &block);
-        staged.hashes += block.hashes;
+) -> Result<CommittedBlocks<S>, StateError> {
+    let mut blocks: Vec<BlockChanges> = Vec::with_capacity(diffs.len());
+    for diff in diffs {
+        if let Some(before) = blocks.last() {
+            source.absorb(before)?;
+        }
+        let block = BlockWork::new(hasher).run(&mut source, roots, diff)?;
+        roots = block.roots;
+        blocks.push(block);
     }
-    Ok(staged)
+    Ok(CommittedBlocks { source, blocks })
 }
 
 /// A contract's leaf row and its leaf in the trie are there together or not at all. A lost row would otherwise pass
@@ -193,15 +215,31 @@ fn same_leaves(rows: &[TrieKey], trie: &[TrieKey]) -> Result<(), StateError> {
 
 /// One block's commitment.
 struct BlockWork<'a> {
-    source: &'a Overlaid<'a>,
     hasher: &'a dyn Hasher,
     pedersen: AtomicU64,
 }
 
-impl BlockWork<'_> {
-    fn run(&self, before: Roots, diff: &StateDiff) -> Result<BlockChanges, StateError> {
-        let (contracts, classes) =
-            rayon::join(|| self.contracts(before.contracts, diff), || self.classes(before.classes, diff));
+impl<'a> BlockWork<'a> {
+    fn new(hasher: &'a dyn Hasher) -> Self {
+        Self { hasher, pedersen: AtomicU64::new(0) }
+    }
+
+    fn run(
+        &self,
+        source: &mut dyn CommitmentSource,
+        before: Roots,
+        diff: &StateDiff,
+    ) -> Result<BlockChanges, StateError> {
+        let rows: &dyn CommitmentSource = source;
+        let old_leaf = |contract: &ContractDiff| rows.contract_leaf(&contract.address);
+        let old_leaves = diff.contracts().par_iter().map(old_leaf).collect::<Result<Vec<_>, _>>()?;
+        source.prepare(&wanted(before, diff, &old_leaves))?;
+
+        let source: &dyn CommitmentSource = source;
+        let (contracts, classes) = rayon::join(
+            || self.contracts(source, before.contracts, diff, &old_leaves),
+            || self.classes(source, before.classes, diff),
+        );
         let (mut tries, contracts) = contracts?;
         let (classes_trie, classes, poseidon) = classes?;
         let contracts_root = tries.last().map_or(before.contracts, |trie| ContractsRoot(trie.root));
@@ -216,23 +254,28 @@ impl BlockWork<'_> {
     /// Storage tries, contract leaves, contracts trie; the contracts trie comes last in the result.
     fn contracts(
         &self,
+        source: &dyn CommitmentSource,
         root: ContractsRoot,
         diff: &StateDiff,
+        old_leaves: &[ContractLeaf],
     ) -> Result<(Vec<TrieChanges>, Vec<ContractLeafChange>), StateError> {
-        let prepare = |contract| self.prepare_contract(contract);
-        let prepared = diff.contracts().par_iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
-        let (leaves, shaped): (Vec<ContractLeaf>, Vec<ShapedTrie>) = prepared.into_iter().unzip();
-        let storage_tries = self.hash_tries(shaped);
+        let shape_storage = |(contract, old): (&ContractDiff, &ContractLeaf)| {
+            let leaves = contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0));
+            shape(source, TrieId::Storage(contract.address), old.storage_root.0, leaves)
+        };
+        let shaped =
+            diff.contracts().par_iter().zip(old_leaves).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
+        let mut tries = self.hash_tries(shaped);
 
         let mut changes = Vec::new();
         let mut present_before = Vec::new();
-        for ((contract, trie), old) in diff.contracts().iter().zip(&storage_tries).zip(leaves) {
+        for ((contract, trie), old) in diff.contracts().iter().zip(&tries).zip(old_leaves) {
             let leaf = ContractLeaf {
                 class_hash: contract.class_hash.unwrap_or(old.class_hash),
                 storage_root: StorageRoot(trie.root),
                 nonce: contract.nonce.unwrap_or(old.nonce),
             };
-            if leaf != old {
+            if leaf != *old {
                 present_before.extend((!old.is_absent()).then_some(*contract.address.trie_key()));
                 changes.push(ContractLeafChange { address: contract.address, hash: Felt::ZERO, leaf });
             }
@@ -240,24 +283,16 @@ impl BlockWork<'_> {
         self.hash_contract_leaves(&mut changes);
 
         let leaves = changes.iter().map(|change| (*change.address.trie_key(), change.hash));
-        let contracts_trie = shape(self.source, TrieId::Contracts, root.0, leaves)?;
+        let contracts_trie = shape(source, TrieId::Contracts, root.0, leaves)?;
         same_leaves(&present_before, contracts_trie.replaced())?;
-        let mut tries = storage_tries;
         tries.extend(self.hash_tries(vec![contracts_trie]));
         Ok((tries, changes))
-    }
-
-    fn prepare_contract(&self, contract: &ContractDiff) -> Result<(ContractLeaf, ShapedTrie), StateError> {
-        let old = self.source.contract_leaf(&contract.address)?;
-        let leaves = contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0));
-        let shaped = shape(self.source, TrieId::Storage(contract.address), old.storage_root.0, leaves)?;
-        Ok((old, shaped))
     }
 
     fn hash_tries(&self, mut shaped: Vec<ShapedTrie>) -> Vec<TrieChanges> {
         let hashes = hash_forest(self.hasher, HashFunction::Pedersen, &mut shaped);
         self.pedersen.fetch_add(hashes, Ordering::Relaxed);
-        shaped.into_iter().map(ShapedTrie::into_changes).collect()
+        shaped.into_par_iter().map(ShapedTrie::into_changes).collect()
     }
 
     /// `Ped(Ped(Ped(class_hash, storage_root), nonce), 0)`, in three dependent batches; zero for an absent contract.
@@ -279,6 +314,7 @@ impl BlockWork<'_> {
     /// Class leaves and classes trie, and how many Poseidon hashes they took.
     fn classes(
         &self,
+        source: &dyn CommitmentSource,
         root: ClassesRoot,
         diff: &StateDiff,
     ) -> Result<(TrieChanges, Vec<ClassLeafChange>, u64), StateError> {
@@ -299,9 +335,26 @@ impl BlockWork<'_> {
         let changes: Vec<ClassLeafChange> = diff.classes().iter().map(change).collect();
         let keys: Vec<TrieKey> = diff.classes().iter().map(|class| class.trie_key()).collect();
         let leaves = keys.into_iter().zip(changes.iter().map(|change| change.hash));
-        let mut trie = vec![shape(self.source, TrieId::Classes, root.0, leaves)?];
+        let mut trie = vec![shape(source, TrieId::Classes, root.0, leaves)?];
         let inner = hash_forest(self.hasher, HashFunction::Poseidon, &mut trie);
         let trie = trie.remove(0).into_changes();
         Ok((trie, changes, pairs.len() as u64 + inner))
     }
+}
+
+/// All leaves that a block is going to set, by trie.
+fn wanted(before: Roots, diff: &StateDiff, old_leaves: &[ContractLeaf]) -> Vec<Wanted> {
+    let storage = |(contract, old): (&ContractDiff, &ContractLeaf)| Wanted {
+        trie: TrieId::Storage(contract.address),
+        root: old.storage_root.0,
+        leaves: contract.storage.iter().map(|(key, _)| Path::of_key(key.trie_key())).collect(),
+    };
+    let contracts =
+        diff.contracts().iter().map(|contract| Path::of_key(contract.address.trie_key())).collect();
+    let classes = diff.classes().iter().map(|class| Path::of_key(&class.trie_key())).collect();
+    let mut wanted: Vec<Wanted> = diff.contracts().iter().zip(old_leaves).map(storage).collect();
+    wanted.push(Wanted { trie: TrieId::Contracts, root: before.contracts.0, leaves: contracts });
+    wanted.push(Wanted { trie: TrieId::Classes, root: before.classes.0, leaves: classes });
+    wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
+    wanted
 }

@@ -3,6 +3,8 @@
 //! A layout decides which rows hold values and nodes. It reads through a [`StoreRead`] and returns batches; it never
 //! writes. The engine writes a batch together with its own rows, as one unit.
 
+use std::fmt;
+
 use crate::commit::HashCounts;
 use crate::commitment::Roots;
 use crate::diff::StateDiff;
@@ -30,7 +32,7 @@ pub struct StateAt<'a> {
 }
 
 /// What committing one or more blocks writes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Default)]
 pub struct StagedCommitment {
     /// Rows to write and delete.
     pub batch: WriteBatch,
@@ -38,6 +40,17 @@ pub struct StagedCommitment {
     pub roots: Vec<Roots>,
     /// Hashes computed.
     pub hashes: HashCounts,
+    /// What the layout wants done once the batch is written, such as moving a cache on. Dropped if it is not written.
+    pub applied: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl fmt::Debug for StagedCommitment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StagedCommitment")
+            .field("rows", &self.batch.len())
+            .field("roots", &self.roots)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A way to keep a state and its commitment in rows.

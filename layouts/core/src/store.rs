@@ -146,6 +146,13 @@ pub struct WriteBatch {
     rows: BTreeMap<Vec<u8>, Row>,
 }
 
+impl FromIterator<(Vec<u8>, Row)> for WriteBatch {
+    /// Quick if the keys come sorted; of equal keys the last one counts.
+    fn from_iter<I: IntoIterator<Item = (Vec<u8>, Row)>>(rows: I) -> Self {
+        Self { rows: rows.into_iter().collect() }
+    }
+}
+
 impl WriteBatch {
     /// Writes a row.
     pub fn put(&mut self, key: Vec<u8>, row: Vec<u8>) {

@@ -1,45 +1,60 @@
 #![doc = include_str!("../README.md")]
 
+mod cache;
+mod record;
 mod rows;
+mod tries;
 
-use flagstone_core::commit::{BlockChanges, CommitmentSource, commit_blocks};
-use flagstone_core::commitment::ContractLeaf;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+pub use cache::CacheCounters;
+pub use record::DEPTH;
+
+use cache::RecordCache;
+use flagstone_core::commit::{CommitmentSource, TrieRows, commit_blocks};
 use flagstone_core::diff::{ContractDiff, StateDiff};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
 use flagstone_core::store::{StoreRead, WriteBatch};
-use flagstone_core::trie::{Node, NodeRef, NodeSource, TrieId, lookup};
+use flagstone_core::trie::{TrieId, lookup};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 
-/// Values in sorted rows, the commitment beside them.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Flat;
+use tries::Tries;
+
+/// Values in sorted rows, the commitment beside them in packed records.
+///
+/// Clones share one cache.
+#[derive(Clone)]
+pub struct Flat {
+    cache: Arc<RecordCache>,
+}
+
+/// Default bound of the cache of decoded records.
+pub const CACHE_BYTES: usize = 128 << 20;
+
+impl Default for Flat {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Flat {
-    /// The layout.
-    pub const fn new() -> Self {
-        Self
+    /// The layout, with a cache of [`CACHE_BYTES`].
+    pub fn new() -> Self {
+        Self::with_cache(CACHE_BYTES)
     }
-}
 
-/// The tries of one state, read through its store. Nothing here reads a value row.
-struct Tries<'a>(StateAt<'a>);
-
-impl NodeSource for Tries<'_> {
-    fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
-        let Some(row) = self.0.store.get(&rows::node(at))? else { return Ok(None) };
-        Node::decode(&row, at.path.len()).map(Some).map_err(StateError::undecodable(at))
+    /// The layout, with a cache of at most so many bytes of decoded records; zero for none.
+    pub fn with_cache(bytes_max: usize) -> Self {
+        Self { cache: Arc::new(RecordCache::new(bytes_max)) }
     }
-}
 
-impl CommitmentSource for Tries<'_> {
-    fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
-        let Some(row) = self.0.store.get(&rows::contract_leaf(address))? else {
-            return Ok(ContractLeaf::default());
-        };
-        ContractLeaf::decode(&row).map_err(StateError::undecodable(format!("leaf of contract {address}")))
+    /// How often the cache of decoded records could answer.
+    pub fn cache_counters(&self) -> CacheCounters {
+        self.cache.counters()
     }
 }
 
@@ -48,31 +63,6 @@ fn felt_at(store: &dyn StoreRead, key: &[u8], what: impl FnOnce() -> String) -> 
     match store.get(key)? {
         Some(row) => rows::decode_felt(&row).map_err(|error| StateError::damaged(what(), error)),
         None => Ok(Felt::ZERO),
-    }
-}
-
-/// Rows that a block's commitment writes and deletes.
-fn stage_block(batch: &mut WriteBatch, block: &BlockChanges) {
-    for trie in &block.tries {
-        for (path, hash) in &trie.removed {
-            batch.delete(rows::node(&NodeRef { trie: trie.trie, path: *path, hash: *hash }));
-        }
-        for new in &trie.written {
-            let mut row = Vec::with_capacity(66);
-            new.node.encode(&mut row);
-            batch.put(rows::node(&NodeRef { trie: trie.trie, path: new.path, hash: new.hash }), row);
-        }
-    }
-    for change in &block.contracts {
-        let key = rows::contract_leaf(&change.address);
-        if change.leaf.is_absent() {
-            batch.delete(key);
-        } else {
-            batch.put(key, change.leaf.encode());
-        }
-    }
-    for change in &block.classes {
-        rows::put_felt(batch, rows::class_leaf(&change.class_hash), &change.compiled_class_hash.0);
     }
 }
 
@@ -165,13 +155,32 @@ impl Layout for Flat {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let tries = Tries(state);
-        commit_blocks(&tries, state.roots, blocks, hasher, stage_block)
+        let mut committed = commit_blocks(Tries::new(state, &self.cache), state.roots, blocks, hasher)?;
+        if let Some(last) = committed.blocks.last() {
+            committed.source.absorb(last)?;
+        }
+        let mut staged = committed.staged(WriteBatch::default());
+        let leaves: BTreeSet<ContractAddress> = committed
+            .blocks
+            .iter()
+            .flat_map(|block| block.contracts.iter().map(|change| change.address))
+            .collect();
+        let (mut batch, records) = committed.source.finish(leaves.into_iter());
+        for change in committed.blocks.iter().flat_map(|block| &block.classes) {
+            rows::put_felt(&mut batch, rows::class_leaf(&change.class_hash), &change.compiled_class_hash.0);
+        }
+        staged.batch = batch;
+        if let Some(after) = staged.roots.last().copied() {
+            let cache = Arc::clone(&self.cache);
+            staged.applied = Some(Box::new(move || cache.give_back(records, after)));
+        }
+        Ok(staged)
     }
 
     fn stage_rollback(&self, state: StateAt<'_>, blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {
         let mut batch = WriteBatch::default();
-        let tries = Tries(state);
+        let no_cache = RecordCache::new(0);
+        let tries = Tries::new(state, &no_cache);
         for diff in blocks {
             for contract in diff.contracts() {
                 restore_contract(&tries, &mut batch, contract)?;
@@ -189,4 +198,14 @@ impl Layout for Flat {
 #[cfg(test)]
 mod conformance {
     flagstone_testkit::conformance!(crate::Flat::new());
+}
+
+#[cfg(test)]
+mod conformance_without_cache {
+    flagstone_testkit::conformance!(crate::Flat::with_cache(0));
+}
+
+#[cfg(test)]
+mod conformance_with_a_tiny_cache {
+    flagstone_testkit::conformance!(crate::Flat::with_cache(4096));
 }

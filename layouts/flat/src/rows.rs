@@ -4,8 +4,10 @@ use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
 use flagstone_core::felt::Felt;
 use flagstone_core::store::WriteBatch;
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
-use flagstone_core::trie::NodeRef;
+use flagstone_core::trie::{Path, TrieId};
 use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
+
+use crate::record::DEPTH;
 
 const STORAGE: u8 = LAYOUT_FIRST;
 const CLASS_HASH: u8 = LAYOUT_FIRST + 1;
@@ -14,7 +16,7 @@ const COMPILED_CLASS_HASH: u8 = LAYOUT_FIRST + 3;
 
 const CONTRACT_LEAF: u8 = 0x20;
 const CLASS_LEAF: u8 = 0x21;
-const NODE: u8 = 0x22;
+const RECORD: u8 = 0x23;
 
 fn key(prefix: u8, rest: &[u8; 32]) -> Vec<u8> {
     let mut key = Vec::with_capacity(33);
@@ -51,8 +53,22 @@ pub fn class_leaf(class_hash: &ClassHash) -> Vec<u8> {
     key(CLASS_LEAF, &class_hash.to_be())
 }
 
-pub fn node(at: &NodeRef) -> Vec<u8> {
-    at.path_key(NODE)
+/// A trie's records are one range, in the order of their paths: a byte for each band, so that a record comes before those
+/// below it.
+pub fn record(trie: &TrieId, path: &Path) -> Vec<u8> {
+    let mut key = Vec::with_capacity(48);
+    key.push(RECORD);
+    match trie {
+        TrieId::Contracts => key.push(0),
+        TrieId::Classes => key.push(1),
+        TrieId::Storage(address) => {
+            key.push(2);
+            key.extend_from_slice(address.as_be());
+        }
+    }
+    let band = |start: usize| (start..start + DEPTH).fold(0, |byte, bit| byte << 1 | u8::from(path.bit(bit)));
+    key.extend((0..path.len()).step_by(DEPTH).map(band));
+    key
 }
 
 /// Writes a felt's row, or deletes it if the felt is zero.
@@ -71,4 +87,22 @@ pub fn decode_felt(row: &[u8]) -> Result<Felt, DecodeError> {
     let felt = from.short_felt("value")?;
     from.end("value")?;
     if felt == Felt::ZERO { Err(DecodeError::new("value", "is zero, which has no row")) } else { Ok(felt) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_a_trie_are_ordered_by_path_and_begin_with_the_trie() {
+        let bits = |bits: &str| bits.chars().fold(Path::ROOT, |path, bit| path.child(bit == '1'));
+        let paths =
+            ["", "00000", "0000000000", "0000011111", "00001", "11110", "1111000000", "11111"].map(bits);
+        for trie in [TrieId::Contracts, TrieId::Classes, TrieId::Storage(7.into())] {
+            let keys = paths.map(|path| record(&trie, &path));
+            assert!(keys.is_sorted());
+            assert!(keys.iter().all(|key| key.starts_with(&record(&trie, &Path::ROOT))));
+        }
+        assert_eq!(record(&TrieId::Contracts, &bits("1111000001")), [0x23, 0, 30, 1]);
+    }
 }

@@ -5,7 +5,7 @@ mod addressing;
 pub use addressing::{Addressing, ByHash, ByPath};
 
 use flagstone_core::codec::{Reader, put_short_felt};
-use flagstone_core::commit::{BlockChanges, CommitmentSource, commit_blocks};
+use flagstone_core::commit::{BlockChanges, Overlaid, TrieRows, commit_blocks};
 use flagstone_core::commitment::ContractLeaf;
 use flagstone_core::diff::StateDiff;
 use flagstone_core::error::StateError;
@@ -85,7 +85,7 @@ impl<A: Addressing> Tries<'_, A> {
     }
 }
 
-impl<A: Addressing> CommitmentSource for Tries<'_, A> {
+impl<A: Addressing> TrieRows for Tries<'_, A> {
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
         let root = self.state.roots.contracts.0;
         let hash = lookup(self, TrieId::Contracts, root, address.trie_key())?;
@@ -165,7 +165,10 @@ impl<A: Addressing> Layout for Patricia<A> {
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
         let tries = Tries { addressing: &self.0, state };
-        commit_blocks(&tries, state.roots, blocks, hasher, |batch, block| self.stage(batch, block))
+        let committed = commit_blocks(Overlaid::new(tries), state.roots, blocks, hasher)?;
+        let mut batch = WriteBatch::default();
+        committed.blocks.iter().for_each(|block| self.stage(&mut batch, block));
+        Ok(committed.staged(batch))
     }
 
     fn stage_rollback(&self, _state: StateAt<'_>, _blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {

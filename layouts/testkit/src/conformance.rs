@@ -1,19 +1,20 @@
 //! The suite that every layout passes, over a store in memory.
 //!
-//! It plays the engine's part in the plainest way ([`Driver`]), and compares reads and roots with the reference.
+//! It plays the engine's part in the plainest way ([`Driver`]), and compares reads and roots with the reference. What
+//! looks at damage does so through a fresh layout each time: a cache may well answer rightly for a damaged store.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use flagstone_core::commitment::Roots;
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, StateDiffBuilder};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::StarknetCrypto;
 use flagstone_core::layout::{Layout, StateAt, ValuesReadable};
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
 use flagstone_core::store::{MemoryStore, Store, StoreRead, WriteBatch};
-use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
+use flagstone_core::types::{ClassHash, ContractAddress, StorageKey, TrieKey};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
@@ -41,7 +42,7 @@ macro_rules! conformance {
         $(
             #[test]
             fn $name() {
-                $crate::conformance::$name(&$layout);
+                $crate::conformance::$name(|| $layout);
             }
         )*
     };
@@ -113,6 +114,7 @@ impl<'a, L: Layout + ?Sized> Driver<'a, L> {
         let staged = self.layout.stage_commitment(self.state(), &pending, &StarknetCrypto)?;
         assert_eq!(staged.roots.len(), pending.len(), "each block has its own roots");
         self.write(staged.batch);
+        staged.applied.into_iter().for_each(|applied| applied());
         self.roots = staged.roots.last().copied().unwrap_or(self.roots);
         self.pending.clear();
         Ok(staged.roots)
@@ -191,7 +193,16 @@ fn fail(error: StateError) -> TestCaseError {
 }
 
 /// Roots and reads equal the reference's, however blocks are grouped into commitments.
-pub fn roots_and_reads_equal_the_reference<L: Layout>(layout: &L) {
+pub fn roots_and_reads_equal_the_reference<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
+    let mut driver = Driver::new(layout);
+    let mut reference = ReferenceState::new();
+    for diff in large_blocks() {
+        driver.close(&diff);
+        reference.apply(&diff);
+        let roots = driver.commit().map_err(|error| error.to_string());
+        assert_eq!(roots, Ok(vec![reference.roots()]), "large blocks");
+    }
     for_random_blocks(24, 1..8, |diffs| {
         for cadence in [1, 3, usize::MAX] {
             let mut driver = Driver::new(layout);
@@ -216,7 +227,8 @@ pub fn roots_and_reads_equal_the_reference<L: Layout>(layout: &L) {
 
 /// A contract's class, nonce and slots change again after a block closed and before it is committed; the block's
 /// root must be the one it would have had at once.
-pub fn values_ahead_of_the_commitment_do_not_leak_into_roots<L: Layout>(layout: &L) {
+pub fn values_ahead_of_the_commitment_do_not_leak_into_roots<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     let contract = ContractAddress::from(0x100);
     let base = StateDiff::builder()
         .class_hash(contract, 0xc1.into())
@@ -246,7 +258,8 @@ pub fn values_ahead_of_the_commitment_do_not_leak_into_roots<L: Layout>(layout: 
 }
 
 /// Closing blocks and rolling them back leaves every value as committed, and the next commitment right.
-pub fn rollback_restores_committed_values<L: Layout>(layout: &L) {
+pub fn rollback_restores_committed_values<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     for_random_blocks(24, 2..7, |diffs| {
         let (kept, dropped) = diffs.split_at(diffs.len() / 2);
         let mut driver = Driver::new(layout);
@@ -287,7 +300,8 @@ fn deletion_of(diffs: &[StateDiff]) -> Option<StateDiff> {
 }
 
 /// When everything is deleted the roots are zero, and unless old states are kept no row is left behind.
-pub fn emptied_state_leaves_no_rows<L: Layout>(layout: &L) {
+pub fn emptied_state_leaves_no_rows<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     for_random_blocks(24, 1..6, |diffs| {
         let mut driver = Driver::new(layout);
         for diff in &diffs {
@@ -305,7 +319,8 @@ pub fn emptied_state_leaves_no_rows<L: Layout>(layout: &L) {
 }
 
 /// A layout that promises old states answers for each of them through its roots.
-pub fn old_states_stay_readable_if_promised<L: Layout>(layout: &L) {
+pub fn old_states_stay_readable_if_promised<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     if !layout.keeps_old_states() {
         return;
     }
@@ -328,7 +343,8 @@ pub fn old_states_stay_readable_if_promised<L: Layout>(layout: &L) {
 }
 
 /// Every key a layout writes begins with a byte that is the layout's.
-pub fn rows_stay_in_the_layouts_keyspace<L: Layout>(layout: &L) {
+pub fn rows_stay_in_the_layouts_keyspace<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     for_random_blocks(8, 1..4, |diffs| {
         let mut driver = Driver::new(layout);
         for diff in &diffs {
@@ -341,16 +357,24 @@ pub fn rows_stay_in_the_layouts_keyspace<L: Layout>(layout: &L) {
 }
 
 /// One thread and several stage the same bytes.
-pub fn batches_do_not_depend_on_thread_count<L: Layout>(layout: &L) {
+pub fn batches_do_not_depend_on_thread_count<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     let in_pool = |threads: usize, diffs: &[StateDiff]| {
         let pool = rayon_pool(threads);
         pool.install(|| {
             let diffs: Vec<_> = diffs.iter().collect();
             let store = MemoryStore::new();
             let state = StateAt { store: &store, roots: Roots::default() };
-            layout.stage_commitment(state, &diffs, &StarknetCrypto)
+            layout.stage_commitment(state, &diffs, &StarknetCrypto).map(|staged| (staged.batch, staged.roots))
         })
     };
+    let large = large_blocks();
+    let expected = in_pool(1, &large).map_err(|error| error.to_string());
+    assert!(large.len() == 2 && expected.is_ok());
+    for threads in [2, 3, 5] {
+        let staged = in_pool(threads, &large).map_err(|error| error.to_string());
+        assert!(staged == expected, "large blocks on {threads} threads");
+    }
     for_random_blocks(8, 1..5, |diffs| {
         let alone = in_pool(1, &diffs).map_err(fail)?;
         for threads in [2, 5] {
@@ -358,6 +382,20 @@ pub fn batches_do_not_depend_on_thread_count<L: Layout>(layout: &L) {
         }
         Ok(())
     });
+}
+
+/// Blocks that are large enough to be worked on in parallel inside one trie: many insertions, then changes and deletions.
+fn large_blocks() -> Vec<StateDiff> {
+    let key = |n: u64| {
+        let mut bytes = flagstone_core::hash::pedersen(&Felt::from(n), &Felt::ONE).to_bytes_be();
+        bytes[0] &= 0x07;
+        StorageKey::from(TrieKey::from_be(bytes).unwrap_or_default())
+    };
+    let build = |range: std::ops::Range<u64>, value: fn(u64) -> u64| {
+        let slot = |builder: StateDiffBuilder, n: u64| builder.storage(9.into(), key(n), value(n).into());
+        range.fold(StateDiff::builder(), slot).build()
+    };
+    [build(0..1500, |n| n + 1), build(500..2000, |n| n % 3)].into_iter().flatten().collect()
 }
 
 fn rayon_pool(threads: usize) -> rayon::ThreadPool {
@@ -411,7 +449,8 @@ fn exercise<L: Layout>(layout: &L, store: &MemoryStore, roots: Roots) -> Result<
 }
 
 /// Every row in turn is cut, grown, zeroed and flipped; reads and commitments may fail, but they come back.
-pub fn a_damaged_row_is_never_a_panic<L: Layout>(layout: &L) {
+pub fn a_damaged_row_is_never_a_panic<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     let driver = sample_driver(layout);
     let mut refused = 0;
     for (key, row) in driver.rows() {
@@ -426,34 +465,36 @@ pub fn a_damaged_row_is_never_a_panic<L: Layout>(layout: &L) {
             let mut batch = WriteBatch::default();
             batch.put(key.clone(), damaged);
             driver.write(batch);
-            refused += u32::from(exercise(layout, &driver.store, driver.roots).is_err());
+            refused += u32::from(exercise(&make(), &driver.store, driver.roots).is_err());
         }
         let mut batch = WriteBatch::default();
         batch.put(key, row);
         driver.write(batch);
     }
     assert!(refused > 0, "no damage was noticed");
-    assert!(exercise(layout, &driver.store, driver.roots).is_ok());
+    assert!(exercise(&make(), &driver.store, driver.roots).is_ok());
 }
 
 /// Roots that refer to nodes which are not there are an error, not an empty state.
-pub fn a_missing_node_is_an_error<L: Layout>(layout: &L) {
+pub fn a_missing_node_is_an_error<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     let driver = sample_driver(layout);
     let empty = MemoryStore::new();
     let state = StateAt { store: &empty, roots: driver.roots };
     let diff = StateDiff::builder().storage(1.into(), 1.into(), 1.into()).class(1.into(), 1.into()).build();
-    let staged = diff.map(|diff| layout.stage_commitment(state, &[&diff], &StarknetCrypto));
+    let staged = diff.map(|diff| make().stage_commitment(state, &[&diff], &StarknetCrypto));
     assert!(matches!(staged, Ok(Err(StateError::MissingNode(_)))));
 }
 
 /// Every row in turn is lost; a commitment then fails or still gives the right root. (Lost values are not noticed
 /// here: a read of a missing row is a read of zero.)
-pub fn a_missing_row_is_never_a_wrong_root<L: Layout>(layout: &L) {
+pub fn a_missing_row_is_never_a_wrong_root<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
     let driver = sample_driver(layout);
     let blocks = sample_blocks();
     let diffs: Vec<&StateDiff> = blocks.iter().rev().collect();
     let commit =
-        || layout.stage_commitment(driver.state(), &diffs, &StarknetCrypto).map(|staged| staged.roots);
+        || make().stage_commitment(driver.state(), &diffs, &StarknetCrypto).map(|staged| staged.roots);
     let expected = commit().map_err(|error| error.to_string());
     assert!(expected.is_ok());
     let mut refused = 0;

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::ShapedTrie;
+use super::{Node, ShapedTrie};
 use crate::felt::Felt;
 use crate::hash::Hasher;
 
@@ -24,17 +24,24 @@ const PARALLEL_MIN: usize = 32;
 /// Hashes pairs in order, on the threads of the current rayon pool.
 pub fn hash_pairs(hasher: &dyn Hasher, function: HashFunction, pairs: &[[Felt; 2]]) -> Vec<Felt> {
     let mut out = vec![Felt::ZERO; pairs.len()];
-    let hash = |pairs: &[[Felt; 2]], out: &mut [Felt]| match function {
+    in_shares(pairs, &mut out, |pairs, out| hash_batch(hasher, function, pairs, out));
+    out
+}
+
+fn hash_batch(hasher: &dyn Hasher, function: HashFunction, pairs: &[[Felt; 2]], out: &mut [Felt]) {
+    match function {
         HashFunction::Pedersen => hasher.pedersen_many(pairs, out),
         HashFunction::Poseidon => hasher.poseidon_many(pairs, out),
-    };
-    if pairs.len() < PARALLEL_MIN {
-        hash(pairs, &mut out);
-    } else {
-        let share = pairs.len().div_ceil(rayon::current_num_threads()).max(PARALLEL_MIN / 2);
-        pairs.par_chunks(share).zip(out.par_chunks_mut(share)).for_each(|(pairs, out)| hash(pairs, out));
     }
-    out
+}
+
+/// Splits work evenly over the threads of the current rayon pool, unless it is too little.
+fn in_shares<T: Sync>(items: &[T], out: &mut [Felt], work: impl Fn(&[T], &mut [Felt]) + Sync) {
+    if items.len() < PARALLEL_MIN {
+        return work(items, out);
+    }
+    let share = items.len().div_ceil(rayon::current_num_threads()).max(PARALLEL_MIN / 2);
+    items.par_chunks(share).zip(out.par_chunks_mut(share)).for_each(|(items, out)| work(items, out));
 }
 
 /// Hashes all new nodes of `tries`, which share a hash function. Returns how many hashes that took.
@@ -50,13 +57,32 @@ pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [Sha
         }
     }
     for level in &levels {
-        let node = |&(trie, index): &(u32, u32)| tries[trie as usize].node(index as usize);
-        let pairs: Vec<[Felt; 2]> = level.iter().map(|at| node(at).preimage()).collect();
-        let addends: Vec<Felt> = level.iter().map(|at| node(at).addend()).collect();
-        let hashes = hash_pairs(hasher, function, &pairs);
-        for ((&(trie, index), hash), addend) in level.iter().zip(hashes).zip(addends) {
-            tries[trie as usize].arena[index as usize].hash = hash + addend;
+        let hashes = hash_level(hasher, function, tries, level);
+        for (&(trie, index), hash) in level.iter().zip(hashes) {
+            tries[trie as usize].arena[index as usize].hash = hash;
         }
     }
     levels.iter().map(|level| level.len() as u64).sum()
+}
+
+/// Hashes of nodes (trie, index) whose children's hashes are known.
+fn hash_level(
+    hasher: &dyn Hasher,
+    function: HashFunction,
+    tries: &[ShapedTrie],
+    level: &[(u32, u32)],
+) -> Vec<Felt> {
+    let mut hashes = vec![Felt::ZERO; level.len()];
+    in_shares(level, &mut hashes, |level, hashes| {
+        let nodes = level.iter().map(|&(trie, index)| tries[trie as usize].node(index as usize));
+        let nodes: Vec<Node> = nodes.collect();
+        let pairs: Vec<[Felt; 2]> = nodes.iter().map(Node::preimage).collect();
+        hash_batch(hasher, function, &pairs, hashes);
+        for (hash, node) in hashes.iter_mut().zip(&nodes) {
+            if let Node::Edge { .. } = node {
+                *hash += node.addend();
+            }
+        }
+    });
+    hashes
 }

@@ -146,8 +146,11 @@ impl Node {
         Ok(node)
     }
 
-    /// Checks what holds for every node at depth `depth`.
-    fn check(&self, depth: usize) -> Result<(), DecodeError> {
+    /// Checks what holds for every node at depth `depth`: children that are not empty, and none below the leaves.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if this node cannot be there.
+    pub fn check(&self, depth: usize) -> Result<(), DecodeError> {
         let (levels, children) = match self {
             Self::Binary { left, right } => (1, [*left, *right]),
             Self::Edge { path, child } => (path.len(), [*child, *child]),

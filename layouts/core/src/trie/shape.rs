@@ -34,6 +34,8 @@ pub(super) struct NewNode {
     pub(super) kind: NewKind,
     /// Longest way down to a node whose hash is known: nodes of one level do not depend on each other.
     pub(super) level: u32,
+    /// Hash of the old node at the same path, if there was one.
+    replaces: Option<Felt>,
     /// Zero until it is hashed.
     pub(super) hash: Felt,
 }
@@ -78,8 +80,8 @@ pub struct TrieChanges {
     pub root: Felt,
     /// New nodes, children before parents.
     pub written: Vec<WrittenNode>,
-    /// Path and hash of old nodes that are no part of the trie any more. A path can also be among the written ones,
-    /// so whoever files by path removes first and writes then.
+    /// Path and hash of old nodes where the trie has no node any more. Those with a new node at their path are not
+    /// among them.
     pub removed: Vec<(Path, Felt)>,
 }
 
@@ -98,7 +100,7 @@ pub fn shape(
     debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
     let mut shaper = Shaper { source, trie, arena: Vec::new(), removed: Vec::new(), replaced: Vec::new() };
     let top = if root == Felt::ZERO {
-        shaper.build(Path::ROOT, &leaves)
+        shaper.build(Path::ROOT, &leaves)?
     } else {
         shaper.update(Path::ROOT, root, &leaves)?
     };
@@ -109,6 +111,9 @@ pub fn shape(
     };
     Ok(ShapedTrie { trie, arena: shaper.arena, top, removed: shaper.removed, replaced: shaper.replaced })
 }
+
+/// From so many leaves on the smaller side, the two sides of a binary node are shaped in parallel.
+const PARALLEL_LEAVES_MIN: usize = 128;
 
 struct Shaper<'a> {
     source: &'a dyn NodeSource,
@@ -137,22 +142,33 @@ impl Shaper<'_> {
         match self.load(at, old)? {
             Node::Binary { left, right } => {
                 let (lefts, rights) = split(leaves, at.len());
-                let left = self.update(at.child(false), left, lefts)?;
-                let right = self.update(at.child(true), right, rights)?;
+                let (left, right) = self.both(
+                    lefts.len().min(rights.len()),
+                    |shaper| shaper.update(at.child(false), left, lefts),
+                    |shaper| shaper.update(at.child(true), right, rights),
+                )?;
                 if let (Subtree::Same(_), Subtree::Same(_)) = (left, right) {
                     return Ok(Subtree::Same(old));
                 }
-                self.removed.push((at, old));
-                self.join(at, left, right)
+                let changed = self.join(at, left, right)?;
+                Ok(self.replaced_by(at, old, changed))
             }
             Node::Edge { path, child } => match self.update_edge(at, path, child, leaves)? {
                 None => Ok(Subtree::Same(old)),
-                Some(changed) => {
-                    self.removed.push((at, old));
-                    Ok(changed)
-                }
+                Some(changed) => Ok(self.replaced_by(at, old, changed)),
             },
         }
+    }
+
+    /// Notes what became of the old node at `at`.
+    fn replaced_by(&mut self, at: Path, old: Felt, changed: Subtree) -> Subtree {
+        match changed {
+            Subtree::New(index) if self.arena[index as usize].path == at => {
+                self.arena[index as usize].replaces = Some(old);
+            }
+            _ => self.removed.push((at, old)),
+        }
+        changed
     }
 
     /// Sets leaves below `at`, where an edge `edge` leads to `child`. `None` if nothing changes.
@@ -179,7 +195,7 @@ impl Shaper<'_> {
         let (with_edge, apart) = if goes_right { (rights, lefts) } else { (lefts, rights) };
         let rest = edge.suffix(fork + 1 - at.len());
         let old_side = self.rest_of_edge(fork_at.child(goes_right), rest, child, with_edge)?;
-        let new_side = self.build(fork_at.child(!goes_right), apart);
+        let new_side = self.build(fork_at.child(!goes_right), apart)?;
         let (left, right) = if goes_right { (new_side, old_side) } else { (old_side, new_side) };
         let joined = self.join(fork_at, left, right)?;
         self.edge(at, edge.prefix(fork - at.len()), joined).map(Some)
@@ -203,10 +219,10 @@ impl Shaper<'_> {
     }
 
     /// A subtree of new leaves where nothing was before.
-    fn build(&mut self, at: Path, leaves: &[Leaf]) -> Subtree {
+    fn build(&mut self, at: Path, leaves: &[Leaf]) -> Result<Subtree, StateError> {
         let is_set = |(_, value): &&Leaf| *value != Felt::ZERO;
         let (Some(first), Some(last)) = (leaves.iter().find(is_set), leaves.iter().rfind(is_set)) else {
-            return Subtree::Empty;
+            return Ok(Subtree::Empty);
         };
         let fork = first.0.common_prefix(&last.0);
         let top = if fork == TRIE_HEIGHT {
@@ -214,15 +230,56 @@ impl Shaper<'_> {
         } else {
             let fork_at = first.0.prefix(fork);
             let (lefts, rights) = split(under(leaves, &fork_at), fork);
-            let left = self.build(fork_at.child(false), lefts);
-            let right = self.build(fork_at.child(true), rights);
-            let (left, right) = (child(left), child(right));
-            self.push(fork_at, NewKind::Binary { left, right })
+            let (left, right) = self.both(
+                lefts.len().min(rights.len()),
+                |shaper| shaper.build(fork_at.child(false), lefts),
+                |shaper| shaper.build(fork_at.child(true), rights),
+            )?;
+            self.push(fork_at, NewKind::Binary { left: child(left), right: child(right) })
         };
         if fork == at.len() {
-            return top;
+            return Ok(top);
         }
-        self.push(at, NewKind::Edge { path: first.0.prefix(fork).suffix(at.len()), child: child(top) })
+        Ok(self.push(at, NewKind::Edge { path: first.0.prefix(fork).suffix(at.len()), child: child(top) }))
+    }
+
+    /// Both sides of a binary node; in parallel, each into an arena of its own, if the smaller side has enough leaves to
+    /// pay for moving the nodes together. The outcome is the same.
+    fn both(
+        &mut self,
+        smaller: usize,
+        left: impl FnOnce(&mut Self) -> Result<Subtree, StateError> + Send,
+        right: impl FnOnce(&mut Self) -> Result<Subtree, StateError> + Send,
+    ) -> Result<(Subtree, Subtree), StateError> {
+        if smaller < PARALLEL_LEAVES_MIN || rayon::current_num_threads() == 1 {
+            return Ok((left(self)?, right(self)?));
+        }
+        let mut aside = Self { arena: Vec::new(), removed: Vec::new(), replaced: Vec::new(), ..*self };
+        let (left, right) = rayon::join(|| left(self), || right(&mut aside));
+        let (left, right) = (left?, right?);
+        Ok((left, self.take_in(aside, right)))
+    }
+
+    /// Appends another arena behind this one; `top` is its subtree.
+    fn take_in(&mut self, other: Self, top: Subtree) -> Subtree {
+        let offset = self.arena.len() as u32;
+        let moved = |child: Child| match child {
+            Child::New(index) => Child::New(index + offset),
+            known => known,
+        };
+        self.arena.extend(other.arena.into_iter().map(|mut node| {
+            node.kind = match node.kind {
+                NewKind::Binary { left, right } => NewKind::Binary { left: moved(left), right: moved(right) },
+                NewKind::Edge { path, child } => NewKind::Edge { path, child: moved(child) },
+            };
+            node
+        }));
+        self.removed.extend(other.removed);
+        self.replaced.extend(other.replaced);
+        match top {
+            Subtree::New(index) => Subtree::New(index + offset),
+            top => top,
+        }
     }
 
     /// A binary node over two subtrees, or what becomes of it if one or both are empty.
@@ -246,6 +303,7 @@ impl Shaper<'_> {
                 if let NewKind::Edge { path: lower, child } = self.arena[index as usize].kind {
                     debug_assert_eq!(index as usize + 1, self.arena.len());
                     let node = &mut self.arena[index as usize];
+                    self.removed.extend(node.replaces.take().map(|old| (node.path, old)));
                     node.path = at;
                     node.kind = NewKind::Edge { path: path.join(&lower), child };
                     return Ok(below);
@@ -279,7 +337,7 @@ impl Shaper<'_> {
             NewKind::Edge { child, .. } => level_above(child),
         };
         let index = self.arena.len() as u32;
-        self.arena.push(NewNode { path, kind, level, hash: Felt::ZERO });
+        self.arena.push(NewNode { path, kind, level, replaces: None, hash: Felt::ZERO });
         Subtree::New(index)
     }
 }
