@@ -4,6 +4,7 @@ pub mod database;
 pub mod engine;
 pub mod error;
 pub mod input;
+pub mod journal;
 pub mod registry;
 pub mod store;
 

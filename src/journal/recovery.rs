@@ -1,0 +1,452 @@
+//! Reading a journal back: what is whole, what is a torn tail, what is damage. The reasoning is in the
+//! [module above](super).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use flagstone_core::types::BlockNumber;
+
+use super::error::{BlockRange, Damage, JournalError, Lost};
+use super::files::{Files, OpenFile, read_full, write_full};
+use super::format::{
+    ALIGN, FORMAT, FRAME_HEAD_BYTES, FrameHead, HEADER_BYTES, Header, HeaderFlaw, Kind, MARKER, SegmentKey,
+    padded,
+};
+use super::{Held, Segment, io_error, parse_name, segment_path};
+
+/// Bytes read at a time.
+const CHUNK_BYTES: usize = 1 << 18;
+
+/// What opening a journal found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recovery {
+    /// Segments there are.
+    pub segments: usize,
+    /// Blocks to replay.
+    pub held: Option<BlockRange>,
+    /// Refusals that were found, in order: each took back its block and all after it.
+    pub refused: Vec<BlockNumber>,
+    /// The torn tail, if there was one. Nothing of it had been acknowledged, as far as the journal can tell.
+    pub cut: Option<Cut>,
+    /// Whether a segment was found whose creation had been interrupted; it is removed, and held nothing.
+    pub unfinished_segment: bool,
+}
+
+/// A torn tail that was cut off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The segment file.
+    pub segment: PathBuf,
+    /// Where it was cut.
+    pub offset: u64,
+    /// How long it had been behind that.
+    pub bytes: u64,
+    /// What is wrong there.
+    pub problem: String,
+    /// Blocks of whole frames behind the tear, which go with it.
+    pub whole: Option<BlockRange>,
+}
+
+/// The first thing in a segment that is not a whole frame.
+struct Flaw {
+    problem: String,
+    /// Whole frames behind it.
+    after: Vec<FrameHead>,
+    /// The furthest synced position that a frame behind it claims.
+    claimed: u64,
+}
+
+struct Scan {
+    header: Header,
+    /// The whole frames from the beginning, without a gap.
+    frames: Vec<FrameHead>,
+    /// Where they end.
+    end: u64,
+    /// Length of the file.
+    size: u64,
+    flaw: Option<Flaw>,
+}
+
+/// What the journal begins with.
+pub(super) struct Recovered {
+    pub segments: Vec<Segment>,
+    pub held: Vec<Held>,
+    pub next: Option<BlockNumber>,
+    pub report: Recovery,
+}
+
+struct Replay<'a> {
+    files: &'a dyn Files,
+    dir: &'a Path,
+    sequences: Vec<u64>,
+    recovered: Recovered,
+}
+
+/// Reads the segments of a directory, cuts a torn tail, and makes what is left durable.
+pub(super) fn recover(
+    files: &dyn Files,
+    dir: &Path,
+    acknowledged: Option<BlockNumber>,
+) -> Result<Recovered, JournalError> {
+    let report = Recovery::default();
+    let recovered = Recovered { segments: Vec::new(), held: Vec::new(), next: None, report };
+    let mut replay = Replay { files, dir, sequences: Vec::new(), recovered };
+    let unfinished = replay.list()?;
+    let mut last = None;
+    for position in 0..replay.sequences.len() {
+        last = Some(replay.segment(position)?);
+    }
+    if let Some(acknowledged) = acknowledged {
+        replay.check_acknowledged(acknowledged, last.as_ref())?;
+    }
+    // Only now that nothing is wrong is anything changed.
+    for path in &unfinished {
+        files.remove(path).map_err(|source| io_error("remove", path, source))?;
+    }
+    if let Some(last) = last {
+        replay.settle(&last)?;
+    }
+    files.sync_dir(dir).map_err(|source| io_error("sync", dir, source))?;
+    let Recovered { segments, held, report, .. } = &mut replay.recovered;
+    report.segments = segments.len();
+    report.unfinished_segment = !unfinished.is_empty();
+    report.held = held
+        .first()
+        .zip(held.last())
+        .map(|(first, last)| BlockRange { first: first.head.block, last: last.head.block });
+    Ok(replay.recovered)
+}
+
+impl Replay<'_> {
+    /// Finds the segments; returns paths of those whose creation was interrupted.
+    fn list(&mut self) -> Result<Vec<PathBuf>, JournalError> {
+        let names = self.files.list(self.dir).map_err(|source| io_error("list", self.dir, source))?;
+        let mut unfinished = Vec::new();
+        for name in names {
+            if name.strip_suffix(".new").and_then(parse_name).is_some() {
+                unfinished.push(self.dir.join(name));
+            } else if let Some(sequence) = parse_name(&name) {
+                self.sequences.push(sequence);
+            }
+        }
+        self.sequences.sort_unstable();
+        Ok(unfinished)
+    }
+
+    fn path(&self, sequence: u64) -> PathBuf {
+        segment_path(self.dir, sequence)
+    }
+
+    /// Reads one segment and replays its frames.
+    fn segment(&mut self, position: usize) -> Result<Scan, JournalError> {
+        let sequence = self.sequences.get(position).copied().unwrap_or_default();
+        let path = self.path(sequence);
+        if let Some(previous) = self.recovered.segments.last()
+            && previous.key.sequence.checked_add(1) != Some(sequence)
+        {
+            let missing = self.path(previous.key.sequence.saturating_add(1));
+            return Err(self.damage(missing, 0, "the file is missing", &[], position));
+        }
+        let scan = match scan(self.files, &path).map_err(|source| io_error("read", &path, source))? {
+            Ok(scan) => scan,
+            Err(HeaderFlaw::Format(found)) => {
+                return Err(JournalError::Format { segment: path, found, known: FORMAT });
+            }
+            Err(HeaderFlaw::Damaged(problem)) => {
+                return Err(self.damage(path, 0, &problem, &[], position + 1));
+            }
+        };
+        self.check_header(&scan, sequence, position)?;
+        self.recovered.next = scan.header.next;
+        for head in &scan.frames {
+            if let Err(problem) = self.apply(scan.header.key, head) {
+                return Err(self.damage(path, head.offset, &problem, &[], position + 1));
+            }
+        }
+        let is_last = position + 1 == self.sequences.len();
+        if let Some(flaw) = &scan.flaw
+            && (!is_last || flaw.claimed > scan.end)
+        {
+            let problem = format!("{}, and it had been synced", flaw.problem);
+            return Err(self.damage(path, scan.end, &problem, &flaw.after, position + 1));
+        }
+        self.recovered.segments.push(Segment { key: scan.header.key, end: scan.end });
+        Ok(scan)
+    }
+
+    /// Holds a segment's header against its name and against what came before it.
+    fn check_header(&self, scan: &Scan, sequence: u64, position: usize) -> Result<(), JournalError> {
+        let header = &scan.header;
+        if header.key.sequence != sequence {
+            let problem = format!("it says that it is segment {}", header.key.sequence);
+            return Err(self.damage(self.path(sequence), 0, &problem, &[], position + 1));
+        }
+        let Some(previous) = self.recovered.segments.last() else { return Ok(()) };
+        if (header.previous_end, header.previous_salt) != (previous.end, previous.key.salt) {
+            let problem = format!(
+                "it ends at byte {}, the segment after it says that it ended at byte {}",
+                previous.end, header.previous_end
+            );
+            let path = self.path(previous.key.sequence);
+            return Err(self.damage(path, previous.end, &problem, &[], position));
+        }
+        if header.next != self.recovered.next {
+            let say = |block: Option<BlockNumber>| block.map_or("any".to_owned(), |block| block.to_string());
+            let problem = format!(
+                "its first block was to be {}, but {} follows the segment before",
+                say(header.next),
+                say(self.recovered.next)
+            );
+            return Err(self.damage(self.path(sequence), 0, &problem, &[], position + 1));
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, key: SegmentKey, head: &FrameHead) -> Result<(), String> {
+        let Recovered { held, next, report, .. } = &mut self.recovered;
+        match head.kind {
+            Kind::Mark => {}
+            Kind::Block => {
+                if let Some(expected) = next.filter(|expected| *expected != head.block) {
+                    return Err(format!("block {} is where block {expected} must be", head.block));
+                }
+                let after = head.block.next();
+                *next = Some(after.ok_or_else(|| format!("no block could follow block {}", head.block))?);
+                held.push(Held { sequence: key.sequence, head: *head });
+            }
+            Kind::Refused => {
+                // The block itself need not be held: its segment may be trimmed.
+                if next.is_none_or(|next| head.block >= next) {
+                    return Err(format!("it refuses block {}, which was not there", head.block));
+                }
+                held.truncate(held.partition_point(|held| held.head.block < head.block));
+                *next = Some(head.block);
+                report.refused.push(head.block);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_acknowledged(&self, acknowledged: BlockNumber, last: Option<&Scan>) -> Result<(), JournalError> {
+        if self.recovered.next.is_some_and(|next| next > acknowledged) {
+            return Ok(());
+        }
+        let path = self.recovered.segments.last().map(|segment| self.path(segment.key.sequence));
+        let offset = last.map_or(0, |last| last.end);
+        let problem = format!("it ends before block {acknowledged}, which was acknowledged");
+        let after = last.and_then(|last| last.flaw.as_ref()).map(|flaw| flaw.after.as_slice());
+        Err(Damage {
+            segment: path.unwrap_or_else(|| self.path(1)),
+            offset,
+            problem,
+            before: self.before(),
+            lost: self
+                .recovered
+                .next
+                .map_or(Lost::Unknown, |first| Lost::Blocks(BlockRange { first, last: acknowledged })),
+            after: blocks_of(after.unwrap_or_default()),
+        }
+        .into())
+    }
+
+    /// Cuts the last segment behind its whole frames and makes them durable.
+    fn settle(&mut self, last: &Scan) -> Result<(), JournalError> {
+        let path = self.path(last.header.key.sequence);
+        if let Some(flaw) = &last.flaw {
+            self.recovered.report.cut = Some(Cut {
+                segment: path.clone(),
+                offset: last.end,
+                bytes: last.size - last.end,
+                problem: flaw.problem.clone(),
+                whole: blocks_of(&flaw.after),
+            });
+        }
+        // A frame claims that what is before this place is on the disk. Of the rest it is not known: the failed sync
+        // of an earlier process may have left it in the page cache alone, where it counts as written.
+        let claims = last.frames.iter().map(|head| head.synced);
+        let claimed = claims.max().unwrap_or_default().max(HEADER_BYTES);
+        let settle = || -> io::Result<()> {
+            let mut file = self.files.open(&path)?;
+            if last.size > last.end {
+                file.set_size(last.end)?;
+            }
+            rewrite(file.as_mut(), claimed, last.end)?;
+            file.sync_all()
+        };
+        settle().map_err(|source| io_error("settle", &path, source))
+    }
+
+    fn before(&self) -> Option<BlockRange> {
+        let held = &self.recovered.held;
+        let (first, last) = (held.first()?, held.last()?);
+        Some(BlockRange { first: first.head.block, last: last.head.block })
+    }
+
+    /// The error for damage in a segment: with what is whole behind it there, and in segments from `later` on.
+    fn damage(
+        &self,
+        segment: PathBuf,
+        offset: u64,
+        problem: &str,
+        behind: &[FrameHead],
+        later: usize,
+    ) -> JournalError {
+        let mut after: Vec<FrameHead> = behind.to_vec();
+        let mut resumes = None;
+        for sequence in self.sequences.get(later..).unwrap_or_default() {
+            if let Ok(Ok(scan)) = scan(self.files, &self.path(*sequence)) {
+                resumes = resumes.or(scan.header.next);
+                after.extend(scan.frames);
+                after.extend(scan.flaw.map(|flaw| flaw.after).unwrap_or_default());
+            }
+        }
+        let first_after = behind.iter().find(|head| head.kind == Kind::Block).map(|head| head.block);
+        let lost = match (self.recovered.next, first_after.or(resumes)) {
+            (Some(first), Some(resumes)) if first < resumes => {
+                Lost::Blocks(BlockRange { first, last: BlockNumber(resumes.0.saturating_sub(1)) })
+            }
+            (Some(_), Some(_)) => Lost::NoBlock,
+            (Some(first), None) => Lost::From(first),
+            (None, _) => Lost::Unknown,
+        };
+        let (problem, before) = (problem.to_owned(), self.before());
+        Damage { segment, offset, problem, before, lost, after: blocks_of(&after) }.into()
+    }
+}
+
+fn blocks_of(heads: &[FrameHead]) -> Option<BlockRange> {
+    let blocks = || heads.iter().filter(|head| head.kind == Kind::Block).map(|head| head.block);
+    Some(BlockRange { first: blocks().min()?, last: blocks().max()? })
+}
+
+/// How many of so many bytes are read at a time.
+fn chunk_bytes(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)
+}
+
+/// Writes what is there once more, so that the next sync writes it to the disk whatever became of an earlier one.
+/// A crash in between changes nothing, as old and new bytes are the same.
+fn rewrite(file: &mut dyn OpenFile, from: u64, to: u64) -> io::Result<()> {
+    let mut chunk = vec![0; chunk_bytes(to - from)];
+    let mut at = from;
+    while at < to {
+        let wanted = chunk_bytes(to - at);
+        let piece = chunk.get_mut(..wanted).unwrap_or_default();
+        if read_full(file, at, piece)? < wanted {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        write_full(file, at, piece)?;
+        at += wanted as u64;
+    }
+    Ok(())
+}
+
+fn scan(files: &dyn Files, path: &Path) -> io::Result<Result<Scan, HeaderFlaw>> {
+    let mut file = files.open(path)?;
+    let file = file.as_mut();
+    let size = file.size()?;
+    let mut bytes = [0; HEADER_BYTES as usize];
+    let length = read_full(file, 0, &mut bytes)?;
+    let header = match Header::decode(bytes.get(..length).unwrap_or_default()) {
+        Ok(header) => header,
+        Err(flaw) => return Ok(Err(flaw)),
+    };
+    let mut chunk = vec![0; chunk_bytes(size)];
+    let (mut frames, mut end, mut flaw) = (Vec::new(), HEADER_BYTES, None);
+    while end < size {
+        match read_frame(file, header.key, end, size, &mut chunk)? {
+            Ok(head) => {
+                end = head.end();
+                frames.push(head);
+            }
+            Err(problem) => {
+                flaw = search(file, header.key, end, size)?.map(|(after, claimed)| Flaw {
+                    problem,
+                    after,
+                    claimed,
+                });
+                break;
+            }
+        }
+    }
+    Ok(Ok(Scan { header, frames, end, size, flaw }))
+}
+
+/// Reads the frame at an offset and checks its payload against its checksum.
+fn read_frame(
+    file: &mut dyn OpenFile,
+    key: SegmentKey,
+    offset: u64,
+    size: u64,
+    chunk: &mut [u8],
+) -> io::Result<Result<FrameHead, String>> {
+    let mut bytes = [0; FRAME_HEAD_BYTES as usize];
+    let length = read_full(file, offset, &mut bytes)?;
+    let head = match FrameHead::decode(bytes.get(..length).unwrap_or_default(), key, offset) {
+        Ok(head) => head,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    payload_problem(file, &head, size, chunk).map(|problem| problem.map_or(Ok(head), Err))
+}
+
+fn payload_problem(
+    file: &mut dyn OpenFile,
+    head: &FrameHead,
+    size: u64,
+    chunk: &mut [u8],
+) -> io::Result<Option<String>> {
+    if head.end() > size {
+        return Ok(Some(format!("the frame of block {} ends behind the end of the file", head.block)));
+    }
+    let mut sum = crc32fast::Hasher::new();
+    let mut at = head.payload_offset();
+    while at < head.end() {
+        let wanted = usize::try_from(head.end() - at).unwrap_or(usize::MAX).min(chunk.len());
+        let piece = chunk.get_mut(..wanted).unwrap_or_default();
+        let length = read_full(file, at, piece)?;
+        sum.update(piece.get(..length).unwrap_or_default());
+        if length < wanted {
+            break;
+        }
+        at += wanted as u64;
+    }
+    let wrong = sum.finalize() != head.payload_sum;
+    Ok(wrong.then(|| format!("the payload of block {} does not match its checksum", head.block)))
+}
+
+/// Looks behind a flaw for frames that are whole, and for the furthest synced position that a frame's head claims
+/// (its payload need not be whole for that). `None` if there are but zeros: preallocated, and never written.
+///
+/// Heads are sealed with the segment's salt and their place, so payload bytes are not taken for one.
+fn search(
+    file: &mut dyn OpenFile,
+    key: SegmentKey,
+    flaw: u64,
+    size: u64,
+) -> io::Result<Option<(Vec<FrameHead>, u64)>> {
+    const HEAD: usize = FRAME_HEAD_BYTES as usize;
+    let step = chunk_bytes(padded(size - flaw));
+    let (mut window, mut chunk) = (vec![0; step + HEAD], vec![0; step]);
+    let (mut after, mut claimed, mut zero) = (Vec::new(), 0, true);
+    let (mut at, mut resume) = (flaw, flaw);
+    while at < size {
+        let length = read_full(file, at, &mut window)?;
+        let seen = window.get(..length).unwrap_or_default();
+        zero &= seen.iter().all(|byte| *byte == 0);
+        for place in (0..step.min(length)).step_by(ALIGN as usize) {
+            let offset = at + place as u64;
+            let Some(bytes) = seen.get(place..place + HEAD) else { break };
+            if offset < resume || !bytes.starts_with(&MARKER) {
+                continue;
+            }
+            let Ok(head) = FrameHead::decode(bytes, key, offset) else { continue };
+            claimed = claimed.max(head.synced);
+            if payload_problem(file, &head, size, &mut chunk)?.is_none() {
+                resume = head.end();
+                after.push(head);
+            }
+        }
+        at += step as u64;
+    }
+    Ok((!zero).then_some((after, claimed)))
+}
