@@ -71,6 +71,13 @@ struct Model {
     attempt: u64,
 }
 
+/// A run that ended with an error, and the journal if it was open.
+#[derive(Debug)]
+struct Stopped {
+    journal: Option<Journal>,
+    error: JournalError,
+}
+
 impl Model {
     fn new() -> Self {
         Self { states: vec![(Blocks::new(), None)], trimmed: 0, attempt: 0 }
@@ -91,24 +98,20 @@ impl Model {
     }
 
     /// Runs steps until one fails. Changes that are being made count as possible.
-    fn run(
-        &mut self,
-        files: &FaultyFiles,
-        steps: &[Step],
-    ) -> Result<Option<Journal>, (Option<Journal>, JournalError)> {
+    fn run(&mut self, files: &FaultyFiles, steps: &[Step]) -> Result<Option<Journal>, Box<Stopped>> {
         let mut journal: Option<Journal> = None;
         for step in steps {
             let mut open_journal = match journal.take() {
                 Some(journal) => journal,
-                None => open(files).map_err(|error| (None, error))?.0,
+                None => open(files).map_err(|error| Stopped { journal: None, error })?.0,
             };
             if let Step::Close = step {
-                open_journal.close().map_err(|error| (None, error))?;
+                open_journal.close().map_err(|error| Stopped { journal: None, error })?;
                 self.synced();
                 continue;
             }
             if let Err(error) = self.step(&mut open_journal, *step) {
-                return Err((Some(open_journal), error));
+                return Err(Box::new(Stopped { journal: Some(open_journal), error }));
             }
             journal = Some(open_journal);
         }
@@ -228,9 +231,8 @@ fn every_operation_that_fails_poisons_and_nothing_acknowledged_is_lost() {
         let context = format!("operation {k} fails");
         let (files, mut model) = (disk(), Model::new());
         files.plan(Fault::Fail(k));
-        let Err((journal, error)) = model.run(&files, &script()) else {
-            panic!("{context}: no error");
-        };
+        let stopped = model.run(&files, &script()).expect_err(&context);
+        let Stopped { journal, error } = *stopped;
         assert_eq!(error.kind(), JournalErrorKind::Io, "{context}: {error}");
         if let Some(mut journal) = journal {
             let next = journal.next_block().unwrap_or(BlockNumber(1));
@@ -260,7 +262,7 @@ fn every_operation_that_fails_poisons_and_nothing_acknowledged_is_lost() {
 #[test]
 fn a_process_that_is_killed_loses_nothing_that_was_written() {
     let (files, mut model) = (disk(), Model::new());
-    let journal = model.run(&files, &script()).map_err(|(_, error)| error).unwrap();
+    let journal = model.run(&files, &script()).unwrap();
     drop(journal);
     model.synced();
     for seed in 0..20 {
@@ -278,7 +280,7 @@ fn a_process_that_is_killed_loses_nothing_that_was_written() {
 fn short_and_interrupted_calls_are_finished() {
     let (files, mut model) = (disk(), Model::new());
     files.nag();
-    let journal = model.run(&files, &script()).map_err(|(_, error)| error).unwrap();
+    let journal = model.run(&files, &script()).unwrap();
     drop(journal);
     model.synced();
     let (journal, recovery) = open(&files).unwrap();
@@ -292,7 +294,7 @@ fn three_segments(closed: bool) -> (FaultyFiles, Blocks) {
     let mut steps = vec![Step::Append(300), Step::Sync, Step::Append(300), Step::Append(300), Step::Sync];
     steps.extend([Step::Append(300), Step::Append(301), Step::Append(299), Step::Sync, Step::Append(300)]);
     steps.extend([Step::Sync, Step::Append(100), Step::Append(77), Step::Sync]);
-    let journal = model.run(&files, &steps).map_err(|(_, error)| error).unwrap().unwrap();
+    let journal = model.run(&files, &steps).unwrap().unwrap();
     assert_eq!((journal.segments(), journal.held().unwrap().to_string().as_str()), (3, "blocks 1 to 9"));
     if closed {
         journal.close().unwrap();
@@ -470,7 +472,7 @@ fn refused_blocks_stay_refused_when_segments_go() {
     let (files, mut model) = (disk(), Model::new());
     let mut steps = vec![Step::Append(600); 5];
     steps.extend([Step::Sync, Step::Refuse(3), Step::Append(600), Step::Append(600), Step::Sync]);
-    let mut journal = model.run(&files, &steps).map_err(|(_, error)| error).unwrap().unwrap();
+    let mut journal = model.run(&files, &steps).unwrap().unwrap();
     assert_eq!(journal.held().unwrap().to_string(), "blocks 1 to 4");
     // Blocks 1 and 2 share a segment; 3 to 5 as they were first written are refused.
     let segments = journal.segments();
@@ -684,7 +686,7 @@ proptest! {
     }
 }
 
-/// `cargo test --release -p flagstone --lib journal::tests::costs -- --ignored --nocapture`: what append and sync cost
+/// `cargo test -p flagstone --lib journal::tests::costs -- --ignored --nocapture`: what append and sync cost
 /// against writing the same bytes plainly, in turns so that both meet the same disk.
 #[test]
 #[ignore = "a measurement"]
