@@ -15,6 +15,7 @@ mod config;
 pub(crate) mod head_file;
 pub(crate) mod meta;
 mod overlay;
+mod read_cache;
 mod view;
 
 use std::collections::VecDeque;
@@ -32,6 +33,7 @@ use flagstone_core::update::StateUpdate;
 
 pub use config::{Cadence, EngineConfig};
 pub use meta::{BlockRoot, Head, Identity};
+pub use read_cache::ReadCacheStats;
 pub use view::View;
 
 use crate::error::Error;
@@ -39,6 +41,7 @@ use crate::store::Sealed;
 use head_file::HeadFile;
 use meta::PendingBlock;
 use overlay::Overlay;
+use read_cache::ReadCache;
 
 /// Values of one batch of commitments: bounds the size of a store batch, whatever the backlog.
 const GROUP_WRITES_MAX: usize = 4_000;
@@ -75,6 +78,8 @@ struct Shared {
     epoch: AtomicU64,
     tip: RwLock<Tip>,
     overlay: RwLock<Overlay>,
+    /// What the layout answered in this epoch.
+    read_cache: ReadCache,
     /// The failure after which the store's content is not known.
     stopped: OnceLock<String>,
 }
@@ -84,6 +89,17 @@ struct Shared {
 struct Tip {
     head: Head,
     epoch: u64,
+}
+
+/// What a batch does to the values that the layout answers with.
+#[derive(Clone, Copy)]
+enum Moves<'a> {
+    /// Nothing: they are the same before and after.
+    Nothing,
+    /// These blocks' values become readable, in order.
+    Blocks(&'a [&'a StateDiff]),
+    /// Values of closed blocks are taken back.
+    Back,
 }
 
 struct Writer {
@@ -221,6 +237,7 @@ impl Engine {
             epoch: AtomicU64::new(0),
             tip: RwLock::new(Tip { head, epoch: 0 }),
             overlay: RwLock::new(overlay),
+            read_cache: ReadCache::new(config.read_cache_bytes),
             stopped: OnceLock::new(),
         };
         let pending_writes = pending.iter().map(|block| block.diff.writes()).sum();
@@ -252,6 +269,11 @@ impl Engine {
     /// [`Error::State`] if the store fails or the row is damaged.
     pub fn block_root(&self, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
         meta::read_block_root(self.shared.store.as_ref(), block)
+    }
+
+    /// What the cache of values in front of the layout has done since the opening, and what it holds.
+    pub fn read_cache_stats(&self) -> ReadCacheStats {
+        self.shared.read_cache.stats()
     }
 
     /// What the database says it is.
@@ -367,7 +389,7 @@ impl Engine {
         let mut head = writer.head;
         put_committed(&mut batch, &mut head, &committed);
         head.closed = Some(block.number);
-        self.write(writer, batch, head, true, |_| {})?;
+        self.write(writer, batch, head, Moves::Blocks(&[&block.diff]), |_| {})?;
         staged.applied.into_iter().for_each(|applied| applied());
         progress.committed.extend(committed);
         progress.hashes += staged.hashes;
@@ -380,7 +402,9 @@ impl Engine {
         meta::put_pending(&mut batch, &block);
         let head = Head { closed: Some(block.number), ..writer.head };
         let at_close = self.shared.layout.values_readable() == ValuesReadable::AtClose;
-        self.write(writer, batch, head, at_close, |overlay| {
+        let diffs = [&block.diff];
+        let moves = if at_close { Moves::Blocks(&diffs) } else { Moves::Nothing };
+        self.write(writer, batch, head, moves, |overlay| {
             if !at_close {
                 overlay.push(block.number, &block.diff);
             }
@@ -420,11 +444,12 @@ impl Engine {
             group[..committed.len()].iter().for_each(|block| meta::delete_pending(&mut batch, block));
             let mut head = writer.head;
             put_committed(&mut batch, &mut head, &committed);
-            let moves = self.shared.layout.values_readable() == ValuesReadable::AtCommitment;
+            let at_commitment = self.shared.layout.values_readable() == ValuesReadable::AtCommitment;
+            let moves = if at_commitment { Moves::Blocks(&diffs[..committed.len()]) } else { Moves::Nothing };
             let rest: Vec<&PendingBlock> = writer.pending.iter().skip(committed.len()).collect();
             self.write_batch(batch, head, moves, |overlay| {
                 overlay.clear();
-                if moves {
+                if at_commitment {
                     rest.iter().for_each(|block| overlay.push(block.number, &block.diff));
                 }
             })?;
@@ -451,7 +476,7 @@ impl Engine {
         let mut batch = self.shared.layout.stage_rollback(state, &dropped)?;
         writer.pending.iter().for_each(|block| meta::delete_pending(&mut batch, block));
         let head = Head { closed: writer.head.committed, ..writer.head };
-        self.write(writer, batch, head, true, Overlay::clear)?;
+        self.write(writer, batch, head, Moves::Back, Overlay::clear)?;
         writer.pending.clear();
         writer.pending_writes = 0;
         Ok(())
@@ -468,26 +493,28 @@ impl Engine {
         writer: &mut Writer,
         batch: WriteBatch,
         head: Head,
-        moves_values: bool,
+        moves: Moves<'_>,
         update: impl FnOnce(&mut Overlay),
     ) -> Result<(), Error> {
-        self.write_batch(batch, head, moves_values, update)?;
+        self.write_batch(batch, head, moves, update)?;
         writer.head = head;
         Ok(())
     }
 
     /// The one place that writes: applies a batch with its head, syncs, and shows it to new views. Views from before
-    /// expire first if the batch moves readable values.
+    /// expire first if the batch moves readable values, and the read cache follows before there are views that ask it.
     fn write_batch(
         &self,
         mut batch: WriteBatch,
         head: Head,
-        moves_values: bool,
+        moves: Moves<'_>,
         update: impl FnOnce(&mut Overlay),
     ) -> Result<(), StoreError> {
         meta::put_head(&mut batch, &head);
+        let cache = &self.shared.read_cache;
+        let moved = cache.prepare(if let Moves::Blocks(diffs) = moves { diffs } else { &[] });
         let mut tip = self.shared.tip.write().unwrap_or_else(PoisonError::into_inner);
-        if moves_values {
+        if !matches!(moves, Moves::Nothing) {
             tip.epoch = self.shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         }
         let goes_down = head.closed < tip.head.closed;
@@ -500,6 +527,11 @@ impl Engine {
             // The first failure is the one to tell; a later one cannot come, because nothing is written any more.
             let _ = self.shared.stopped.set(error.to_string());
             return Err(error);
+        }
+        match moves {
+            Moves::Nothing => {}
+            Moves::Blocks(_) => cache.advance(tip.epoch, moved),
+            Moves::Back => cache.clear(tip.epoch),
         }
         update(&mut self.shared.overlay.write().unwrap_or_else(PoisonError::into_inner));
         tip.head = head;

@@ -19,6 +19,19 @@ pub enum ValueKey {
     CompiledClassHash(ClassHash),
 }
 
+/// Visits every value that a diff sets, each once; zero deletes.
+pub fn each_value(diff: &StateDiff, mut visit: impl FnMut(ValueKey, Felt)) {
+    for contract in diff.contracts() {
+        let address = contract.address;
+        contract.class_hash.iter().for_each(|hash| visit(ValueKey::ClassHash(address), hash.0));
+        contract.nonce.iter().for_each(|nonce| visit(ValueKey::Nonce(address), nonce.0));
+        contract.storage.iter().for_each(|(key, value)| visit(ValueKey::Storage(address, *key), value.0));
+    }
+    for class in diff.classes() {
+        visit(ValueKey::CompiledClassHash(class.class_hash), class.compiled_class_hash.0);
+    }
+}
+
 /// Versions of values, ascending by block.
 #[derive(Debug, Default)]
 pub struct Overlay {
@@ -28,16 +41,7 @@ pub struct Overlay {
 impl Overlay {
     /// Adds a block's values. Blocks come in ascending order.
     pub fn push(&mut self, block: BlockNumber, diff: &StateDiff) {
-        let mut push = |key, felt| self.versions.entry(key).or_default().push((block, felt));
-        for contract in diff.contracts() {
-            let address = contract.address;
-            contract.class_hash.iter().for_each(|hash| push(ValueKey::ClassHash(address), hash.0));
-            contract.nonce.iter().for_each(|nonce| push(ValueKey::Nonce(address), nonce.0));
-            contract.storage.iter().for_each(|(key, value)| push(ValueKey::Storage(address, *key), value.0));
-        }
-        for class in diff.classes() {
-            push(ValueKey::CompiledClassHash(class.class_hash), class.compiled_class_hash.0);
-        }
+        each_value(diff, |key, felt| self.versions.entry(key).or_default().push((block, felt)));
     }
 
     /// The value as of `block`, if a block up to then set it.

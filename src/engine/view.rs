@@ -14,6 +14,7 @@ use flagstone_core::types::{
 };
 
 use super::overlay::ValueKey;
+use super::read_cache::Lookup;
 use super::{Head, Shared};
 use crate::error::Error;
 
@@ -70,27 +71,36 @@ impl View {
         self.read(ValueKey::CompiledClassHash(*class_hash), of_layout).map(CompiledClassHash)
     }
 
-    /// Reads between two looks at the epoch. While it is the view's own, neither the rows nor the overlay have moved;
-    /// if it changed in between, whatever was read (an error included) is not this block's.
+    /// Reads the overlay, the cache, or the layout, in this order, and then looks at the epoch. While it is the view's
+    /// own, none of the three has moved; if it changed meanwhile, whatever was read (an error included) is not this
+    /// block's. What the layout said goes into the cache only after that look.
     fn read(
         &self,
         key: ValueKey,
         of_layout: impl FnOnce(&dyn Layout, StateAt<'_>) -> Result<Felt, StateError>,
     ) -> Result<Felt, Error> {
-        let pending = self.head.closed.and_then(|block| self.shared.overlay().get(&key, block));
-        let value = match pending {
-            Some(value) => Ok(value),
-            None => {
-                let state = StateAt { store: self.shared.store.as_ref(), roots: self.head.root.roots };
-                of_layout(self.shared.layout.as_ref(), state)
-            }
-        };
-        self.shared.check_running()?;
-        if self.shared.epoch.load(Ordering::SeqCst) != self.epoch {
-            let store = self.shared.tip().head.closed;
-            return Err(Error::ViewExpired { view: self.block(), store });
+        if let Some(value) = self.head.closed.and_then(|block| self.shared.overlay().get(&key, block)) {
+            return self.check_current().map(|()| value);
         }
-        Ok(value?)
+        let vacancy = match self.shared.read_cache.get(self.epoch, key) {
+            Lookup::Known(value) => return self.check_current().map(|()| value),
+            Lookup::Unknown(vacancy) => vacancy,
+        };
+        let state = StateAt { store: self.shared.store.as_ref(), roots: self.head.root.roots };
+        let value = of_layout(self.shared.layout.as_ref(), state);
+        self.check_current()?;
+        let value = value?;
+        self.shared.read_cache.fill(vacancy, value);
+        Ok(value)
+    }
+
+    /// Whether what was read until now is of this view's block.
+    fn check_current(&self) -> Result<(), Error> {
+        self.shared.check_running()?;
+        if self.shared.epoch.load(Ordering::SeqCst) == self.epoch {
+            return Ok(());
+        }
+        Err(Error::ViewExpired { view: self.block(), store: self.shared.tip().head.closed })
     }
 }
 

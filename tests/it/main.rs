@@ -13,6 +13,7 @@ mod engine;
 #[cfg(target_os = "linux")]
 mod load;
 mod properties;
+mod read_cache;
 mod store_conformance;
 mod store_damage;
 mod store_sled;

@@ -1,7 +1,7 @@
 //! Random sequences of blocks through the engine, with reopenings in between: roots and reads are the reference's.
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
-use flagstone::{Cadence, Engine, StateDiff, StateUpdate, View};
+use flagstone::{Cadence, Engine, EngineConfig, StateDiff, StateUpdate, View};
 use flagstone_testkit::reference::ReferenceState;
 use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
@@ -49,9 +49,9 @@ fn check_view(view: &View, expected: &ReferenceState, diffs: &[StateDiff]) {
     }
 }
 
-fn run(place: &Place, layout: &str, cadence: Cadence, steps: &[(StateDiff, Between)]) {
+fn run(place: &Place, layout: &str, config: EngineConfig, steps: &[(StateDiff, Between)]) {
     let diffs: Vec<StateDiff> = steps.iter().map(|(diff, _)| diff.clone()).collect();
-    let mut engine: Option<Engine> = Some(place.open(layout, config(cadence, 1)));
+    let mut engine: Option<Engine> = Some(place.open(layout, config));
     let mut reference = ReferenceState::new();
     let mut expected: Vec<StateCommitment> = Vec::new();
     for (number, (diff, between)) in steps.iter().enumerate() {
@@ -64,7 +64,7 @@ fn run(place: &Place, layout: &str, cadence: Cadence, steps: &[(StateDiff, Betwe
             Between::Commit => drop(engine.as_ref().unwrap().commit().unwrap()),
             Between::Reopen => {
                 drop(engine.take());
-                engine = Some(place.open(layout, config(cadence, 1)));
+                engine = Some(place.open(layout, config));
             }
         }
         check_view(&engine.as_ref().unwrap().view(), &reference, &diffs);
@@ -73,7 +73,7 @@ fn run(place: &Place, layout: &str, cadence: Cadence, steps: &[(StateDiff, Betwe
     engine.commit().unwrap();
     for (number, root) in (0u64..).zip(&expected) {
         let stored = engine.block_root(BlockNumber(number)).unwrap().unwrap();
-        assert_eq!(stored.commitment, *root, "block {number}: {layout} on {}, {cadence:?}", place.name());
+        assert_eq!(stored.commitment, *root, "block {number}: {layout} on {}, {config:?}", place.name());
     }
     check_view(&engine.view(), &reference, &diffs);
 }
@@ -95,7 +95,21 @@ fn random_blocks_give_the_references_roots_and_reads_in_memory() {
     for_random_steps(24, |steps| {
         for (layout, _) in layouts() {
             for cadence in [Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
-                run(&Place::memory(), layout, cadence, steps);
+                run(&Place::memory(), layout, config(cadence, 1), steps);
+            }
+        }
+    });
+}
+
+#[test]
+fn random_blocks_are_read_as_the_reference_says_whatever_the_cache() {
+    for_random_steps(12, |steps| {
+        for (layout, _) in layouts() {
+            for cadence in [Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
+                for read_cache_bytes in [0, 2_000, 20_000] {
+                    let config = EngineConfig { read_cache_bytes, ..config(cadence, 1) };
+                    run(&Place::memory(), layout, config, steps);
+                }
             }
         }
     });
@@ -106,7 +120,7 @@ fn random_blocks_give_the_references_roots_and_reads_on_sled() {
     for_random_steps(4, |steps| {
         for (layout, _) in layouts() {
             for cadence in [Cadence::EVERY_BLOCK, every(3)] {
-                run(&Place::Sled(tempfile::tempdir().unwrap()), layout, cadence, steps);
+                run(&Place::Sled(tempfile::tempdir().unwrap()), layout, config(cadence, 1), steps);
             }
         }
     });
