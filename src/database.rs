@@ -3,26 +3,27 @@
 //! ```text
 //! DIR/FLAGSTONE   what the database is: layout, formats, scheme, store
 //! DIR/store/      the store's own files
-//! DIR/HEAD        the last acknowledged block
+//! DIR/journal/    blocks that the store may not have yet
 //! ```
 //!
-//! `FLAGSTONE` says what must be found in the store, `HEAD` how far it must have come. A store that turns up empty,
-//! different or behind is damage, not a new database: nothing is created over what was there. Creation makes
-//! `DIR/store.new` and `HEAD`, then writes `FLAGSTONE`, then renames the store; a creation that was interrupted before
-//! `FLAGSTONE` is begun again, one after it is finished.
+//! `FLAGSTONE` says what must be found in the store, the journal how far it must have come. A store that turns up empty,
+//! different, or further behind than the journal reaches is damage, not a new database: nothing is created over what was
+//! there. Creation makes `DIR/store.new`, then writes `FLAGSTONE`, then renames the store; a creation that was
+//! interrupted before `FLAGSTONE` is begun again, one after it is finished.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::engine::head_file::HeadFile;
 use crate::engine::{Engine, EngineConfig, Identity, meta};
 use crate::error::Error;
+use crate::journal::OsFiles;
 use crate::registry::{self, LayoutEntry};
 use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
 
 const MARKER: &str = "FLAGSTONE";
-const HEAD: &str = "HEAD";
+const JOURNAL: &str = "journal";
 const STORE: &str = "store";
 const MARKER_NEW: &str = "FLAGSTONE.new";
 const STORE_NEW: &str = "store.new";
@@ -162,7 +163,7 @@ fn open_marked(
     if meta::read_identity(&store)?.is_none() {
         return Err(lost("it is empty"));
     }
-    Engine::open_sealed(store, layout, config, HeadFile::open(&dir.join(HEAD))?)
+    Engine::open_sealed(store, layout, config, Arc::new(OsFiles), &dir.join(JOURNAL))
 }
 
 fn create(
@@ -175,7 +176,7 @@ fn create(
     let leftover = dir.join(STORE_NEW);
     for entry in fs::read_dir(dir).map_err(|error| io_error("cannot read", dir, &error))? {
         let path = entry.map_err(|error| io_error("cannot read", dir, &error))?.path();
-        let begun = [STORE_NEW, HEAD, MARKER_NEW].iter().any(|name| path == dir.join(name));
+        let begun = [STORE_NEW, MARKER_NEW].iter().any(|name| path == dir.join(name));
         if !begun {
             return Err(Error::NoDatabase(format!(
                 "{} holds {} and no flagstone database; name an empty or a new directory",
@@ -194,7 +195,6 @@ fn create(
     let layout = layout.make();
     let marker = Marker { identity: Identity::of(layout.as_ref()), store: store.name.to_owned() };
     drop(Engine::open((store.open)(&leftover)?, layout, config)?);
-    HeadFile::create(&dir.join(HEAD))?;
     marker.write(dir)?;
     finish_creation(dir)?;
     open_marked(dir, &marker, None, config)

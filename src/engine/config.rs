@@ -27,6 +27,9 @@ pub struct EngineConfig {
     pub pending_blocks_max: usize,
     /// Most values that may be closed and not committed. At the bound, closing a block commits them first.
     pub pending_writes_max: usize,
+    /// With a journal, the store is synced after so many blocks (or 32 MiB of their diffs). More mean a longer replay
+    /// after a crash, and nothing else.
+    pub persist_every: u32,
     /// Most bytes of the cache of values in front of the layout; 0 turns it off. At the bound, the values that were
     /// longest not used leave it.
     pub read_cache_bytes: usize,
@@ -39,6 +42,7 @@ impl Default for EngineConfig {
             threads: 0,
             pending_blocks_max: 1024,
             pending_writes_max: 1 << 20,
+            persist_every: 64,
             read_cache_bytes: 64 << 20,
         }
     }

@@ -140,7 +140,7 @@ pub struct PendingBlock {
 }
 
 impl PendingBlock {
-    fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         put_option(&mut bytes, &self.version, |version, out| {
             version.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
@@ -151,7 +151,7 @@ impl PendingBlock {
         bytes
     }
 
-    fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
         let version = option(&mut from, "version flag", |from| {
             let bytes: [u8; 8] = from.array("version")?;

@@ -12,13 +12,14 @@
 //! - dropping refused blocks: the values they overwrote, their removal from the pending ones, the head.
 
 mod config;
-pub(crate) mod head_file;
+mod durable;
 pub(crate) mod meta;
 mod overlay;
 mod read_cache;
 mod view;
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
@@ -37,8 +38,9 @@ pub use read_cache::ReadCacheStats;
 pub use view::View;
 
 use crate::error::Error;
+use crate::journal::Files;
 use crate::store::Sealed;
-use head_file::HeadFile;
+use durable::{Durability, Step};
 use meta::PendingBlock;
 use overlay::Overlay;
 use read_cache::ReadCache;
@@ -66,8 +68,7 @@ pub struct Engine {
     pool: rayon::ThreadPool,
     config: EngineConfig,
     hasher: Box<dyn Hasher>,
-    /// The last acknowledged block, outside the store; `None` for a store that has no place beside it.
-    head_file: Mutex<Option<HeadFile>>,
+    durability: Mutex<Durability>,
 }
 
 /// What views share with the engine.
@@ -100,6 +101,19 @@ enum Moves<'a> {
     Blocks(&'a [&'a StateDiff]),
     /// Values of closed blocks are taken back.
     Back,
+}
+
+/// A batch's part in a block's life.
+#[derive(Clone, Copy)]
+struct Write<'a> {
+    step: Step<'a>,
+    moves: Moves<'a>,
+}
+
+impl<'a> Write<'a> {
+    const fn new(step: Step<'a>, moves: Moves<'a>) -> Self {
+        Self { step, moves }
+    }
 }
 
 struct Writer {
@@ -164,32 +178,42 @@ impl Engine {
         Self::open_with_hasher(store, layout, config, Box::new(Bulk))
     }
 
-    /// Opens what is behind seals already, and notes acknowledged blocks in a file beside it.
+    /// Like [`Engine::open`], with a journal in the directory `dir`: a block is durable once its frame is synced there,
+    /// and the store follows. What the store lost in a crash is replayed. The directory's parent must be there.
+    ///
+    /// # Errors
+    /// As [`Engine::open`], and [`Error::State`] if the journal is damaged or does not reach back to the store.
+    pub fn open_journaled(
+        store: Box<dyn Store>,
+        layout: Box<dyn Layout>,
+        config: EngineConfig,
+        files: Arc<dyn Files>,
+        dir: &Path,
+    ) -> Result<Self, Error> {
+        Self::open_sealed(Sealed::from_box(store), layout, config, files, dir)
+    }
+
+    /// [`Engine::open_journaled`] for a store that is behind seals already.
     pub(crate) fn open_sealed(
         store: Sealed<dyn Store>,
         layout: Box<dyn Layout>,
         config: EngineConfig,
-        head_file: HeadFile,
+        files: Arc<dyn Files>,
+        dir: &Path,
     ) -> Result<Self, Error> {
         let engine = Self::start(Box::new(store), layout, config, Box::new(Bulk))?;
-        let (closed, acknowledged) = (engine.head().closed, head_file.closed());
-        if closed < acknowledged {
-            let number = |block: Option<BlockNumber>| {
-                block.map_or("no block".to_owned(), |block| format!("block {block}"))
-            };
-            let problem = format!(
-                "it is at {}, but {} was acknowledged: later blocks are lost",
-                number(closed),
-                number(acknowledged)
-            );
-            return Err(Error::damaged("the store", problem));
+        let (durability, missing) = Durability::open(files, dir, &engine.head(), config.persist_every)?;
+        *engine.durability() = durability;
+        let mut writer = engine.writer()?;
+        for block in missing {
+            engine.close_pending(&mut writer, block, true)?;
         }
-        *engine.head_file() = Some(head_file);
+        drop(writer);
         Ok(engine)
     }
 
-    fn head_file(&self) -> MutexGuard<'_, Option<HeadFile>> {
-        self.head_file.lock().unwrap_or_else(PoisonError::into_inner)
+    fn durability(&self) -> MutexGuard<'_, Durability> {
+        self.durability.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Like [`Engine::open`], with another hash engine. All of them give the same roots.
@@ -248,7 +272,7 @@ impl Engine {
             pool,
             config,
             hasher,
-            head_file: Mutex::new(None),
+            durability: Mutex::new(Durability::Store),
         })
     }
 
@@ -305,7 +329,7 @@ impl Engine {
         if writer.pending.is_empty() && self.config.cadence == Cadence::EVERY_BLOCK {
             self.close_and_commit(&mut writer, block, &mut progress)?;
         } else {
-            self.close_pending(&mut writer, block)?;
+            self.close_pending(&mut writer, block, false)?;
             if matches!(self.config.cadence, Cadence::Blocks(count) if writer.pending.len() >= count.get() as usize)
             {
                 self.commit_pending(&mut writer, &mut progress)?;
@@ -389,22 +413,29 @@ impl Engine {
         let mut head = writer.head;
         put_committed(&mut batch, &mut head, &committed);
         head.closed = Some(block.number);
-        self.write(writer, batch, head, Moves::Blocks(&[&block.diff]), |_| {})?;
+        self.write(
+            writer,
+            batch,
+            head,
+            Write::new(Step::Close(&block), Moves::Blocks(&[&block.diff])),
+            |_| {},
+        )?;
         staged.applied.into_iter().for_each(|applied| applied());
         progress.committed.extend(committed);
         progress.hashes += staged.hashes;
         Ok(())
     }
 
-    /// Closes a block and leaves its commitment for later.
-    fn close_pending(&self, writer: &mut Writer, block: PendingBlock) -> Result<(), Error> {
+    /// Closes a block and leaves its commitment for later. `replayed` blocks are in the journal already.
+    fn close_pending(&self, writer: &mut Writer, block: PendingBlock, replayed: bool) -> Result<(), Error> {
         let mut batch = self.shared.layout.stage_values(&block.diff);
         meta::put_pending(&mut batch, &block);
         let head = Head { closed: Some(block.number), ..writer.head };
         let at_close = self.shared.layout.values_readable() == ValuesReadable::AtClose;
         let diffs = [&block.diff];
         let moves = if at_close { Moves::Blocks(&diffs) } else { Moves::Nothing };
-        self.write(writer, batch, head, moves, |overlay| {
+        let step = if replayed { Step::Replay } else { Step::Close(&block) };
+        self.write(writer, batch, head, Write::new(step, moves), |overlay| {
             if !at_close {
                 overlay.push(block.number, &block.diff);
             }
@@ -447,7 +478,7 @@ impl Engine {
             let at_commitment = self.shared.layout.values_readable() == ValuesReadable::AtCommitment;
             let moves = if at_commitment { Moves::Blocks(&diffs[..committed.len()]) } else { Moves::Nothing };
             let rest: Vec<&PendingBlock> = writer.pending.iter().skip(committed.len()).collect();
-            self.write_batch(batch, head, moves, |overlay| {
+            self.write_batch(batch, head, Write::new(Step::Commit, moves), |overlay| {
                 overlay.clear();
                 if at_commitment {
                     rest.iter().for_each(|block| overlay.push(block.number, &block.diff));
@@ -471,12 +502,13 @@ impl Engine {
 
     /// Takes all pending blocks back: the state is again that of the last committed block.
     fn drop_pending(&self, writer: &mut Writer) -> Result<(), Error> {
+        let Some(first) = writer.pending.front().map(|block| block.number) else { return Ok(()) };
         let dropped: Vec<&StateDiff> = writer.pending.iter().map(|block| &block.diff).collect();
         let state = self.shared.state_at(writer.head.root.roots);
         let mut batch = self.shared.layout.stage_rollback(state, &dropped)?;
         writer.pending.iter().for_each(|block| meta::delete_pending(&mut batch, block));
         let head = Head { closed: writer.head.committed, ..writer.head };
-        self.write(writer, batch, head, Moves::Back, Overlay::clear)?;
+        self.write(writer, batch, head, Write::new(Step::Drop(first), Moves::Back), Overlay::clear)?;
         writer.pending.clear();
         writer.pending_writes = 0;
         Ok(())
@@ -493,21 +525,21 @@ impl Engine {
         writer: &mut Writer,
         batch: WriteBatch,
         head: Head,
-        moves: Moves<'_>,
+        write: Write<'_>,
         update: impl FnOnce(&mut Overlay),
     ) -> Result<(), Error> {
-        self.write_batch(batch, head, moves, update)?;
+        self.write_batch(batch, head, write, update)?;
         writer.head = head;
         Ok(())
     }
 
-    /// The one place that writes: applies a batch with its head, syncs, and shows it to new views. Views from before
+    /// The one place that writes: applies a batch with its head, makes it last, and shows it to new views. Views from before
     /// expire first if the batch moves readable values, and the read cache follows before there are views that ask it.
     fn write_batch(
         &self,
         mut batch: WriteBatch,
         head: Head,
-        moves: Moves<'_>,
+        Write { step, moves }: Write<'_>,
         update: impl FnOnce(&mut Overlay),
     ) -> Result<(), StoreError> {
         meta::put_head(&mut batch, &head);
@@ -517,12 +549,7 @@ impl Engine {
         if !matches!(moves, Moves::Nothing) {
             tip.epoch = self.shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         }
-        let goes_down = head.closed < tip.head.closed;
-        let note = || self.head_file().as_mut().map_or(Ok(()), |file| file.record(head.closed));
-        let written = (if goes_down { note() } else { Ok(()) })
-            .and_then(|()| self.shared.store.write(batch))
-            .and_then(|()| self.shared.store.sync())
-            .and_then(|()| if head.closed > tip.head.closed { note() } else { Ok(()) });
+        let written = self.durability().write(self.shared.store.as_ref(), batch, step, head.committed);
         if let Err(error) = written {
             // The first failure is the one to tell; a later one cannot come, because nothing is written any more.
             let _ = self.shared.stopped.set(error.to_string());
@@ -536,6 +563,17 @@ impl Engine {
         update(&mut self.shared.overlay.write().unwrap_or_else(PoisonError::into_inner));
         tip.head = head;
         Ok(())
+    }
+}
+
+impl Drop for Engine {
+    /// Syncs the store, so that the next opening has nothing to replay. What is acknowledged is durable without it.
+    fn drop(&mut self) {
+        if self.shared.check_running().is_ok() {
+            let durability = std::mem::replace(&mut *self.durability(), Durability::Store);
+            // Nobody is left to tell; the journal has what the store might not.
+            let _ = durability.close(self.shared.store.as_ref());
+        }
     }
 }
 

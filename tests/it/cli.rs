@@ -357,8 +357,12 @@ fn a_damaged_database_is_exit_3_and_never_a_panic() {
             fs::write(&path, bytes).unwrap();
         }),
         ("marker emptied", |db| fs::write(db.join("FLAGSTONE"), "").unwrap()),
-        ("head emptied", |db| fs::write(db.join("HEAD"), "").unwrap()),
-        ("head removed", |db| fs::remove_file(db.join("HEAD")).unwrap()),
+        ("journal removed", |db| fs::remove_dir_all(db.join("journal")).unwrap()),
+        ("journal cut", |db| {
+            for entry in fs::read_dir(db.join("journal")).unwrap() {
+                fs::write(entry.unwrap().path(), "").unwrap();
+            }
+        }),
     ];
     for (name, damage) in cases {
         let bench = Bench::new(&mainnet_lines(0..5));
@@ -402,7 +406,6 @@ fn an_interrupted_creation_is_begun_again_or_finished() {
     let db = fresh.dir.path().join("db");
     fs::create_dir_all(db.join("store.new")).unwrap();
     fs::write(db.join("store.new/db"), "half a store").unwrap();
-    fs::write(db.join("HEAD"), "").unwrap();
     fs::write(db.join("FLAGSTONE.new"), "lay").unwrap();
     check(&fresh.replay(&[]), 0);
     assert_eq!(fresh.root(), stated_root(9));

@@ -306,9 +306,13 @@ fn readers_beside_a_writer_get_only_their_epochs_values() {
     const KEYS: u64 = 40;
     const EPOCHS: u64 = 3_000;
     // Which keys an epoch writes: a third of them.
-    let writes = |epoch: u64| (0..KEYS).filter(move |key| (key * 7 + epoch * 5) % 3 == 0);
+    let writes = |epoch: u64| (0..KEYS).filter(move |key| (key * 7 + epoch * 5).is_multiple_of(3));
     let value = |key: u64, epoch: u64| {
-        (0..=epoch).rev().take(4).find(|at| *at > 0 && (key * 7 + at * 5) % 3 == 0).unwrap_or_default()
+        (0..=epoch)
+            .rev()
+            .take(4)
+            .find(|at| *at > 0 && (key * 7 + at * 5).is_multiple_of(3))
+            .unwrap_or_default()
     };
     for bytes in [bytes_for(7), 8 * SHARD_BYTES_MIN, LARGE] {
         let cache = ReadCache::new(bytes);
