@@ -163,7 +163,7 @@ pub struct JournalConfig {
     pub segment_bytes: u64,
     /// Zeros are written ahead in steps of this; 0 for none.
     pub preallocate_bytes: u64,
-    /// The longest payload that is taken.
+    /// The longest payload that is taken. The journal keeps a buffer as long as the longest frame so far.
     pub payload_bytes_max: u64,
 }
 

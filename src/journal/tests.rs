@@ -277,6 +277,30 @@ fn a_process_that_is_killed_loses_nothing_that_was_written() {
 }
 
 #[test]
+fn a_process_that_is_killed_anywhere_leaves_names_that_a_later_power_cut_may_not_mix() {
+    let tail = [Step::Trim(0), Step::Append(100), Step::Sync];
+    for k in 0..operations() {
+        let (files, mut killed) = (disk(), Model::new());
+        files.plan(Fault::PowerCut(k));
+        let _ = killed.run(&files, &script());
+        files.plan(Fault::None);
+        let (journal, _) = open(&files).unwrap();
+        killed.check(&journal, &format!("killed at operation {k}"));
+        let tail = if killed.next() == 1 { &tail[1..] } else { &tail[..] };
+        drop(journal);
+        for (cut, seed) in (0..110).flat_map(|cut| (0..6).map(move |seed| (cut, seed))) {
+            let context = format!("killed at operation {k}, power cut {cut} later, seed {seed}");
+            let (files, mut model) = (files.fork(), killed.clone());
+            files.plan(Fault::PowerCut(cut));
+            let _ = model.run(&files, tail);
+            files.crash(seed * 31 + cut);
+            let (journal, _) = open(&files).unwrap_or_else(|error| panic!("{context}: {error}"));
+            model.check(&journal, &context);
+        }
+    }
+}
+
+#[test]
 fn short_and_interrupted_calls_are_finished() {
     let (files, mut model) = (disk(), Model::new());
     files.nag();
