@@ -159,11 +159,16 @@ fn open_marked(
     if !store_dir.is_dir() {
         return Err(lost("it is missing"));
     }
+    let journal_dir = dir.join(JOURNAL);
+    if !journal_dir.is_dir() {
+        let problem = "it is missing, and with it blocks that the store may not have";
+        return Err(Error::damaged(format!("the journal in {}", journal_dir.display()), problem));
+    }
     let store = Sealed::from_box((self::store(&marker.store)?.open)(&store_dir)?);
     if meta::read_identity(&store)?.is_none() {
         return Err(lost("it is empty"));
     }
-    Engine::open_sealed(store, layout, config, Arc::new(OsFiles), &dir.join(JOURNAL))
+    Engine::open_sealed(store, layout, config, Arc::new(OsFiles), &journal_dir)
 }
 
 fn create(
@@ -202,7 +207,9 @@ fn create(
 
 fn finish_creation(dir: &Path) -> Result<(), Error> {
     let store_dir = dir.join(STORE);
-    let renamed = fs::rename(dir.join(STORE_NEW), &store_dir).and_then(|()| File::open(dir)?.sync_all());
+    let renamed = fs::create_dir_all(dir.join(JOURNAL))
+        .and_then(|()| fs::rename(dir.join(STORE_NEW), &store_dir))
+        .and_then(|()| File::open(dir)?.sync_all());
     renamed.map_err(|error| io_error("cannot create", &store_dir, &error))
 }
 

@@ -71,18 +71,7 @@ impl Durability {
         persist_every: u32,
     ) -> Result<(Self, Vec<PendingBlock>), Error> {
         let (journal, _) = Journal::open(files, dir, JournalConfig::default(), head.closed)?;
-        // All blocks before this one were acknowledged, and are not in the journal any more.
-        let first = journal.held().map(|held| held.first).or(journal.next_block());
-        let next = head.closed.map_or(first, BlockNumber::next);
-        if first > next {
-            let number = |block: Option<BlockNumber>| block.map_or("?".to_owned(), |block| block.to_string());
-            let problem = format!(
-                "its next block is {}, but the journal begins with {}: blocks between are lost",
-                number(next),
-                number(first)
-            );
-            return Err(Error::damaged("the store", problem));
-        }
+        check_reach(&journal, head)?;
         let mut missing = Vec::new();
         for recovered in journal.replay() {
             let recovered = recovered?;
@@ -164,4 +153,25 @@ impl Journaled {
         self.unsynced_bytes = 0;
         Ok(())
     }
+}
+
+/// Refuses a store that has fewer blocks than the journal can bring back.
+fn check_reach(journal: &Journal, head: &Head) -> Result<(), Error> {
+    // All blocks before this one were acknowledged, and are not in the journal any more.
+    let first = journal.held().map(|held| held.first).or(journal.next_block());
+    let reaches = match head.closed {
+        Some(closed) => first <= closed.next(),
+        None => journal.is_whole(),
+    };
+    if reaches {
+        return Ok(());
+    }
+    let number =
+        |block: Option<BlockNumber>| block.map_or("no block".to_owned(), |block| format!("block {block}"));
+    let problem = format!(
+        "it has {}, and the journal begins with {}: blocks are lost",
+        number(head.closed),
+        number(first)
+    );
+    Err(Error::damaged("the store", problem))
 }

@@ -388,6 +388,11 @@ impl Journal {
         Some(BlockRange { first: first.head.block, last: last.head.block })
     }
 
+    /// Whether it holds every block that was ever appended and not refused: nothing was trimmed yet.
+    pub fn is_whole(&self) -> bool {
+        self.segments.front().is_none_or(|first| first.key.sequence == 1)
+    }
+
     /// The last block, synced or not; `None` if none is held.
     pub fn last_block(&self) -> Option<BlockNumber> {
         self.held().map(|held| held.last)

@@ -9,6 +9,7 @@
 
 mod child;
 mod cli;
+mod crash;
 mod engine;
 #[cfg(target_os = "linux")]
 mod load;

@@ -33,7 +33,7 @@ pub struct Flat {
 }
 
 /// Default bound of the cache of decoded records.
-pub const CACHE_BYTES: usize = 128 << 20;
+pub const CACHE_BYTES: usize = 64 << 20;
 
 impl Default for Flat {
     fn default() -> Self {
