@@ -143,7 +143,8 @@ pub struct Moved(Vec<Vec<(Hashed, Felt)>>);
 struct Plan {
     /// A power of two. Allocated at once and never again.
     buckets: usize,
-    /// At most half of what the table could take: then it never grows, whatever is evicted and inserted.
+    /// With the one that comes before another leaves, at most half of what the table could take: then it never grows,
+    /// whatever is evicted and inserted.
     entries_max: usize,
 }
 
@@ -155,7 +156,7 @@ impl Plan {
         tables
             .map_while(|buckets| {
                 let entries = bytes.checked_sub(buckets.checked_mul(BUCKET_BYTES)?)? / ENTRY_BYTES;
-                Some(Self { buckets, entries_max: entries.min(buckets / 16 * 7) })
+                Some(Self { buckets, entries_max: entries.min(buckets / 16 * 7).saturating_sub(1) })
             })
             .max_by_key(|plan| plan.entries_max)
             .filter(|plan| plan.entries_max > 0)
@@ -201,15 +202,13 @@ struct Entries {
 impl Entries {
     /// Sets a value, which becomes the most recent one.
     fn put(&mut self, counters: &Counters, key: Hashed, value: Felt) {
-        if let Some(known) = self.values.get_mut(&key) {
-            *known = value;
+        if self.values.put(key, value).is_some() {
             return;
         }
-        if self.values.len() >= self.max {
+        if self.values.len() > self.max {
             self.values.pop_lru();
             counters.evictions.increment();
         }
-        self.values.put(key, value);
         counters.entries.set(self.values.len() as u64);
     }
 }
