@@ -33,6 +33,13 @@ pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     } else {
         output.line(&head.root.commitment.to_string());
     }
+    if let (Some(closed), true) = (head.closed, head.closed != head.committed) {
+        let after =
+            head.committed.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"));
+        output.note(&format!(
+            "this is the root after {after}; blocks up to {closed} are closed and not committed yet"
+        ));
+    }
     Ok(())
 }
 

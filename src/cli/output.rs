@@ -42,6 +42,12 @@ impl Output {
         let _ = writeln!(anstream::stderr(), "{BAD}error:{BAD:#} {message}");
     }
 
+    /// Prints a remark beside the result.
+    pub fn note(&mut self, message: &str) {
+        // If standard error is gone there is nobody left to tell.
+        let _ = writeln!(anstream::stderr(), "{DIM}note:{DIM:#} {message}");
+    }
+
     /// Starts a progress bar over `total` bytes of input, or of unknown length, if it is long and somebody can see it.
     pub fn start_progress(&mut self, total: Option<u64>) {
         if !std::io::stderr().is_terminal() || total.is_some_and(|total| total < LONG_INPUT_BYTES) {

@@ -135,7 +135,7 @@ pub struct SledConfig {
 
 impl Default for SledConfig {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, verify_closed: true }
+        Self { cache_bytes: 32 << 20, verify_closed: true }
     }
 }
 

@@ -166,6 +166,26 @@ fn a_database_goes_on_where_it_stopped_and_answers_queries() {
 }
 
 #[test]
+fn a_lag_of_the_commitment_is_told_beside_the_root() {
+    let bench = Bench::new("");
+    let dir = bench.dir.path().join("db");
+    let config = flagstone::EngineConfig { cadence: flagstone::Cadence::OnRequest, ..Default::default() };
+    let engine = flagstone::database::open_or_create(&dir, None, None, config).unwrap();
+    for update in crate::support::updates("mainnet_0_9.jsonl").iter().take(3) {
+        engine.close_block(update).unwrap();
+        if update.block_number == Some(flagstone::core::types::BlockNumber(0)) {
+            engine.commit().unwrap();
+        }
+    }
+    drop(engine);
+    let output = flagstone(["root", "--data", dir.to_str().unwrap()]);
+    check(&output, 0);
+    assert_eq!(stdout(&output).trim(), ROOT_0);
+    let note = "note: this is the root after block 0; blocks up to 2 are closed and not committed yet";
+    assert_eq!(stderr(&output).trim(), note);
+}
+
+#[test]
 fn layouts_are_listed() {
     let output = flagstone(["layouts"]);
     check(&output, 0);
