@@ -43,7 +43,7 @@ impl Default for EngineConfig {
             pending_blocks_max: 1024,
             pending_writes_max: 1 << 20,
             persist_every: 64,
-            read_cache_bytes: 64 << 20,
+            read_cache_bytes: 32 << 20,
         }
     }
 }
