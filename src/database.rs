@@ -129,11 +129,10 @@ pub fn open_or_create(
 /// # Errors
 /// [`Error::UnknownName`] with the names there are.
 pub fn store(name: &str) -> Result<&'static StoreEntry, Error> {
-    STORES.iter().find(|entry| entry.name == name).ok_or_else(|| Error::UnknownName {
-        what: "store",
-        name: name.to_owned(),
-        known: STORES.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", "),
-    })
+    STORES
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| Error::unknown_name("store", name, STORES.iter().map(|entry| entry.name)))
 }
 
 fn open_marked(

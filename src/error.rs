@@ -1,7 +1,7 @@
 //! What the engine can refuse or fail with.
 
 use flagstone_core::error::StateError;
-use flagstone_core::store::{StoreError, StoreErrorKind};
+use flagstone_core::store::StoreError;
 use flagstone_core::types::{BlockNumber, StateCommitment};
 
 /// What kind of error it is, for callers that branch; the text is for people.
@@ -128,6 +128,16 @@ impl Error {
         }
     }
 
+    /// No `what` has this name; these there are.
+    pub(crate) fn unknown_name(
+        what: &'static str,
+        name: &str,
+        known: impl Iterator<Item = &'static str>,
+    ) -> Self {
+        let known = known.collect::<Vec<_>>().join(", ");
+        Self::UnknownName { what, name: name.to_owned(), known }
+    }
+
     /// The block it is about, if it is about one.
     pub fn block(&self) -> Option<BlockNumber> {
         match self {
@@ -142,11 +152,6 @@ impl Error {
     /// A row of the engine that is not what it must be.
     pub(crate) fn damaged(what: impl ToString, problem: impl ToString) -> Self {
         Self::State(StateError::damaged(what, problem))
-    }
-
-    /// Whether the store says another process has it open.
-    pub fn is_locked(&self) -> bool {
-        matches!(self, Self::State(StateError::Store(error)) if error.kind() == StoreErrorKind::Locked)
     }
 }
 

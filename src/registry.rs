@@ -53,11 +53,10 @@ pub const LAYOUTS: &[LayoutEntry] = &[
 /// # Errors
 /// [`Error::UnknownName`] with the names there are.
 pub fn layout(name: &str) -> Result<&'static LayoutEntry, Error> {
-    LAYOUTS.iter().find(|entry| entry.name == name).ok_or_else(|| Error::UnknownName {
-        what: "layout",
-        name: name.to_owned(),
-        known: LAYOUTS.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", "),
-    })
+    LAYOUTS
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| Error::unknown_name("layout", name, LAYOUTS.iter().map(|entry| entry.name)))
 }
 
 #[cfg(test)]

@@ -151,6 +151,13 @@ impl PendingBlock {
         bytes
     }
 
+    /// How many bytes [`PendingBlock::encode`] gives.
+    fn encoded_len(&self) -> usize {
+        let version = if self.version.is_some() { 8 } else { 0 };
+        let roots = usize::from(self.old_root.is_some()) + usize::from(self.new_root.is_some());
+        3 + version + 32 * roots + self.diff.encoded_len()
+    }
+
     pub fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
         let version = option(&mut from, "version flag", |from| {
@@ -272,7 +279,7 @@ pub fn put_pending(batch: &mut WriteBatch, block: &PendingBlock) {
 }
 
 pub fn delete_pending(batch: &mut WriteBatch, block: &PendingBlock) {
-    let parts = block.encode().len().div_ceil(PART_BYTES) as u32;
+    let parts = block.encoded_len().div_ceil(PART_BYTES) as u32;
     (0..parts).for_each(|part| batch.delete(part_key(block.number, part)));
 }
 
@@ -322,4 +329,26 @@ pub fn read_pending(store: &dyn StoreRead, head: &Head) -> Result<Vec<PendingBlo
             .map_err(|error| Error::damaged(format!("pending block {number}"), error))
     };
     blocks.into_iter().map(decode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taking_a_pending_block_away_leaves_none_of_its_parts() {
+        let many =
+            (0..500u64).fold(StateDiff::builder(), |diff, key| diff.storage(1.into(), key.into(), 7.into()));
+        for (diff, facts) in [(StateDiff::default(), false), (many.build().unwrap(), true)] {
+            let root = facts.then(|| StateCommitment::from(9));
+            let version = facts.then(|| StarknetVersion::from_numbers([0, 13, 5, 0]));
+            let block =
+                PendingBlock { number: BlockNumber(3), version, old_root: root, new_root: None, diff };
+            assert_eq!(block.encode().len(), block.encoded_len());
+            let (mut put, mut deleted) = (WriteBatch::default(), WriteBatch::default());
+            put_pending(&mut put, &block);
+            delete_pending(&mut deleted, &block);
+            assert!(put.iter().map(|(key, _)| key).eq(deleted.iter().map(|(key, _)| key)));
+        }
+    }
 }

@@ -378,15 +378,10 @@ impl Engine {
         }
         let parent = writer.pending.back().map_or(Some(writer.head.root.commitment), |block| block.new_root);
         check_parent(number, update.old_root, parent)?;
-        let declares =
-            |diff: &StateDiff| diff.classes().iter().any(|class| !class.compiled_class_hash.is_zero());
-        let has_classes = !writer.head.root.roots.classes.is_zero()
-            || declares(&update.diff)
-            || writer.pending.iter().any(|block| declares(&block.diff));
-        let has_contracts = !writer.head.root.roots.contracts.is_zero()
-            || !update.diff.is_empty()
-            || writer.pending.iter().any(|block| !block.diff.is_empty());
-        if update.starknet_version.is_none() && update.new_root.is_none() && has_contracts && !has_classes {
+        if update.starknet_version.is_none()
+            && update.new_root.is_none()
+            && rule_may_matter(writer, &update.diff)
+        {
             return Err(Error::VersionNeeded { block: number });
         }
         Ok(PendingBlock {
@@ -533,8 +528,9 @@ impl Engine {
         Ok(())
     }
 
-    /// The one place that writes: applies a batch with its head, makes it last, and shows it to new views. Views from before
-    /// expire first if the batch moves readable values, and the read cache follows before there are views that ask it.
+    /// The one place that writes: applies a batch with its head, makes it last, and shows it to new views. Views from
+    /// before expire first if the batch moves readable values, and the read cache follows before there are views that
+    /// ask it.
     fn write_batch(
         &self,
         mut batch: WriteBatch,
@@ -603,6 +599,15 @@ fn open_or_create(store: &dyn Store, layout: &dyn Layout) -> Result<Head, Error>
     Ok(head)
 }
 
+/// Whether the state after one more diff may have contracts and no class, so that its commitment depends on the rule.
+fn rule_may_matter(writer: &Writer, diff: &StateDiff) -> bool {
+    let Roots { contracts, classes } = writer.head.root.roots;
+    let declares = |diff: &StateDiff| diff.classes().iter().any(|class| !class.compiled_class_hash.is_zero());
+    let mut diffs = writer.pending.iter().map(|block| &block.diff).chain([diff]);
+    let has_contracts = !contracts.is_zero() || diffs.clone().any(|diff| !diff.is_empty());
+    has_contracts && classes.is_zero() && !diffs.any(declares)
+}
+
 fn check_parent(
     block: BlockNumber,
     stated: Option<StateCommitment>,
@@ -644,15 +649,12 @@ fn verify_group(
 /// The state commitment under the block's rule. If the block's version is not known and matters, a stated root tells
 /// which rule was meant: only one of the two can give it, and either way it commits to exactly these roots.
 fn commitment_of(roots: &Roots, block: &PendingBlock) -> Result<StateCommitment, Error> {
-    let [alone, both] =
-        [CommitmentRule::ContractsRootAlone, CommitmentRule::AlwaysBoth].map(|rule| roots.commitment(rule));
-    if !roots.rule_matters() {
-        return Ok(both);
-    }
+    let by = |rule| roots.commitment(rule);
     match (block.version.map(StarknetVersion::commitment_rule), block.new_root) {
-        (Some(CommitmentRule::ContractsRootAlone), _) => Ok(alone),
-        (Some(CommitmentRule::AlwaysBoth), _) => Ok(both),
-        (None, Some(stated)) => Ok(if stated == both { both } else { alone }),
+        (Some(rule), _) => Ok(by(rule)),
+        (None, _) if !roots.rule_matters() => Ok(by(CommitmentRule::AlwaysBoth)),
+        (None, Some(stated)) if stated == by(CommitmentRule::AlwaysBoth) => Ok(stated),
+        (None, Some(_)) => Ok(by(CommitmentRule::ContractsRootAlone)),
         (None, None) => Err(Error::VersionNeeded { block: block.number }),
     }
 }

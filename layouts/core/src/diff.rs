@@ -323,6 +323,17 @@ impl StateDiff {
         self.deprecated_classes.iter().for_each(|class_hash| out.extend_from_slice(&class_hash.to_be()));
     }
 
+    /// How many bytes [`StateDiff::encode`] appends.
+    pub fn encoded_len(&self) -> usize {
+        let felts = |contract: &ContractDiff| {
+            1 + usize::from(contract.class_hash.is_some())
+                + usize::from(contract.nonce.is_some())
+                + 2 * contract.storage.len()
+        };
+        let contracts: usize = self.contracts.iter().map(|contract| 32 * felts(contract) + 5).sum();
+        12 + contracts + 64 * self.classes.len() + 32 * self.deprecated_classes.len()
+    }
+
     /// Reads what [`StateDiff::encode`] wrote, and checks that it is in normal form.
     ///
     /// # Errors
@@ -453,6 +464,7 @@ mod tests {
         let diff = sample();
         let mut bytes = Vec::new();
         diff.encode(&mut bytes);
+        assert_eq!(bytes.len(), diff.encoded_len());
         let mut reader = Reader::new(&bytes);
         assert_eq!(StateDiff::decode(&mut reader).unwrap(), diff);
         reader.end("diff").unwrap();

@@ -179,11 +179,6 @@ impl WriteBatch {
         self.rows.is_empty()
     }
 
-    /// What it says of a key, if anything.
-    pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
-        self.rows.get(key).map(Option::as_deref)
-    }
-
     /// Keys and rows, ascending by key.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         self.rows.iter().map(|(key, row)| (key.as_slice(), row.as_deref()))

@@ -58,14 +58,7 @@ pub fn class_leaf(class_hash: &ClassHash) -> Vec<u8> {
 pub fn record(trie: &TrieId, path: &Path) -> Vec<u8> {
     let mut key = Vec::with_capacity(48);
     key.push(RECORD);
-    match trie {
-        TrieId::Contracts => key.push(0),
-        TrieId::Classes => key.push(1),
-        TrieId::Storage(address) => {
-            key.push(2);
-            key.extend_from_slice(address.as_be());
-        }
-    }
+    trie.encode(&mut key);
     let band = |start: usize| (start..start + DEPTH).fold(0, |byte, bit| byte << 1 | u8::from(path.bit(bit)));
     key.extend((0..path.len()).step_by(DEPTH).map(band));
     key

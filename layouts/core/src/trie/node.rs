@@ -19,6 +19,20 @@ pub enum TrieId {
     Storage(ContractAddress),
 }
 
+impl TrieId {
+    /// Appends the byte form, with which keys of a trie's rows begin: its kind, and the address of a storage trie.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Contracts => out.push(0),
+            Self::Classes => out.push(1),
+            Self::Storage(address) => {
+                out.push(2);
+                out.extend_from_slice(address.as_be());
+            }
+        }
+    }
+}
+
 impl fmt::Display for TrieId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -47,14 +61,7 @@ impl NodeRef {
     pub fn path_key(&self, prefix: u8) -> Vec<u8> {
         let mut key = Vec::with_capacity(67);
         key.push(prefix);
-        match &self.trie {
-            TrieId::Contracts => key.push(0),
-            TrieId::Classes => key.push(1),
-            TrieId::Storage(address) => {
-                key.push(2);
-                key.extend_from_slice(address.as_be());
-            }
-        }
+        self.trie.encode(&mut key);
         self.path.encode(&mut key);
         key
     }
