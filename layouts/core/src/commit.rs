@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 
 use crate::commitment::{ContractLeaf, Roots, class_leaf_preimage};
-use crate::diff::{ContractDiff, StateDiff};
+use crate::diff::{ClassDiff, ContractDiff, StateDiff};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
@@ -21,7 +21,8 @@ use crate::trie::{
     shape,
 };
 use crate::types::{
-    ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageRoot, TrieKey,
+    ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageKey, StorageRoot,
+    StorageValue, TrieKey,
 };
 
 /// The tries of one state, as rows say them.
@@ -31,6 +32,12 @@ pub trait TrieRows: NodeSource {
     /// # Errors
     /// [`StateError`] if the store fails or the leaf is damaged.
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError>;
+
+    /// What a class's leaf commits to; zero if it has none.
+    ///
+    /// # Errors
+    /// [`StateError`] if the store fails or the leaf is damaged.
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError>;
 }
 
 /// The tries that a session works on: at first as a store has them, then as the session's blocks leave them.
@@ -84,6 +91,13 @@ pub struct ClassLeafChange {
     pub compiled_class_hash: CompiledClassHash,
 }
 
+impl ClassLeafChange {
+    /// The key of the leaf.
+    fn trie_key(&self) -> Option<TrieKey> {
+        TrieKey::try_from(self.class_hash.0).ok()
+    }
+}
+
 /// How many hashes were computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HashCounts {
@@ -111,6 +125,8 @@ pub struct BlockChanges {
     pub contracts: Vec<ContractLeafChange>,
     /// Leaves of the classes trie that the block sets, ascending by class hash.
     pub classes: Vec<ClassLeafChange>,
+    /// The diff that takes the block back: every value that the block sets, as it was before.
+    pub undo: StateDiff,
     /// Hashes computed for it.
     pub hashes: HashCounts,
 }
@@ -121,12 +137,13 @@ pub struct Overlaid<R> {
     rows: R,
     nodes: HashMap<(TrieId, Path), Option<Node>>,
     leaves: HashMap<ContractAddress, ContractLeaf>,
+    classes: HashMap<TrieKey, CompiledClassHash>,
 }
 
 impl<R: TrieRows> Overlaid<R> {
     /// Starts with what the rows say.
     pub fn new(rows: R) -> Self {
-        Self { rows, nodes: HashMap::new(), leaves: HashMap::new() }
+        Self { rows, nodes: HashMap::new(), leaves: HashMap::new(), classes: HashMap::new() }
     }
 }
 
@@ -143,6 +160,11 @@ impl<R: TrieRows> TrieRows for Overlaid<R> {
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
         self.leaves.get(address).map_or_else(|| self.rows.contract_leaf(address), |leaf| Ok(*leaf))
     }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        let known = TrieKey::try_from(class_hash.0).ok().and_then(|key| self.classes.get(&key));
+        known.map_or_else(|| self.rows.class_leaf(class_hash), |compiled| Ok(*compiled))
+    }
 }
 
 impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
@@ -152,6 +174,8 @@ impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
             self.nodes.extend(trie.written.iter().map(|new| ((trie.trie, new.path), Some(new.node))));
         }
         self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
+        let classes = block.classes.iter();
+        self.classes.extend(classes.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
         Ok(())
     }
 }
@@ -170,7 +194,8 @@ impl<S> CommittedBlocks<S> {
         let mut hashes = HashCounts::default();
         self.blocks.iter().for_each(|block| hashes += block.hashes);
         let roots = self.blocks.iter().map(|block| block.roots).collect();
-        StagedCommitment { batch, roots, hashes, applied: None }
+        let undo = self.blocks.iter().map(|block| block.undo.clone()).collect();
+        StagedCommitment { batch, roots, undo, hashes, applied: None }
     }
 }
 
@@ -199,10 +224,12 @@ pub fn commit_blocks<S: CommitmentSource>(
 
 /// A contract's leaf row and its leaf in the trie are there together or not at all. A lost row would otherwise pass
 /// for a contract without storage, and give a wrong root.
-fn same_leaves(rows: &[TrieKey], trie: &[TrieKey]) -> Result<(), StateError> {
-    let in_one = |a: &[TrieKey], b: &[TrieKey]| a.iter().find(|key| b.binary_search(key).is_err()).copied();
+fn same_leaves(rows: &[TrieKey], trie: &[(TrieKey, Felt)]) -> Result<(), StateError> {
+    let without_row = trie.iter().map(|(key, _)| *key).find(|key| rows.binary_search(key).is_err());
+    let in_trie = |key: &TrieKey| trie.binary_search_by_key(key, |(key, _)| *key).is_ok();
+    let without_leaf = rows.iter().copied().find(|key| !in_trie(key));
     let what = |key: TrieKey| format!("leaf of contract {key}");
-    match (in_one(trie, rows), in_one(rows, trie)) {
+    match (without_row, without_leaf) {
         (Some(key), _) => {
             Err(StateError::damaged(what(key), "it is in the contracts trie, but its row is missing"))
         }
@@ -240,31 +267,34 @@ impl<'a> BlockWork<'a> {
             || self.contracts(source, before.contracts, diff, &old_leaves),
             || self.classes(source, before.classes, diff),
         );
-        let (mut tries, contracts) = contracts?;
+        let ContractsWork { mut tries, changes: contracts, undo } = contracts?;
         let (classes_trie, classes, poseidon) = classes?;
+        let undo = StateDiff::of_parts(undo, old_classes(source, diff)?);
         let contracts_root = tries.last().map_or(before.contracts, |trie| ContractsRoot(trie.root));
         let classes_root = ClassesRoot(classes_trie.root);
         tries.push(classes_trie);
         tries.retain(|trie| !trie.written.is_empty() || !trie.removed.is_empty());
         let roots = Roots { contracts: contracts_root, classes: classes_root };
         let hashes = HashCounts { pedersen: self.pedersen.load(Ordering::Relaxed), poseidon };
-        Ok(BlockChanges { roots, tries, contracts, classes, hashes })
+        Ok(BlockChanges { roots, tries, contracts, classes, undo, hashes })
     }
 
-    /// Storage tries, contract leaves, contracts trie; the contracts trie comes last in the result.
+    /// Storage tries, contract leaves, contracts trie.
     fn contracts(
         &self,
         source: &dyn CommitmentSource,
         root: ContractsRoot,
         diff: &StateDiff,
         old_leaves: &[ContractLeaf],
-    ) -> Result<(Vec<TrieChanges>, Vec<ContractLeafChange>), StateError> {
+    ) -> Result<ContractsWork, StateError> {
         let shape_storage = |(contract, old): (&ContractDiff, &ContractLeaf)| {
             let leaves = contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0));
             shape(source, TrieId::Storage(contract.address), old.storage_root.0, leaves)
         };
         let shaped =
             diff.contracts().par_iter().zip(old_leaves).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
+        let befores = diff.contracts().par_iter().zip(old_leaves).zip(&shaped);
+        let undo = befores.map(|((contract, leaf), trie)| contract_before(contract, leaf, trie)).collect();
         let mut tries = self.hash_tries(shaped);
 
         let mut changes = Vec::new();
@@ -286,7 +316,7 @@ impl<'a> BlockWork<'a> {
         let contracts_trie = shape(source, TrieId::Contracts, root.0, leaves)?;
         same_leaves(&present_before, contracts_trie.replaced())?;
         tries.extend(self.hash_tries(vec![contracts_trie]));
-        Ok((tries, changes))
+        Ok(ContractsWork { tries, changes, undo })
     }
 
     fn hash_tries(&self, mut shaped: Vec<ShapedTrie>) -> Vec<TrieChanges> {
@@ -340,6 +370,38 @@ impl<'a> BlockWork<'a> {
         let trie = trie.remove(0).into_changes();
         Ok((trie, changes, pairs.len() as u64 + inner))
     }
+}
+
+/// A block's work on its contracts.
+struct ContractsWork {
+    /// Changes of the storage tries, and last of the contracts trie.
+    tries: Vec<TrieChanges>,
+    changes: Vec<ContractLeafChange>,
+    undo: Vec<ContractDiff>,
+}
+
+/// What a contract's diff sets, as it was before.
+fn contract_before(diff: &ContractDiff, leaf: &ContractLeaf, trie: &ShapedTrie) -> ContractDiff {
+    let mut before = trie.replaced().iter().peekable();
+    let value_before = |(key, _): &(StorageKey, StorageValue)| {
+        let replaced = before.next_if(|(replaced, _)| replaced == key.trie_key());
+        (*key, StorageValue(replaced.map_or(Felt::ZERO, |(_, value)| *value)))
+    };
+    ContractDiff {
+        address: diff.address,
+        class_hash: diff.class_hash.map(|_| leaf.class_hash),
+        nonce: diff.nonce.map(|_| leaf.nonce),
+        storage: diff.storage.iter().map(value_before).collect(),
+    }
+}
+
+/// The classes that a diff sets, as they were before.
+fn old_classes(source: &dyn CommitmentSource, diff: &StateDiff) -> Result<Vec<ClassDiff>, StateError> {
+    let before = |class: &ClassDiff| {
+        let compiled_class_hash = source.class_leaf(&class.class_hash)?;
+        Ok(ClassDiff { class_hash: class.class_hash, compiled_class_hash })
+    };
+    diff.classes().iter().map(before).collect()
 }
 
 /// All leaves that a block is going to set, by trie.

@@ -5,9 +5,9 @@
 
 use std::fmt;
 
-use crate::commit::HashCounts;
+use crate::commit::{HashCounts, TrieRows};
 use crate::commitment::Roots;
-use crate::diff::StateDiff;
+use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
 use crate::hash::Hasher;
 use crate::store::{StoreRead, WriteBatch};
@@ -38,6 +38,8 @@ pub struct StagedCommitment {
     pub batch: WriteBatch,
     /// Roots after each of the blocks, in order.
     pub roots: Vec<Roots>,
+    /// For each of the blocks, in order, the diff that takes it back.
+    pub undo: Vec<StateDiff>,
     /// Hashes computed.
     pub hashes: HashCounts,
     /// What the layout wants done once the batch is written, such as moving a cache on. Dropped if it is not written.
@@ -121,6 +123,19 @@ pub trait Layout: Send + Sync {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError>;
+
+    /// The tries of a state: nodes and what leaves commit to, for proofs, checks and walks. Reads at the height of
+    /// `state.roots`.
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a>;
+
+    /// Reads ahead what a commitment of writes to these things will need, into the layout's own caches. A hint: it may
+    /// be late, wrong, or do nothing, and changes no result.
+    ///
+    /// # Errors
+    /// [`StateError`] if what is on the way cannot be read; the commitment will say so again.
+    fn prefetch(&self, _state: StateAt<'_>, _subjects: &[Subject]) -> Result<(), StateError> {
+        Ok(())
+    }
 
     /// The rows that take back [`Layout::stage_values`] of blocks that are not committed: every value they name
     /// becomes again what the tries at `state.roots` say.

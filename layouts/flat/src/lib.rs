@@ -15,10 +15,9 @@ use cache::RecordCache;
 use flagstone_core::commit::{CommitmentSource, TrieRows, commit_blocks};
 use flagstone_core::diff::{ContractDiff, StateDiff};
 use flagstone_core::error::StateError;
-use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
-use flagstone_core::store::{StoreRead, WriteBatch};
+use flagstone_core::store::WriteBatch;
 use flagstone_core::trie::{TrieId, lookup};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 
@@ -55,14 +54,6 @@ impl Flat {
     /// How often the cache of decoded records could answer.
     pub fn cache_counters(&self) -> CacheCounters {
         self.cache.counters()
-    }
-}
-
-/// A felt's row; zero if there is none.
-fn felt_at(store: &dyn StoreRead, key: &[u8], what: impl FnOnce() -> String) -> Result<Felt, StateError> {
-    match store.get(key)? {
-        Some(row) => rows::decode_felt(&row).map_err(|error| StateError::damaged(what(), error)),
-        None => Ok(Felt::ZERO),
     }
 }
 
@@ -107,16 +98,17 @@ impl Layout for Flat {
         key: &StorageKey,
     ) -> Result<StorageValue, StateError> {
         let what = || format!("storage {key} of contract {address}");
-        felt_at(state.store, &rows::storage(address, key), what).map(StorageValue)
+        rows::felt_at(state.store, &rows::storage(address, key), what).map(StorageValue)
     }
 
     fn nonce_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<Nonce, StateError> {
-        felt_at(state.store, &rows::nonce(address), || format!("nonce of contract {address}")).map(Nonce)
+        rows::felt_at(state.store, &rows::nonce(address), || format!("nonce of contract {address}"))
+            .map(Nonce)
     }
 
     fn class_hash_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<ClassHash, StateError> {
         let what = || format!("class hash of contract {address}");
-        felt_at(state.store, &rows::class_hash(address), what).map(ClassHash)
+        rows::felt_at(state.store, &rows::class_hash(address), what).map(ClassHash)
     }
 
     fn compiled_class_hash(
@@ -125,7 +117,7 @@ impl Layout for Flat {
         class_hash: &ClassHash,
     ) -> Result<CompiledClassHash, StateError> {
         let what = || format!("compiled class hash of class {class_hash}");
-        felt_at(state.store, &rows::compiled_class_hash(class_hash), what).map(CompiledClassHash)
+        rows::felt_at(state.store, &rows::compiled_class_hash(class_hash), what).map(CompiledClassHash)
     }
 
     fn stage_values(&self, diff: &StateDiff) -> WriteBatch {
@@ -177,6 +169,10 @@ impl Layout for Flat {
         Ok(staged)
     }
 
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a> {
+        Box::new(Tries::apart(state, &self.cache))
+    }
+
     fn stage_rollback(&self, state: StateAt<'_>, blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {
         let mut batch = WriteBatch::default();
         let no_cache = RecordCache::new(0);
@@ -187,7 +183,7 @@ impl Layout for Flat {
             }
             for class in diff.classes() {
                 let what = || format!("leaf of class {}", class.class_hash);
-                let committed = felt_at(state.store, &rows::class_leaf(&class.class_hash), what)?;
+                let committed = rows::felt_at(state.store, &rows::class_leaf(&class.class_hash), what)?;
                 rows::put_felt(&mut batch, rows::compiled_class_hash(&class.class_hash), &committed);
             }
         }

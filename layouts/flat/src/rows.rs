@@ -1,9 +1,10 @@
 //! Keys and rows, as the layout's README draws them.
 
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
+use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
-use flagstone_core::store::WriteBatch;
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
+use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::trie::{Path, TrieId};
 use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
 
@@ -80,6 +81,14 @@ pub fn decode_felt(row: &[u8]) -> Result<Felt, DecodeError> {
     let felt = from.short_felt("value")?;
     from.end("value")?;
     if felt == Felt::ZERO { Err(DecodeError::new("value", "is zero, which has no row")) } else { Ok(felt) }
+}
+
+/// A felt's row; zero if there is none.
+pub fn felt_at(store: &dyn StoreRead, key: &[u8], what: impl FnOnce() -> String) -> Result<Felt, StateError> {
+    match store.get(key)? {
+        Some(row) => decode_felt(&row).map_err(|error| StateError::damaged(what(), error)),
+        None => Ok(Felt::ZERO),
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use flagstone_core::felt::Felt;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, WriteBatch};
 use flagstone_core::trie::{Node, NodeRef, NodeSource, Path, TrieChanges, TrieId, WrittenNode};
-use flagstone_core::types::ContractAddress;
+use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
 use rayon::prelude::*;
 
 use crate::cache::{CachedState, RecordCache, Records};
@@ -39,6 +39,8 @@ pub struct Tries<'a> {
     records: CachedState,
     /// Records that differ from their rows, each once.
     changed: HashMap<TrieId, Vec<Path>>,
+    /// Leaves of classes that the session's blocks set.
+    classes: HashMap<[u8; 32], CompiledClassHash>,
 }
 
 /// A node whose record is not there yet, and the leaves below it.
@@ -51,7 +53,24 @@ struct Missing {
 impl<'a> Tries<'a> {
     /// The tries of a state, with what the cache has of it.
     pub fn new(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
-        Self { state, counters: cache, records: cache.take(&state.roots), changed: HashMap::new() }
+        Self {
+            state,
+            counters: cache,
+            records: cache.take(&state.roots),
+            changed: HashMap::new(),
+            classes: HashMap::new(),
+        }
+    }
+
+    /// The tries of a state, beside the cache: a commitment is free to use it.
+    pub fn apart(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
+        Self {
+            state,
+            counters: cache,
+            records: CachedState::default(),
+            changed: HashMap::new(),
+            classes: HashMap::new(),
+        }
     }
 
     /// Reads records. One that has no row is empty.
@@ -215,6 +234,14 @@ impl TrieRows for Tries<'_> {
         };
         ContractLeaf::decode(&row).map_err(StateError::undecodable(format!("leaf of contract {address}")))
     }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        if let Some(compiled) = self.classes.get(&class_hash.to_be()) {
+            return Ok(*compiled);
+        }
+        let what = || format!("leaf of class {class_hash}");
+        rows::felt_at(self.state.store, &rows::class_leaf(class_hash), what).map(CompiledClassHash)
+    }
 }
 
 impl CommitmentSource for Tries<'_> {
@@ -235,6 +262,8 @@ impl CommitmentSource for Tries<'_> {
 
     fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError> {
         block.contracts.iter().for_each(|change| self.records.set_leaf(change.address, change.leaf));
+        let classes = block.classes.iter();
+        self.classes.extend(classes.map(|class| (class.class_hash.to_be(), class.compiled_class_hash)));
         let mut changes: HashMap<TrieId, &TrieChanges> =
             block.tries.iter().map(|trie| (trie.trie, trie)).collect();
         for trie in changes.keys() {

@@ -96,6 +96,21 @@ impl<A: Addressing> TrieRows for Tries<'_, A> {
         let row = self.leaf_row(&self.addressing.contract_leaf_key(address, &hash), what)?;
         ContractLeaf::decode(&row).map_err(StateError::undecodable(what()))
     }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        // A Cairo 0 class may have any hash; it has no leaf.
+        let Ok(key) = TrieKey::try_from(class_hash.0) else { return Ok(CompiledClassHash::ZERO) };
+        let hash = lookup(self, TrieId::Classes, self.state.roots.classes.0, &key)?;
+        if hash == Felt::ZERO {
+            return Ok(CompiledClassHash::ZERO);
+        }
+        let what = || format!("leaf of class {class_hash}");
+        let row = self.leaf_row(&self.addressing.class_leaf_key(class_hash, &hash), what)?;
+        let mut from = Reader::new(&row);
+        let compiled = from.short_felt("compiled class hash").map_err(StateError::undecodable(what()))?;
+        from.end("class leaf").map_err(StateError::undecodable(what()))?;
+        Ok(CompiledClassHash(compiled))
+    }
 }
 
 impl<A: Addressing> Layout for Patricia<A> {
@@ -139,19 +154,7 @@ impl<A: Addressing> Layout for Patricia<A> {
         state: StateAt<'_>,
         class_hash: &ClassHash,
     ) -> Result<CompiledClassHash, StateError> {
-        // A Cairo 0 class may have any hash; it has no leaf.
-        let Ok(key) = TrieKey::try_from(class_hash.0) else { return Ok(CompiledClassHash::ZERO) };
-        let tries = Tries { addressing: &self.0, state };
-        let hash = lookup(&tries, TrieId::Classes, state.roots.classes.0, &key)?;
-        if hash == Felt::ZERO {
-            return Ok(CompiledClassHash::ZERO);
-        }
-        let what = || format!("leaf of class {class_hash}");
-        let row = tries.leaf_row(&self.0.class_leaf_key(class_hash, &hash), what)?;
-        let mut from = Reader::new(&row);
-        let compiled = from.short_felt("compiled class hash").map_err(StateError::undecodable(what()))?;
-        from.end("class leaf").map_err(StateError::undecodable(what()))?;
-        Ok(CompiledClassHash(compiled))
+        Tries { addressing: &self.0, state }.class_leaf(class_hash)
     }
 
     fn stage_values(&self, _diff: &StateDiff) -> WriteBatch {
@@ -169,6 +172,10 @@ impl<A: Addressing> Layout for Patricia<A> {
         let mut batch = WriteBatch::default();
         committed.blocks.iter().for_each(|block| self.stage(&mut batch, block));
         Ok(committed.staged(batch))
+    }
+
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a> {
+        Box::new(Tries { addressing: &self.0, state })
     }
 
     fn stage_rollback(&self, _state: StateAt<'_>, _blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {

@@ -11,9 +11,10 @@ use flagstone_core::diff::{StateDiff, StateDiffBuilder};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::StarknetCrypto;
-use flagstone_core::layout::{Layout, StateAt, ValuesReadable};
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
 use flagstone_core::store::{MemoryStore, Store, StoreRead, WriteBatch};
+use flagstone_core::trie::{TrieId, lookup};
 use flagstone_core::types::{ClassHash, ContractAddress, StorageKey, TrieKey};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -29,6 +30,8 @@ macro_rules! conformance {
             roots_and_reads_equal_the_reference
             values_ahead_of_the_commitment_do_not_leak_into_roots
             rollback_restores_committed_values
+            undo_takes_blocks_back
+            tries_answer_like_values
             emptied_state_leaves_no_rows
             old_states_stay_readable_if_promised
             rows_stay_in_the_layouts_keyspace
@@ -110,14 +113,22 @@ impl<'a, L: Layout + ?Sized> Driver<'a, L> {
     /// # Errors
     /// Whatever the layout says.
     pub fn commit(&mut self) -> Result<Vec<Roots>, StateError> {
+        self.commit_staged().map(|staged| staged.roots)
+    }
+
+    /// Like [`Driver::commit`], with all that the layout staged but the rows, which are written.
+    ///
+    /// # Errors
+    /// Whatever the layout says.
+    pub fn commit_staged(&mut self) -> Result<StagedCommitment, StateError> {
         let pending: Vec<_> = self.pending.iter().collect();
-        let staged = self.layout.stage_commitment(self.state(), &pending, &StarknetCrypto)?;
+        let mut staged = self.layout.stage_commitment(self.state(), &pending, &StarknetCrypto)?;
         assert_eq!(staged.roots.len(), pending.len(), "each block has its own roots");
-        self.write(staged.batch);
-        staged.applied.into_iter().for_each(|applied| applied());
+        self.write(std::mem::take(&mut staged.batch));
+        staged.applied.take().into_iter().for_each(|applied| applied());
         self.roots = staged.roots.last().copied().unwrap_or(self.roots);
         self.pending.clear();
-        Ok(staged.roots)
+        Ok(staged)
     }
 
     /// Reads everything touched and compares it with the reference.
@@ -279,6 +290,70 @@ pub fn rollback_restores_committed_values<L: Layout>(make: impl Fn() -> L) {
         driver.write(batch);
         driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
         prop_assert_eq!(driver.rows(), committed);
+        Ok(())
+    });
+}
+
+/// Committing each block's undo, from the last to the first, gives back the roots, the values and (unless old states are
+/// kept) the rows before it.
+pub fn undo_takes_blocks_back<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
+    for_random_blocks(24, 1..7, |diffs| {
+        let mut driver = Driver::new(layout);
+        let mut reference = ReferenceState::new();
+        let mut before = Vec::new();
+        for group in diffs.chunks(2) {
+            for diff in group {
+                driver.close(diff);
+            }
+            let staged = driver.commit_staged().map_err(fail)?;
+            prop_assert_eq!(staged.undo.len(), group.len());
+            for (diff, undo) in group.iter().zip(staged.undo) {
+                before.push((reference.clone(), undo));
+                reference.apply(diff);
+            }
+        }
+        let mut rows_before = None;
+        for (expected, undo) in before.iter().rev() {
+            driver.close(undo);
+            prop_assert_eq!(driver.commit().map_err(fail)?, vec![expected.roots()]);
+            driver.check_reads(&Touched::by(&diffs), expected).map_err(fail)?;
+            rows_before = Some(driver.rows());
+        }
+        if !layout.keeps_old_states() {
+            prop_assert_eq!(rows_before, Some(vec![]));
+        }
+        Ok(())
+    });
+}
+
+/// What the tries' leaves say is what reads of values say, for what is there and for what is not.
+pub fn tries_answer_like_values<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
+    for_random_blocks(16, 1..6, |diffs| {
+        let mut driver = Driver::new(layout);
+        let mut reference = ReferenceState::new();
+        for diff in &diffs {
+            driver.close(diff);
+            reference.apply(diff);
+            driver.commit().map_err(fail)?;
+        }
+        let (touched, tries) = (Touched::by(&diffs), layout.tries(driver.state()));
+        for address in &touched.contracts {
+            let leaf = tries.contract_leaf(address).map_err(fail)?;
+            prop_assert_eq!(leaf.nonce, reference.nonce_at(address));
+            prop_assert_eq!(leaf.class_hash, reference.class_hash_at(address));
+        }
+        for (address, key) in &touched.slots {
+            let root = tries.contract_leaf(address).map_err(fail)?.storage_root.0;
+            let value = lookup(&*tries, TrieId::Storage(*address), root, key.trie_key()).map_err(fail)?;
+            prop_assert_eq!(value, reference.storage_at(address, key).0);
+        }
+        for class_hash in &touched.classes {
+            let class_hash = ClassHash(Felt::from_bytes_be(class_hash));
+            let compiled = tries.class_leaf(&class_hash).map_err(fail)?;
+            prop_assert_eq!(compiled, reference.compiled_class_hash(&class_hash));
+        }
         Ok(())
     });
 }

@@ -57,7 +57,7 @@ pub struct ShapedTrie {
     pub(super) arena: Vec<NewNode>,
     top: Child,
     removed: Vec<(Path, Felt)>,
-    replaced: Vec<TrieKey>,
+    replaced: Vec<(TrieKey, Felt)>,
 }
 
 /// A new node with its place and its hash.
@@ -120,7 +120,7 @@ struct Shaper<'a> {
     trie: TrieId,
     arena: Vec<NewNode>,
     removed: Vec<(Path, Felt)>,
-    replaced: Vec<TrieKey>,
+    replaced: Vec<(TrieKey, Felt)>,
 }
 
 impl Shaper<'_> {
@@ -132,7 +132,7 @@ impl Shaper<'_> {
     fn update(&mut self, at: Path, old: Felt, leaves: &[Leaf]) -> Result<Subtree, StateError> {
         let Some((_, value)) = leaves.first() else { return Ok(Subtree::Same(old)) };
         if at.len() == TRIE_HEIGHT {
-            self.replaced.extend(at.to_key());
+            self.replaced.extend(at.to_key().map(|key| (key, old)));
             return Ok(match *value {
                 value if value == Felt::ZERO => Subtree::Empty,
                 value if value == old => Subtree::Same(old),
@@ -371,8 +371,8 @@ impl ShapedTrie {
         self.resolve(self.top)
     }
 
-    /// Keys among the set leaves that had a leaf before, ascending.
-    pub fn replaced(&self) -> &[TrieKey] {
+    /// Keys among the set leaves that had a leaf before, with that leaf, ascending by key.
+    pub fn replaced(&self) -> &[(TrieKey, Felt)] {
         &self.replaced
     }
 
