@@ -64,8 +64,9 @@ struct Replay {
     /// Directory of the database, made if missing; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// When roots are computed: every block, every N blocks, or at the end
-    #[arg(long, value_name = "every|N|end", default_value = "every", value_parser = parse_cadence)]
+    /// When roots are computed: with every block before it counts as closed, behind every block, behind every N blocks,
+    /// or at the end
+    #[arg(long, value_name = "close|every|N|end", default_value = "every", value_parser = parse_cadence)]
     commit: Cadence,
     /// Starknet version of blocks whose update does not say it
     #[arg(long, value_name = "V")]
@@ -132,11 +133,12 @@ enum GetWhat {
 
 fn parse_cadence(text: &str) -> Result<Cadence, String> {
     match text {
+        "close" => Ok(Cadence::AtClose),
         "every" => Ok(Cadence::EVERY_BLOCK),
         "end" => Ok(Cadence::OnRequest),
         number => match NonZeroU32::from_str(number) {
             Ok(count) => Ok(Cadence::Blocks(count)),
-            Err(_) => Err("expected `every`, `end`, or a number of blocks from 1 on".to_owned()),
+            Err(_) => Err("expected `close`, `every`, `end`, or a number of blocks from 1 on".to_owned()),
         },
     }
 }

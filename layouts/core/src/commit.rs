@@ -40,6 +40,16 @@ pub trait TrieRows: NodeSource {
     fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError>;
 }
 
+impl<R: TrieRows + Send + ?Sized> TrieRows for Box<R> {
+    fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
+        (**self).contract_leaf(address)
+    }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        (**self).class_leaf(class_hash)
+    }
+}
+
 /// The tries that a session works on: at first as a store has them, then as the session's blocks leave them.
 pub trait CommitmentSource: TrieRows + Send {
     /// Called before tries are shaped, with all leaves that are going to be set. A source can read the nodes on the

@@ -146,7 +146,7 @@ pub enum DiffError {
 }
 
 /// A thing that a diff sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// A storage slot.
     Storage(ContractAddress, StorageKey),

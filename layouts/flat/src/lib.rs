@@ -13,12 +13,11 @@ pub use record::DEPTH;
 
 use cache::RecordCache;
 use flagstone_core::commit::{CommitmentSource, TrieRows, commit_blocks};
-use flagstone_core::diff::{ContractDiff, StateDiff};
+use flagstone_core::diff::StateDiff;
 use flagstone_core::error::StateError;
 use flagstone_core::hash::Hasher;
-use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
 use flagstone_core::store::WriteBatch;
-use flagstone_core::trie::{TrieId, lookup};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 
 use tries::Tries;
@@ -57,27 +56,6 @@ impl Flat {
     }
 }
 
-/// Restores the values of one contract that a dropped block wrote.
-fn restore_contract(
-    tries: &Tries<'_>,
-    batch: &mut WriteBatch,
-    dropped: &ContractDiff,
-) -> Result<(), StateError> {
-    let address = &dropped.address;
-    let leaf = tries.contract_leaf(address)?;
-    if dropped.class_hash.is_some() {
-        rows::put_felt(batch, rows::class_hash(address), &leaf.class_hash.0);
-    }
-    if dropped.nonce.is_some() {
-        rows::put_felt(batch, rows::nonce(address), &leaf.nonce.0);
-    }
-    for (key, _) in &dropped.storage {
-        let value = lookup(tries, TrieId::Storage(*address), leaf.storage_root.0, key.trie_key())?;
-        rows::put_felt(batch, rows::storage(address, key), &value);
-    }
-    Ok(())
-}
-
 impl Layout for Flat {
     fn name(&self) -> &'static str {
         "flat"
@@ -85,10 +63,6 @@ impl Layout for Flat {
 
     fn format_version(&self) -> u32 {
         1
-    }
-
-    fn values_readable(&self) -> ValuesReadable {
-        ValuesReadable::AtClose
     }
 
     fn storage_at(
@@ -169,25 +143,8 @@ impl Layout for Flat {
         Ok(staged)
     }
 
-    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a> {
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
         Box::new(Tries::apart(state, &self.cache))
-    }
-
-    fn stage_rollback(&self, state: StateAt<'_>, blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {
-        let mut batch = WriteBatch::default();
-        let no_cache = RecordCache::new(0);
-        let tries = Tries::new(state, &no_cache);
-        for diff in blocks {
-            for contract in diff.contracts() {
-                restore_contract(&tries, &mut batch, contract)?;
-            }
-            for class in diff.classes() {
-                let what = || format!("leaf of class {}", class.class_hash);
-                let committed = rows::felt_at(state.store, &rows::class_leaf(&class.class_hash), what)?;
-                rows::put_felt(&mut batch, rows::compiled_class_hash(&class.class_hash), &committed);
-            }
-        }
-        Ok(batch)
     }
 }
 

@@ -11,7 +11,7 @@ use flagstone_core::diff::StateDiff;
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
-use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
 use flagstone_core::store::WriteBatch;
 use flagstone_core::trie::{Node, NodeRef, NodeSource, TrieId, lookup};
 use flagstone_core::types::{
@@ -122,10 +122,6 @@ impl<A: Addressing> Layout for Patricia<A> {
         1
     }
 
-    fn values_readable(&self) -> ValuesReadable {
-        ValuesReadable::AtCommitment
-    }
-
     fn keeps_old_states(&self) -> bool {
         !self.0.removes()
     }
@@ -174,12 +170,8 @@ impl<A: Addressing> Layout for Patricia<A> {
         Ok(committed.staged(batch))
     }
 
-    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a> {
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
         Box::new(Tries { addressing: &self.0, state })
-    }
-
-    fn stage_rollback(&self, _state: StateAt<'_>, _blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {
-        Ok(WriteBatch::default())
     }
 }
 

@@ -11,7 +11,7 @@ use flagstone_core::diff::{StateDiff, StateDiffBuilder};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::StarknetCrypto;
-use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
 use flagstone_core::store::{MemoryStore, Store, StoreRead, WriteBatch};
 use flagstone_core::trie::{TrieId, lookup};
@@ -29,7 +29,6 @@ macro_rules! conformance {
         $crate::conformance!(@tests $layout;
             roots_and_reads_equal_the_reference
             values_ahead_of_the_commitment_do_not_leak_into_roots
-            rollback_restores_committed_values
             undo_takes_blocks_back
             tries_answer_like_values
             emptied_state_leaves_no_rows
@@ -224,9 +223,6 @@ pub fn roots_and_reads_equal_the_reference<L: Layout>(make: impl Fn() -> L) {
                     driver.close(diff);
                     reference.apply(diff);
                     expected.push(reference.roots());
-                    if layout.values_readable() == ValuesReadable::AtClose {
-                        driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
-                    }
                 }
                 prop_assert_eq!(driver.commit().map_err(fail)?, expected, "cadence {}", cadence);
                 driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
@@ -266,32 +262,6 @@ pub fn values_ahead_of_the_commitment_do_not_leak_into_roots<L: Layout>(make: im
         expected.push(reference.roots());
     }
     assert_eq!(driver.commit().map_err(|error| error.to_string()), Ok(expected));
-}
-
-/// Closing blocks and rolling them back leaves every value as committed, and the next commitment right.
-pub fn rollback_restores_committed_values<L: Layout>(make: impl Fn() -> L) {
-    let layout = &make();
-    for_random_blocks(24, 2..7, |diffs| {
-        let (kept, dropped) = diffs.split_at(diffs.len() / 2);
-        let mut driver = Driver::new(layout);
-        let mut reference = ReferenceState::new();
-        for diff in kept {
-            driver.close(diff);
-            reference.apply(diff);
-        }
-        driver.commit().map_err(fail)?;
-        let committed = driver.rows();
-        for diff in dropped {
-            driver.close(diff);
-        }
-        let dropped: Vec<_> = std::mem::take(&mut driver.pending);
-        let dropped: Vec<_> = dropped.iter().collect();
-        let batch = layout.stage_rollback(driver.state(), &dropped).map_err(fail)?;
-        driver.write(batch);
-        driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
-        prop_assert_eq!(driver.rows(), committed);
-        Ok(())
-    });
 }
 
 /// Committing each block's undo, from the last to the first, gives back the roots, the values and (unless old states are

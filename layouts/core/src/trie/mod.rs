@@ -36,6 +36,12 @@ pub trait NodeSource: Sync {
     }
 }
 
+impl<S: NodeSource + Send + ?Sized> NodeSource for Box<S> {
+    fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
+        (**self).node(at)
+    }
+}
+
 /// The leaf of a key, walking from the root; zero if there is none.
 ///
 /// # Errors

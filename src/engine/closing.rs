@@ -1,0 +1,203 @@
+//! Closing a block: checked, made durable, and visible.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use flagstone_core::types::{BlockNumber, StateCommitment};
+use flagstone_core::update::StateUpdate;
+
+use super::chain::{Chain, Closed};
+use super::meta::PendingBlock;
+use super::{Cadence, Engine, Progress, Shared};
+use crate::error::Error;
+
+/// From so many values on, they are put in place while the journal syncs, by a thread of their own.
+const PARALLEL_WRITES_MIN: usize = 512;
+
+/// Why a block was not closed.
+pub(super) enum Halt {
+    Error(Error),
+    /// Blocks before it are being taken back.
+    Refusing,
+}
+
+impl<E: Into<Error>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl Engine {
+    /// Closes the next block: checks that it follows, makes it durable and its values visible. Its root follows as the
+    /// cadence says; [`Engine::wait_for_root`] waits for it. Waits itself if a bound on closed blocks is reached.
+    ///
+    /// On an error nothing of the block is kept, unless the error says [`Error::Stopped`] or comes from the store: then a
+    /// reopen tells. The error may be about an earlier block, whose commitment failed: see [`Error::block`].
+    ///
+    /// # Errors
+    /// [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow, [`Error::VersionNeeded`] if
+    /// its commitment would not be defined, [`Error::RootMismatch`] if a committed block's root is not the stated
+    /// one (that block and those after it are taken back), [`Error::State`] if the store fails or is damaged.
+    pub fn close_block(&self, update: &StateUpdate) -> Result<Progress, Error> {
+        let closer = self.shared.closer();
+        let outcome = self.shared.close_block(update);
+        drop(closer);
+        match outcome {
+            Ok(number) => Ok(Progress { closed: Some(number), ..self.shared.chain().take_news() }),
+            Err(Halt::Error(error)) => Err(error),
+            Err(Halt::Refusing) => {
+                let waited = self.shared.wait(self.shared.chain(), |_| true);
+                waited.and_then(|_| self.close_block(update))
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn closer(&self) -> MutexGuard<'_, ()> {
+        self.closer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes a block; the caller holds the closer's lock.
+    fn close_block(&self, update: &StateUpdate) -> Result<BlockNumber, Halt> {
+        let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store;
+        let chain = self.await_turn(self.chain(), |chain| {
+            if at_close {
+                chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
+            } else {
+                !chain.is_full(&self.config, update.diff.writes())
+            }
+        })?;
+        let block = accept(&chain, update)?;
+        let (number, stamp) = (block.number, chain.stamp + 1);
+        drop(chain);
+        let closed = Arc::new(Closed::new(block, stamp));
+        if at_close {
+            self.close_committed(&closed)?;
+        } else {
+            self.make_durable(&closed)?;
+            self.show(&closed);
+        }
+        Ok(number)
+    }
+
+    /// Waits for room. Lets go if blocks are being taken back, because that needs the closer's lock.
+    pub(super) fn await_turn<'a>(
+        &self,
+        mut chain: MutexGuard<'a, Chain>,
+        has_room: impl Fn(&Chain) -> bool,
+    ) -> Result<MutexGuard<'a, Chain>, Halt> {
+        loop {
+            if let Some(failure) = chain.failure.take() {
+                return Err(failure.into());
+            }
+            self.check_running()?;
+            if chain.refusing {
+                return Err(Halt::Refusing);
+            }
+            if has_room(&chain) {
+                return Ok(chain);
+            }
+            chain.want_all();
+            self.changed.notify_all();
+            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Makes a block durable, and puts its values where views will find them.
+    fn make_durable(&self, closed: &Arc<Closed>) -> Result<(), Error> {
+        let place = || self.values.push(closed.stamp, &closed.block.diff);
+        let durable = || self.durability().close(&closed.block);
+        let outcome = if closed.writes < PARALLEL_WRITES_MIN {
+            place();
+            durable()
+        } else {
+            // Values with a stamp that no view has yet are seen by nobody.
+            std::thread::scope(|scope| {
+                scope.spawn(place);
+                durable()
+            })
+        };
+        if let Err(error) = outcome {
+            return Err(self.stop_and_tell(error.into()));
+        }
+        Ok(())
+    }
+
+    /// Commits a block, makes it durable and visible, in this order.
+    fn close_committed(&self, closed: &Arc<Closed>) -> Result<(), Error> {
+        let base = self.rows.base();
+        let group = std::slice::from_ref(closed);
+        let (unit, refused) = self.pool.install(|| self.stage(&base, group))?;
+        let Some(unit) = unit.filter(|_| refused.is_none()) else {
+            return Err(
+                refused.unwrap_or(Error::NotClosed { block: closed.block.number, closed: base.block })
+            );
+        };
+        self.make_durable(closed)?;
+        self.install(unit);
+        if !self.ahead_of_store {
+            let through = Some(closed.block.number);
+            drop(self.wait(self.chain(), |chain| chain.persisted >= through)?);
+        }
+        Ok(())
+    }
+
+    /// Stops the engine for an error, which the caller tells at once.
+    pub(super) fn stop_and_tell(&self, error: Error) -> Error {
+        self.stop(error);
+        self.chain().failure.take().unwrap_or(Error::Stopped { cause: "an earlier failure".into() })
+    }
+
+    /// Shows a durable block to new views, and to the commitment.
+    fn show(&self, closed: &Arc<Closed>) {
+        let mut chain = self.chain();
+        chain.push(closed);
+        self.set_tip(closed.stamp, Some(closed.block.number));
+        self.changed.notify_all();
+    }
+
+    /// Closes a block that the journal has already.
+    pub(super) fn close_again(&self, block: PendingBlock) {
+        let closed = Arc::new(Closed::new(block, self.chain().stamp + 1));
+        self.values.push(closed.stamp, &closed.block.diff);
+        self.show(&closed);
+    }
+}
+
+/// Checks that a block follows and that its commitment will be defined.
+fn accept(chain: &Chain, update: &StateUpdate) -> Result<PendingBlock, Error> {
+    let expected = match chain.closed {
+        Some(closed) => {
+            Some(closed.next().ok_or_else(|| Error::Config("no block follows the last of 64 bits".into()))?)
+        }
+        None => None,
+    };
+    let number = update.block_number.or(expected).unwrap_or_default();
+    if let Some(expected) = expected
+        && number != expected
+    {
+        return Err(Error::WrongNumber { expected, got: number });
+    }
+    check_parent(number, update.old_root, chain.parent())?;
+    if update.starknet_version.is_none() && update.new_root.is_none() && chain.rule_may_matter(&update.diff) {
+        return Err(Error::VersionNeeded { block: number });
+    }
+    Ok(PendingBlock {
+        number,
+        version: update.starknet_version,
+        old_root: update.old_root,
+        new_root: update.new_root,
+        diff: update.diff.clone(),
+    })
+}
+
+pub(super) fn check_parent(
+    block: BlockNumber,
+    stated: Option<StateCommitment>,
+    actual: Option<StateCommitment>,
+) -> Result<(), Error> {
+    match (stated, actual) {
+        (Some(stated), Some(actual)) if stated != actual => Err(Error::WrongParent { block, stated, actual }),
+        _ => Ok(()),
+    }
+}
