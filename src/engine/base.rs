@@ -11,7 +11,6 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use flagstone_core::error::StateError;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, Store, StoreError, StoreRead, Visit, WriteBatch};
 use flagstone_core::types::BlockNumber;
@@ -136,7 +135,7 @@ impl Rows {
     }
 
     /// Reads from the newest committed state; again, if the store moved on from that meanwhile.
-    pub fn read<T>(&self, read: impl Fn(StateAt<'_>) -> Result<T, StateError>) -> Result<T, StateError> {
+    pub fn read<T, E>(&self, read: impl Fn(StateAt<'_>) -> Result<T, E>) -> Result<T, E> {
         loop {
             let base = self.base();
             let read = read(StateAt { store: &self.of(&base), roots: base.root.roots });

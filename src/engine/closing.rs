@@ -6,12 +6,17 @@ use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::update::StateUpdate;
 
 use super::chain::{Chain, Closed};
-use super::meta::PendingBlock;
+use super::meta::{Blob, PendingBlock};
 use super::{Cadence, Engine, Progress, Shared};
 use crate::error::Error;
 
 /// From so many values on, they are put in place while the journal syncs, by a thread of their own.
 const PARALLEL_WRITES_MIN: usize = 512;
+
+/// A blob's key is at most so long.
+const BLOB_KEY_MAX: usize = u8::MAX as usize;
+/// A blob is at most so long: it is one frame of the journal with its block.
+const BLOB_BYTES_MAX: usize = 256 << 20;
 
 /// Why a block was not closed.
 pub(super) enum Halt {
@@ -38,15 +43,33 @@ impl Engine {
     /// its commitment would not be defined, [`Error::RootMismatch`] if a committed block's root is not the stated
     /// one (that block and those after it are taken back), [`Error::State`] if the store fails or is damaged.
     pub fn close_block(&self, update: &StateUpdate) -> Result<Progress, Error> {
+        self.close_block_with(update, &[])
+    }
+
+    /// Like [`Engine::close_block`], with blobs that are as durable as the block is: [`View::blob`](super::View::blob)
+    /// reads them.
+    ///
+    /// # Errors
+    /// As [`Engine::close_block`]; [`Error::Config`] if a blob's key or bytes are too long.
+    pub fn close_block_with(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<Progress, Error> {
+        for Blob { key, bytes } in blobs {
+            if key.len() > BLOB_KEY_MAX || bytes.len() > BLOB_BYTES_MAX {
+                let (key, bytes) = (key.len(), bytes.len());
+                let problem = format!(
+                    "a blob of {bytes} bytes at a key of {key}: at most {BLOB_BYTES_MAX} at {BLOB_KEY_MAX}"
+                );
+                return Err(Error::Config(problem));
+            }
+        }
         let closer = self.shared.closer();
-        let outcome = self.shared.close_block(update);
+        let outcome = self.shared.close_block(update, blobs);
         drop(closer);
         match outcome {
             Ok(number) => Ok(Progress { closed: Some(number), ..self.shared.chain().take_news() }),
             Err(Halt::Error(error)) => Err(error),
             Err(Halt::Refusing) => {
                 let waited = self.shared.wait(self.shared.chain(), |_| true);
-                waited.and_then(|_| self.close_block(update))
+                waited.and_then(|_| self.close_block_with(update, blobs))
             }
         }
     }
@@ -58,7 +81,7 @@ impl Shared {
     }
 
     /// Closes a block; the caller holds the closer's lock.
-    fn close_block(&self, update: &StateUpdate) -> Result<BlockNumber, Halt> {
+    fn close_block(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<BlockNumber, Halt> {
         let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store;
         let chain = self.await_turn(self.chain(), |chain| {
             if at_close {
@@ -67,7 +90,7 @@ impl Shared {
                 !chain.is_full(&self.config, update.diff.writes())
             }
         })?;
-        let block = accept(&chain, update)?;
+        let block = PendingBlock { blobs: blobs.to_vec(), ..accept(&chain, update)? };
         let (number, stamp) = (block.number, chain.stamp + 1);
         drop(chain);
         let closed = Arc::new(Closed::new(block, stamp));
@@ -150,6 +173,10 @@ impl Shared {
 
     /// Shows a durable block to new views, and to the commitment.
     fn show(&self, closed: &Arc<Closed>) {
+        if !closed.block.blobs.is_empty() {
+            let blobs = closed.block.blobs.iter().map(|blob| (blob.key.clone(), Arc::clone(&blob.bytes)));
+            self.blobs().extend(blobs);
+        }
         let mut chain = self.chain();
         chain.push(closed);
         self.set_tip(closed.stamp, Some(closed.block.number));
@@ -188,6 +215,7 @@ fn accept(chain: &Chain, update: &StateUpdate) -> Result<PendingBlock, Error> {
         old_root: update.old_root,
         new_root: update.new_root,
         diff: update.diff.clone(),
+        blobs: Vec::new(),
     })
 }
 

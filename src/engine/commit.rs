@@ -115,7 +115,12 @@ impl Shared {
         let block = &last.block;
         let refused = check_parent(first.block.number, first.block.old_root, Some(base.root.commitment))
             .and_then(|()| {
-                let one = PendingBlock { old_root: None, diff: StateDiff::default(), ..block.clone() };
+                let one = PendingBlock {
+                    old_root: None,
+                    blobs: Vec::new(),
+                    diff: StateDiff::default(),
+                    ..block.clone()
+                };
                 verify(base.root, [&one].into_iter(), &staged.roots, &mut committed)
             });
         if let Err(error) = refused {
@@ -158,6 +163,8 @@ impl Shared {
         committed.iter().for_each(|block| meta::put_block_root(&mut batch, block.number, &block.root));
         let refusal = self.chain().refusal;
         meta::put_head(&mut batch, &StoredHead { block: last.0, root: last.1, refusal });
+        let blobs = blocks.iter().flat_map(|closed| &closed.block.blobs);
+        blobs.for_each(|blob| meta::put_blob(&mut batch, blob));
         for (closed, undo) in &undo {
             self.keep_undo(base, &mut batch, closed.block.number, undo)?;
         }
@@ -175,6 +182,7 @@ impl Shared {
         let after = Base { stamp, block: head, root: unit.root, ..Base::default() };
         let layer = self.rows.commit(unit.batch, after);
         unit.applied.into_iter().for_each(|applied| applied());
+        self.forget_blobs(&unit.blocks);
         let mut chain = self.chain();
         if chain.closed < head {
             chain.closed = head;
@@ -194,6 +202,17 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Blobs of these blocks are in rows now, or are taken back.
+    fn forget_blobs(&self, blocks: &[Arc<Closed>]) {
+        let mut keys = blocks.iter().flat_map(|closed| &closed.block.blobs).peekable();
+        if keys.peek().is_some() {
+            let mut blobs = self.blobs();
+            keys.for_each(|blob| {
+                blobs.remove(&blob.key);
+            });
+        }
+    }
+
     /// Takes back a block whose root did not hold, and all after it. The next caller learns why.
     fn refuse(&self, first: &Arc<Closed>, error: Error) -> Result<(), Error> {
         self.chain().refusing = true;
@@ -208,6 +227,7 @@ impl Shared {
             durability.refuse_from(first.block.number)?;
             durability.refusal()
         };
+        self.forget_blobs(&refused);
         self.values.take_back(first.stamp, refused.iter().map(|closed| &closed.block.diff));
         let mut chain = self.chain();
         chain.waiting.clear();

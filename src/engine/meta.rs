@@ -7,11 +7,12 @@
 //!                             block = 0, or 1 and a u64; refusal = place of the last refusal in the journal
 //! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32]
 //! 0x03 | block u64 | part u32 a piece of what takes the block back (at most PART_BYTES)
-//! 0x04 | key | part u32       a piece of a blob (at most PART_BYTES)
+//! 0x04 | length u8 | key | part u32   a piece of a blob (at most PART_BYTES); the first begins with the length, a u64
 //! ```
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use flagstone_core::codec::{DecodeError, Reader};
 use flagstone_core::commitment::{Roots, StarknetVersion};
@@ -163,6 +164,33 @@ pub struct PendingBlock {
     pub old_root: Option<StateCommitment>,
     pub new_root: Option<StateCommitment>,
     pub diff: StateDiff,
+    pub blobs: Vec<Blob>,
+}
+
+/// Bytes that a caller keeps beside the state, such as a compiled class by its hash. Written with the block that brings
+/// them, and kept by their key whatever becomes of the block once it is committed: for content that never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// At most 255 bytes.
+    pub key: Vec<u8>,
+    /// Less than 4 GiB.
+    pub bytes: Arc<[u8]>,
+}
+
+impl Blob {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.key.len() as u8);
+        out.extend_from_slice(&self.key);
+        out.extend_from_slice(&(self.bytes.len() as u32).to_be_bytes());
+        out.extend_from_slice(&self.bytes);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let length = from.u8("length of a blob's key")?;
+        let key = from.bytes("blob's key", usize::from(length))?.to_vec();
+        let length = from.u32("blob's length")?;
+        Ok(Self { key, bytes: from.bytes("blob", length as usize)?.into() })
+    }
 }
 
 impl PendingBlock {
@@ -174,6 +202,8 @@ impl PendingBlock {
         put_option(&mut bytes, &self.old_root, |root, out| out.extend_from_slice(&root.to_be()));
         put_option(&mut bytes, &self.new_root, |root, out| out.extend_from_slice(&root.to_be()));
         self.diff.encode(&mut bytes);
+        bytes.extend_from_slice(&(self.blobs.len() as u32).to_be_bytes());
+        self.blobs.iter().for_each(|blob| blob.encode(&mut bytes));
         bytes
     }
 
@@ -187,8 +217,10 @@ impl PendingBlock {
         let old_root = option(&mut from, "old root flag", |from| from.felt("old root").map(StateCommitment))?;
         let new_root = option(&mut from, "new root flag", |from| from.felt("new root").map(StateCommitment))?;
         let diff = StateDiff::decode(&mut from)?;
+        let blobs = from.u32("number of blobs")?;
+        let blobs = (0..blobs).map(|_| Blob::decode(&mut from)).collect::<Result<_, _>>()?;
         from.end("pending block")?;
-        Ok(Self { number, version, old_root, new_root, diff })
+        Ok(Self { number, version, old_root, new_root, diff, blobs })
     }
 }
 
@@ -313,6 +345,25 @@ fn read_parts(
     match stray {
         Some(problem) => Err(Error::damaged(what(), problem)),
         None => Ok((parts > 0).then_some(bytes)),
+    }
+}
+
+fn blob_prefix(key: &[u8]) -> Vec<u8> {
+    [&[keyspace::BLOB, key.len() as u8], key].concat()
+}
+
+pub fn put_blob(batch: &mut WriteBatch, blob: &Blob) {
+    let bytes = [&(blob.bytes.len() as u64).to_be_bytes()[..], &blob.bytes].concat();
+    put_parts(batch, &blob_prefix(&blob.key), &bytes);
+}
+
+/// A blob's bytes; `None` if there is none of this key.
+pub fn read_blob(store: &dyn StoreRead, key: &[u8]) -> Result<Option<Arc<[u8]>>, Error> {
+    let what = || format!("the blob at {key:02x?}");
+    let Some(bytes) = read_parts(store, &blob_prefix(key), what)? else { return Ok(None) };
+    match bytes.split_first_chunk::<8>() {
+        Some((length, rest)) if u64::from_be_bytes(*length) == rest.len() as u64 => Ok(Some(rest.into())),
+        _ => Err(Error::damaged(what(), "it is not as long as it says")),
     }
 }
 

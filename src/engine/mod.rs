@@ -18,17 +18,18 @@ mod closing;
 mod commit;
 mod config;
 mod durable;
+mod hints;
 mod history;
 pub(crate) mod meta;
 mod persist;
 mod values;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
 use flagstone_core::commit::HashCounts;
@@ -38,7 +39,8 @@ use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::BlockNumber;
 
 pub use config::{Cadence, EngineConfig};
-pub use meta::{BlockRoot, Head, Identity};
+pub use hints::HintStats;
+pub use meta::{Blob, BlockRoot, Head, Identity};
 pub use values::ReadCacheStats;
 pub use view::View;
 
@@ -48,6 +50,7 @@ use crate::store::Sealed;
 use base::Rows;
 use chain::{Chain, Ending};
 use durable::{Behind, Durability};
+use hints::Hints;
 use meta::StoredHead;
 use values::Values;
 
@@ -70,6 +73,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     committer: Option<JoinHandle<()>>,
     persister: Option<JoinHandle<()>>,
+    reader_ahead: Option<JoinHandle<()>>,
 }
 
 /// What the engine's threads and its views share.
@@ -80,6 +84,9 @@ struct Shared {
     pool: rayon::ThreadPool,
     rows: Rows,
     values: Values,
+    hints: Hints,
+    /// Blobs of blocks that are closed and not committed.
+    blobs: RwLock<HashMap<Vec<u8>, Arc<[u8]>>>,
     tip: RwLock<Tip>,
     chain: Mutex<Chain>,
     /// Something in the chain is new.
@@ -298,6 +305,10 @@ impl Shared {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn blobs(&self) -> RwLockWriteGuard<'_, HashMap<Vec<u8>, Arc<[u8]>>> {
+        self.blobs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// After a failed write the store's content is not known: nothing more is read from it or written on top of it.
     fn check_running(&self) -> Result<(), Error> {
         match self.stopped.get() {
@@ -334,7 +345,7 @@ impl Shared {
     }
 
     /// Runs a thread's loop; whatever ends it other than the engine's end stops the engine.
-    fn run(&self, what: &str, work: impl Fn(&Self) -> Result<(), Error>) {
+    fn run(self: &Arc<Self>, what: &str, work: impl Fn(&Arc<Self>) -> Result<(), Error>) {
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| work(self)));
         match outcome {
             Ok(Ok(())) => {}
@@ -409,6 +420,8 @@ impl Opening {
             pool,
             rows: Rows::new(Box::new(store), head.block, head.root),
             values: Values::new(config.read_cache_bytes),
+            hints: Hints::default(),
+            blobs: RwLock::default(),
             tip: RwLock::new(Tip { stamp: 0, block: head.block }),
             chain: Mutex::new(chain),
             changed: Condvar::new(),
@@ -423,15 +436,16 @@ impl Opening {
             shared.finish_taking_back(first)?;
         }
         behind.missing.into_iter().for_each(|block| shared.close_again(block));
-        let start = |name: &str, work: fn(&Shared) -> Result<(), Error>| {
+        let start = |name: &str, work: fn(&Arc<Shared>) -> Result<(), Error>| {
             let (shared, what) = (Arc::clone(&shared), name.to_owned());
             let thread = std::thread::Builder::new().name(format!("flagstone-{name}"));
             let started = thread.spawn(move || shared.run(&what, work));
             started.map_err(|error| Error::Config(format!("cannot start the {name} thread: {error}")))
         };
-        let committer = start("commit", Shared::commit_waiting)?;
-        let persister = start("persist", Shared::write_committed)?;
-        Ok(Engine { shared, committer: Some(committer), persister: Some(persister) })
+        let committer = Some(start("commit", |shared| shared.commit_waiting())?);
+        let persister = Some(start("persist", |shared| shared.write_committed())?);
+        let reader_ahead = Some(start("read-ahead", hints::follow)?);
+        Ok(Engine { shared, committer, persister, reader_ahead })
     }
 }
 
@@ -450,6 +464,8 @@ impl Drop for Engine {
             chain.want_all();
         }
         drop(chain);
+        self.shared.hints.end();
+        join(&mut self.reader_ahead, Ending::No);
         join(&mut self.committer, Ending::Committing);
         join(&mut self.persister, Ending::Writing);
         if self.shared.check_running().is_ok() {

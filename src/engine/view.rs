@@ -4,7 +4,7 @@
 //! commitment and no batch of the store: values of recent blocks are in memory, and so are rows on their way to the store.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use flagstone_core::diff::Subject;
 use flagstone_core::error::StateError;
@@ -15,6 +15,7 @@ use flagstone_core::types::{
 };
 
 use super::Shared;
+use super::meta;
 use super::values::Lookup;
 use crate::error::Error;
 
@@ -88,6 +89,20 @@ impl View {
                 self.compiled_class_hash(class_hash).map(|compiled| compiled.0)
             }
         }
+    }
+
+    /// The blob of a key, if a block brought one: of any block so far, as blobs never change.
+    ///
+    /// # Errors
+    /// [`Error::State`] if reading fails.
+    pub fn blob(&self, key: &[u8]) -> Result<Option<Arc<[u8]>>, Error> {
+        self.shared.check_running()?;
+        let recent = || self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        if let Some(blob) = recent() {
+            return Ok(Some(blob));
+        }
+        // Committed between the two looks at the earliest: then the rows have it.
+        self.shared.rows.read(|state| meta::read_blob(state.store, key))
     }
 
     /// Asks the values in memory, and the layout if they do not know; they then have the last word, because blocks may

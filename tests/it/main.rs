@@ -11,6 +11,7 @@ mod child;
 mod cli;
 mod crash;
 mod engine;
+mod history;
 #[cfg(target_os = "linux")]
 mod load;
 mod properties;
