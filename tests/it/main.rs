@@ -12,6 +12,7 @@ mod cli;
 mod crash;
 mod engine;
 mod history;
+mod kills;
 #[cfg(target_os = "linux")]
 mod load;
 mod properties;
