@@ -211,6 +211,6 @@ fn main() -> std::io::Result<()> {
     roots(&engine, &mut workload);
     reads(&engine, &mut workload, &slots);
     drop(engine);
-    disk(dir.path());
+    disk(&dir.path().join("disk"));
     Ok(())
 }

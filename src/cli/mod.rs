@@ -45,6 +45,9 @@ enum Command {
     Root(Inspect),
     /// Say what a database is and how far it has come
     Info(Inspect),
+    /// Go back to an earlier block: take back all blocks after it, and print its root
+    #[command(after_help = EXIT_CODES)]
+    Revert(Revert),
     /// List the layouts there are
     Layouts {
         /// Print JSON
@@ -97,10 +100,25 @@ struct Inspect {
 }
 
 #[derive(Args)]
+struct Revert {
+    /// Directory of the database
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The block to go back to
+    block: u64,
+}
+
+#[derive(Args)]
 struct Get {
     /// Directory of the database
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    /// Read the state after this block [default: the last one]
+    #[arg(long, value_name = "N")]
+    block: Option<u64>,
     #[command(subcommand)]
     what: GetWhat,
 }
@@ -167,8 +185,8 @@ impl Failure {
 fn exit_code(error: &Error) -> u8 {
     match error.kind() {
         ErrorKind::Root => 1,
-        ErrorKind::Input => 2,
-        ErrorKind::Expired | ErrorKind::Store => 3,
+        ErrorKind::Input | ErrorKind::Expired => 2,
+        ErrorKind::Store => 3,
     }
 }
 
@@ -192,6 +210,7 @@ pub fn run() -> ExitCode {
         Command::Get(args) => inspect::get(&args, &mut output),
         Command::Root(args) => inspect::root(&args, &mut output),
         Command::Info(args) => inspect::info(&args, &mut output),
+        Command::Revert(args) => inspect::revert(&args, &mut output),
         Command::Layouts { json } => inspect::layouts(json, &mut output),
     };
     match outcome {

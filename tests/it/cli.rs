@@ -166,6 +166,30 @@ fn a_database_goes_on_where_it_stopped_and_answers_queries() {
 }
 
 #[test]
+fn a_database_goes_back_to_an_earlier_block_and_on_from_there() {
+    for layout in ["flat", "patricia-path", "patricia-hash"] {
+        let bench = Bench::new(&mainnet_lines(0..10));
+        check(&bench.replay(&["--layout", layout]), 0);
+        let db = bench.path("db");
+        let slot = ["storage", "0x735596016a37ee972c42adef6a3cf628c19bb3794369c65d2c82ba034aecf2c", "0x5"];
+        let get = |block: &str| flagstone(["get", "--data", &db, "--block", block].iter().chain(&slot));
+        let [before, after] = [get("0"), get("9")].map(|output| stdout(&output));
+        assert_eq!(after.trim(), "0x64");
+        let reverted = flagstone(["revert", "--data", &db, "3"]);
+        check(&reverted, 0);
+        assert_eq!(stdout(&reverted).trim(), stated_root(3));
+        assert_eq!(bench.root(), stated_root(3));
+        assert_eq!(stdout(&get("0")), before);
+        let gone = flagstone(["revert", "--data", &db, "7"]);
+        check(&gone, 2);
+        assert!(stderr(&gone).contains("block 7 is not there: the last block is block 3"));
+        bench.input(&mainnet_lines(4..10));
+        check(&bench.replay(&[]), 0);
+        assert_eq!(bench.root(), stated_root(9));
+    }
+}
+
+#[test]
 fn a_lag_of_the_commitment_is_told_beside_the_root() {
     let bench = Bench::new("");
     let dir = bench.dir.path().join("db");
