@@ -9,7 +9,7 @@ use std::fmt;
 
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
 use flagstone_core::commitment::TRIE_HEIGHT;
-use flagstone_core::felt::Felt;
+use flagstone_core::felt::{Felt, felt_to_be};
 use flagstone_core::trie::{Node, Path};
 
 /// Levels of a record. Stored in each record; see the README for why five.
@@ -131,7 +131,7 @@ fn put_child(row: &mut Vec<u8>, child: &Felt, depth: usize) {
     if depth == TRIE_HEIGHT {
         put_short_felt(row, child);
     } else {
-        row.extend_from_slice(&child.to_bytes_be());
+        row.extend_from_slice(&felt_to_be(child));
     }
 }
 
