@@ -15,7 +15,6 @@ use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
 use crate::layout::StagedCommitment;
-use crate::store::WriteBatch;
 use crate::trie::{
     HashFunction, Node, NodeRef, NodeSource, Path, ShapedTrie, TrieChanges, TrieId, hash_forest, hash_pairs,
     shape,
@@ -51,11 +50,11 @@ pub trait CommitmentSource: TrieRows + Send {
         Ok(())
     }
 
-    /// Takes over what a block changed: reads from now on are of the state after it.
+    /// Takes over what a block changed: reads from now on are of the state after it. `last` if there will be none.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
-    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError>;
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError>;
 }
 
 /// Leaves of one trie that are going to be set.
@@ -168,10 +167,13 @@ impl<R: TrieRows> TrieRows for Overlaid<R> {
 }
 
 impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
-    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError> {
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
+        if last {
+            return Ok(());
+        }
         for trie in &block.tries {
-            self.nodes.extend(trie.removed.iter().map(|(path, _)| ((trie.trie, *path), None)));
-            self.nodes.extend(trie.written.iter().map(|new| ((trie.trie, new.path), Some(new.node))));
+            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
+            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
         }
         self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
         let classes = block.classes.iter();
@@ -180,46 +182,31 @@ impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
     }
 }
 
-/// Blocks after their commitment.
-pub struct CommittedBlocks<S> {
-    /// The source, which has absorbed all blocks but the last.
-    pub source: S,
-    /// The changes of each block, in order. Later ones override earlier ones.
-    pub blocks: Vec<BlockChanges>,
-}
-
-impl<S> CommittedBlocks<S> {
-    /// The outcome for the engine, with the rows that make it last.
-    pub fn staged(&self, batch: WriteBatch) -> StagedCommitment {
-        let mut hashes = HashCounts::default();
-        self.blocks.iter().for_each(|block| hashes += block.hashes);
-        let roots = self.blocks.iter().map(|block| block.roots).collect();
-        let undo = self.blocks.iter().map(|block| block.undo.clone()).collect();
-        StagedCommitment { batch, roots, undo, hashes, applied: None }
-    }
-}
-
-/// Commits blocks one after another on top of a source that stands at `roots`, in memory. Work is spread over the
-/// current rayon pool; the result does not depend on its size.
+/// Commits blocks one after another on top of a source that stands at `roots`, in memory, and hands each block's changes
+/// to `each`: later ones override earlier ones. They are dropped before the next block, so a group of blocks takes the
+/// memory of one. The outcome lacks its batch. Work is spread over the current rayon pool; the result does not depend
+/// on its size.
 ///
 /// # Errors
 /// [`StateError`] if old leaves or nodes cannot be read.
-pub fn commit_blocks<S: CommitmentSource>(
-    mut source: S,
+pub fn commit_blocks(
+    source: &mut dyn CommitmentSource,
     mut roots: Roots,
     diffs: &[&StateDiff],
     hasher: &dyn Hasher,
-) -> Result<CommittedBlocks<S>, StateError> {
-    let mut blocks: Vec<BlockChanges> = Vec::with_capacity(diffs.len());
-    for diff in diffs {
-        if let Some(before) = blocks.last() {
-            source.absorb(before)?;
-        }
-        let block = BlockWork::new(hasher).run(&mut source, roots, diff)?;
+    mut each: impl FnMut(&BlockChanges),
+) -> Result<StagedCommitment, StateError> {
+    let mut staged = StagedCommitment::default();
+    for (index, diff) in diffs.iter().enumerate() {
+        let block = BlockWork::new(hasher).run(source, roots, diff)?;
+        each(&block);
+        source.absorb(&block, index + 1 == diffs.len())?;
         roots = block.roots;
-        blocks.push(block);
+        staged.roots.push(roots);
+        staged.undo.push(block.undo);
+        staged.hashes += block.hashes;
     }
-    Ok(CommittedBlocks { source, blocks })
+    Ok(staged)
 }
 
 /// A contract's leaf row and its leaf in the trie are there together or not at all. A lost row would otherwise pass
@@ -273,7 +260,7 @@ impl<'a> BlockWork<'a> {
         let contracts_root = tries.last().map_or(before.contracts, |trie| ContractsRoot(trie.root));
         let classes_root = ClassesRoot(classes_trie.root);
         tries.push(classes_trie);
-        tries.retain(|trie| !trie.written.is_empty() || !trie.removed.is_empty());
+        tries.retain(|trie| !trie.is_empty());
         let roots = Roots { contracts: contracts_root, classes: classes_root };
         let hashes = HashCounts { pedersen: self.pedersen.load(Ordering::Relaxed), poseidon };
         Ok(BlockChanges { roots, tries, contracts, classes, undo, hashes })

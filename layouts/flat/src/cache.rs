@@ -36,6 +36,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// A record, used by the commitment of that number, as its row has it.
+    pub fn new(record: Record, generation: u32) -> Self {
+        Self { record, changed: false, used: AtomicU32::new(generation) }
+    }
+
     /// Bytes it takes: the record, the table's slot, and the allocator's share.
     pub fn memory(&self) -> usize {
         self.record.memory() + size_of::<Path>() + size_of::<Self>() + 32
@@ -62,9 +67,9 @@ pub struct CachedState {
 }
 
 impl CachedState {
-    /// A record for the map, read or new.
-    pub fn entry(&self, record: Record) -> Entry {
-        Entry { record, changed: false, used: AtomicU32::new(self.generation) }
+    /// The number of this commitment.
+    pub const fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Notes that a record is used by this commitment.
@@ -185,7 +190,7 @@ mod tests {
         for number in numbers {
             let mut record = Record::default();
             record.set(&path(number), Some(Node::Binary { left: Felt::ONE, right: Felt::from(number + 1) }));
-            let entry = state.entry(record);
+            let entry = Entry::new(record, state.generation());
             let bytes = entry.memory();
             if state.tries.entry(TrieId::Contracts).or_default().insert(path(number), entry).is_none() {
                 state.bytes += bytes;

@@ -5,14 +5,13 @@ mod record;
 mod rows;
 mod tries;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub use cache::CacheCounters;
 pub use record::DEPTH;
 
 use cache::RecordCache;
-use flagstone_core::commit::{CommitmentSource, TrieRows, commit_blocks};
+use flagstone_core::commit::{TrieRows, commit_blocks};
 use flagstone_core::diff::{ContractDiff, StateDiff};
 use flagstone_core::error::StateError;
 use flagstone_core::hash::Hasher;
@@ -147,20 +146,9 @@ impl Layout for Flat {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let mut committed = commit_blocks(Tries::new(state, &self.cache), state.roots, blocks, hasher)?;
-        if let Some(last) = committed.blocks.last() {
-            committed.source.absorb(last)?;
-        }
-        let mut staged = committed.staged(WriteBatch::default());
-        let leaves: BTreeSet<ContractAddress> = committed
-            .blocks
-            .iter()
-            .flat_map(|block| block.contracts.iter().map(|change| change.address))
-            .collect();
-        let (mut batch, records) = committed.source.finish(leaves.into_iter());
-        for change in committed.blocks.iter().flat_map(|block| &block.classes) {
-            rows::put_felt(&mut batch, rows::class_leaf(&change.class_hash), &change.compiled_class_hash.0);
-        }
+        let mut tries = Tries::new(state, &self.cache);
+        let mut staged = commit_blocks(&mut tries, state.roots, blocks, hasher, |_| {})?;
+        let (batch, records) = tries.finish();
         staged.batch = batch;
         if let Some(after) = staged.roots.last().copied() {
             let cache = Arc::clone(&self.cache);
@@ -183,7 +171,8 @@ impl Layout for Flat {
             }
             for class in diff.classes() {
                 let what = || format!("leaf of class {}", class.class_hash);
-                let committed = rows::felt_at(state.store, &rows::class_leaf(&class.class_hash), what)?;
+                let committed =
+                    rows::felt_at(state.store, &rows::class_leaf(&class.class_hash.to_be()), what)?;
                 rows::put_felt(&mut batch, rows::compiled_class_hash(&class.class_hash), &committed);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! An update has three steps, so that hashing can go in bulk over many tries at once: [`shape`] finds the new nodes of
 //! one trie without hashing any, [`hash_forest`] hashes the new nodes of all tries level by level, and
-//! [`ShapedTrie::into_changes`] says what to write and what to remove.
+//! [`ShapedTrie::into_changes`] says what to write and what to remove. All three work on one arena of new nodes.
 
 mod forest;
 mod node;
@@ -34,6 +34,20 @@ pub trait NodeSource: Sync {
     fn required_node(&self, at: &NodeRef) -> Result<Node, StateError> {
         self.node(at)?.ok_or(StateError::MissingNode(*at))
     }
+
+    /// A reader for a walk down one trie, if the source has a quicker way than asking it for each node anew.
+    fn reader(&self, _trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
+        None
+    }
+}
+
+/// Reads nodes of one trie, quickest if asked for a node after the one above it.
+pub trait NodeReader: Send {
+    /// As [`NodeSource::node`].
+    ///
+    /// # Errors
+    /// As [`NodeSource::node`].
+    fn node(&mut self, at: &NodeRef) -> Result<Option<Node>, StateError>;
 }
 
 /// The leaf of a key, walking from the root; zero if there is none.

@@ -4,7 +4,7 @@
 //! New nodes go into one arena in post-order: a subtree's top node comes last. That is why merging an edge into the
 //! one above it can change the last node in place.
 
-use super::{Node, NodeRef, NodeSource, Path, TrieId};
+use super::{Node, NodeReader, NodeRef, NodeSource, Path, TrieId};
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -15,29 +15,61 @@ type Leaf = (Path, Felt);
 
 /// A child of a new node.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Child {
+enum Child {
     /// An unchanged subtree or a leaf: its hash is known.
     Known(Felt),
     /// The new node at this index of the arena.
     New(u32),
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(super) enum NewKind {
-    Binary { left: Child, right: Child },
-    Edge { path: Path, child: Child },
+/// In place of an index: the child is not a new node.
+const KNOWN: u32 = u32::MAX;
+
+impl Child {
+    fn of(index: u32, hash: Felt) -> Self {
+        if index == KNOWN { Self::Known(hash) } else { Self::New(index) }
+    }
+
+    fn parts(self) -> (u32, Felt) {
+        match self {
+            Self::Known(hash) => (KNOWN, hash),
+            Self::New(index) => (index, Felt::ZERO),
+        }
+    }
 }
 
-#[derive(Debug)]
+/// A new node. A block of ten thousand slots makes a hundred thousand of them, so their size is what shaping costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NewNode {
-    path: Path,
-    pub(super) kind: NewKind,
+    /// Where it ends: its own path if it is binary, its child's if it is an edge.
+    end: Path,
+    /// Where it begins, in bits from the root.
+    depth: u8,
     /// Longest way down to a node whose hash is known: nodes of one level do not depend on each other.
-    pub(super) level: u32,
-    /// Hash of the old node at the same path, if there was one.
-    replaces: Option<Felt>,
+    pub(super) level: u8,
+    /// Whether there was a node at its path before.
+    replaces: bool,
+    /// Its children's indices, or [`KNOWN`]; an edge has the first one only.
+    children: [u32; 2],
+    /// Hashes of those children that are known.
+    known: [Felt; 2],
     /// Zero until it is hashed.
     pub(super) hash: Felt,
+}
+const _: () = assert!(size_of::<NewNode>() <= 152);
+
+impl NewNode {
+    fn is_edge(&self) -> bool {
+        usize::from(self.depth) < self.end.len()
+    }
+
+    fn path(&self) -> Path {
+        self.end.prefix(self.depth.into())
+    }
+
+    fn child(&self, side: usize) -> Child {
+        Child::of(self.children[side], self.known[side])
+    }
 }
 
 /// What stands at a place after the update.
@@ -56,7 +88,7 @@ pub struct ShapedTrie {
     trie: TrieId,
     pub(super) arena: Vec<NewNode>,
     top: Child,
-    removed: Vec<(Path, Felt)>,
+    removed: Vec<Path>,
     replaced: Vec<(TrieKey, Felt)>,
 }
 
@@ -78,11 +110,54 @@ pub struct TrieChanges {
     pub trie: TrieId,
     /// Its new root; zero if it is empty now.
     pub root: Felt,
+    /// Paths of old nodes where the trie has no node any more. Those with a new node at their path are not among them.
+    pub removed: Vec<Path>,
+    arena: Vec<NewNode>,
+}
+
+impl TrieChanges {
+    /// Whether the trie is as it was.
+    pub fn is_empty(&self) -> bool {
+        self.arena.is_empty() && self.removed.is_empty()
+    }
+
     /// New nodes, children before parents.
-    pub written: Vec<WrittenNode>,
-    /// Path and hash of old nodes where the trie has no node any more. Those with a new node at their path are not
-    /// among them.
-    pub removed: Vec<(Path, Felt)>,
+    pub fn written(&self) -> impl ExactSizeIterator<Item = WrittenNode> {
+        (0..self.arena.len()).map(|index| self.written_at(index))
+    }
+
+    /// One of the [new nodes](Self::written).
+    pub fn written_at(&self, index: usize) -> WrittenNode {
+        let new = &self.arena[index];
+        WrittenNode { path: new.path(), hash: new.hash, node: node_of(&self.arena, new) }
+    }
+
+    /// Where the new nodes begin, in bits from the root: the lengths of their paths.
+    pub fn written_depths(&self) -> impl ExactSizeIterator<Item = usize> {
+        self.arena.iter().map(|new| new.depth.into())
+    }
+
+    /// Path of one of the [new nodes](Self::written).
+    pub fn path_at(&self, index: usize) -> Path {
+        self.arena[index].path()
+    }
+
+    /// Whether one of the [new nodes](Self::written) is in the place of an old one.
+    pub fn replaces_at(&self, index: usize) -> bool {
+        self.arena[index].replaces
+    }
+
+    /// Paths of those children of a new node that are old nodes.
+    pub fn paths_of_old_children(&self, index: usize) -> impl Iterator<Item = Path> {
+        let new = &self.arena[index];
+        let ends = if new.is_edge() {
+            [(new.end.len() < TRIE_HEIGHT).then_some(new.end), None]
+        } else {
+            let inner = new.end.len() + 1 < TRIE_HEIGHT;
+            [false, true].map(|side| inner.then(|| new.end.child(side)))
+        };
+        ends.into_iter().zip(new.children).filter_map(|(end, child)| end.filter(|_| child == KNOWN))
+    }
 }
 
 /// Finds the new shape of `trie`, whose root is `root`, after setting `leaves`: ascending by key, none twice, zero
@@ -98,7 +173,10 @@ pub fn shape(
 ) -> Result<ShapedTrie, StateError> {
     let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
     debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
-    let mut shaper = Shaper { source, trie, arena: Vec::new(), removed: Vec::new(), replaced: Vec::new() };
+    let arena = Vec::with_capacity(4 * leaves.len());
+    let replaced = Vec::with_capacity(leaves.len());
+    let mut shaper =
+        Shaper { source, reader: source.reader(trie), trie, arena, removed: Vec::new(), replaced };
     let top = if root == Felt::ZERO {
         shaper.build(Path::ROOT, &leaves)?
     } else {
@@ -117,15 +195,20 @@ const PARALLEL_LEAVES_MIN: usize = 128;
 
 struct Shaper<'a> {
     source: &'a dyn NodeSource,
+    reader: Option<Box<dyn NodeReader + 'a>>,
     trie: TrieId,
     arena: Vec<NewNode>,
-    removed: Vec<(Path, Felt)>,
+    removed: Vec<Path>,
     replaced: Vec<(TrieKey, Felt)>,
 }
 
-impl Shaper<'_> {
-    fn load(&self, path: Path, hash: Felt) -> Result<Node, StateError> {
-        self.source.required_node(&NodeRef { trie: self.trie, path, hash })
+impl<'a> Shaper<'a> {
+    fn load(&mut self, path: Path, hash: Felt) -> Result<Node, StateError> {
+        let at = NodeRef { trie: self.trie, path, hash };
+        match &mut self.reader {
+            Some(reader) => reader.node(&at)?.ok_or(StateError::MissingNode(at)),
+            None => self.source.required_node(&at),
+        }
     }
 
     /// Sets leaves in the subtree at `at`, which is not empty and has the hash `old`.
@@ -151,22 +234,22 @@ impl Shaper<'_> {
                     return Ok(Subtree::Same(old));
                 }
                 let changed = self.join(at, left, right)?;
-                Ok(self.replaced_by(at, old, changed))
+                Ok(self.replaced_by(at, changed))
             }
             Node::Edge { path, child } => match self.update_edge(at, path, child, leaves)? {
                 None => Ok(Subtree::Same(old)),
-                Some(changed) => Ok(self.replaced_by(at, old, changed)),
+                Some(changed) => Ok(self.replaced_by(at, changed)),
             },
         }
     }
 
     /// Notes what became of the old node at `at`.
-    fn replaced_by(&mut self, at: Path, old: Felt, changed: Subtree) -> Subtree {
+    fn replaced_by(&mut self, at: Path, changed: Subtree) -> Subtree {
         match changed {
-            Subtree::New(index) if self.arena[index as usize].path == at => {
-                self.arena[index as usize].replaces = Some(old);
+            Subtree::New(index) if usize::from(self.arena[index as usize].depth) == at.len() => {
+                self.arena[index as usize].replaces = true;
             }
-            _ => self.removed.push((at, old)),
+            _ => self.removed.push(at),
         }
         changed
     }
@@ -214,7 +297,7 @@ impl Shaper<'_> {
         }
         match self.update_edge(at, rest, child, leaves)? {
             Some(changed) => Ok(changed),
-            None => Ok(self.push(at, NewKind::Edge { path: rest, child: Child::Known(child) })),
+            None => Ok(self.push_edge(at, rest, Child::Known(child))),
         }
     }
 
@@ -235,12 +318,12 @@ impl Shaper<'_> {
                 |shaper| shaper.build(fork_at.child(false), lefts),
                 |shaper| shaper.build(fork_at.child(true), rights),
             )?;
-            self.push(fork_at, NewKind::Binary { left: child(left), right: child(right) })
+            self.push_binary(fork_at, left, right)
         };
         if fork == at.len() {
             return Ok(top);
         }
-        Ok(self.push(at, NewKind::Edge { path: first.0.prefix(fork).suffix(at.len()), child: child(top) }))
+        Ok(self.push_edge(at, first.0.prefix(fork).suffix(at.len()), child(top)))
     }
 
     /// Both sides of a binary node; in parallel, each into an arena of its own, if the smaller side has enough leaves to
@@ -254,7 +337,9 @@ impl Shaper<'_> {
         if smaller < PARALLEL_LEAVES_MIN || rayon::current_num_threads() == 1 {
             return Ok((left(self)?, right(self)?));
         }
-        let mut aside = Self { arena: Vec::new(), removed: Vec::new(), replaced: Vec::new(), ..*self };
+        let (source, trie) = (self.source, self.trie);
+        let (arena, removed, replaced) = (Vec::with_capacity(8 * smaller), Vec::new(), Vec::new());
+        let mut aside = Self { source, reader: source.reader(trie), trie, arena, removed, replaced };
         let (left, right) = rayon::join(|| left(self), || right(&mut aside));
         let (left, right) = (left?, right?);
         Ok((left, self.take_in(aside, right)))
@@ -263,17 +348,10 @@ impl Shaper<'_> {
     /// Appends another arena behind this one; `top` is its subtree.
     fn take_in(&mut self, other: Self, top: Subtree) -> Subtree {
         let offset = self.arena.len() as u32;
-        let moved = |child: Child| match child {
-            Child::New(index) => Child::New(index + offset),
-            known => known,
-        };
-        self.arena.extend(other.arena.into_iter().map(|mut node| {
-            node.kind = match node.kind {
-                NewKind::Binary { left, right } => NewKind::Binary { left: moved(left), right: moved(right) },
-                NewKind::Edge { path, child } => NewKind::Edge { path, child: moved(child) },
-            };
-            node
-        }));
+        let moved = |child: u32| if child == KNOWN { KNOWN } else { child + offset };
+        self.arena.extend(
+            other.arena.into_iter().map(|node| NewNode { children: node.children.map(moved), ..node }),
+        );
         self.removed.extend(other.removed);
         self.replaced.extend(other.replaced);
         match top {
@@ -288,7 +366,7 @@ impl Shaper<'_> {
             (Subtree::Empty, Subtree::Empty) => Ok(Subtree::Empty),
             (Subtree::Empty, only) => self.edge(at, Path::ROOT.child(true), only),
             (only, Subtree::Empty) => self.edge(at, Path::ROOT.child(false), only),
-            (left, right) => Ok(self.push(at, NewKind::Binary { left: child(left), right: child(right) })),
+            (left, right) => Ok(self.push_binary(at, left, right)),
         }
     }
 
@@ -297,49 +375,81 @@ impl Shaper<'_> {
         if path.is_empty() {
             return Ok(below);
         }
-        let edge = match below {
-            Subtree::Empty => return Ok(Subtree::Empty),
+        match below {
+            Subtree::Empty => Ok(Subtree::Empty),
             Subtree::New(index) => {
-                if let NewKind::Edge { path: lower, child } = self.arena[index as usize].kind {
-                    debug_assert_eq!(index as usize + 1, self.arena.len());
-                    let node = &mut self.arena[index as usize];
-                    self.removed.extend(node.replaces.take().map(|old| (node.path, old)));
-                    node.path = at;
-                    node.kind = NewKind::Edge { path: path.join(&lower), child };
-                    return Ok(below);
+                let node = &mut self.arena[index as usize];
+                if !node.is_edge() {
+                    return Ok(self.push_edge(at, path, Child::New(index)));
                 }
-                NewKind::Edge { path, child: Child::New(index) }
+                if std::mem::take(&mut node.replaces) {
+                    self.removed.push(node.path());
+                }
+                node.depth = at.len() as u8;
+                debug_assert_eq!(index as usize + 1, self.arena.len());
+                Ok(below)
             }
-            Subtree::Leaf(value) => NewKind::Edge { path, child: Child::Known(value) },
-            Subtree::Same(hash) => self.edge_over_old(at.join(&path), path, hash)?,
-        };
-        Ok(self.push(at, edge))
+            Subtree::Leaf(value) => Ok(self.push_edge(at, path, Child::Known(value))),
+            Subtree::Same(hash) => self.edge_over_old(at, path, hash),
+        }
     }
 
-    /// An edge over an unchanged subtree at `end`, which may itself begin with an edge.
-    fn edge_over_old(&mut self, end: Path, path: Path, hash: Felt) -> Result<NewKind, StateError> {
+    /// An edge over an unchanged subtree, which may itself begin with an edge.
+    fn edge_over_old(&mut self, at: Path, path: Path, hash: Felt) -> Result<Subtree, StateError> {
+        let end = at.join(&path);
         if end.len() < TRIE_HEIGHT
             && let Node::Edge { path: lower, child } = self.load(end, hash)?
         {
-            self.removed.push((end, hash));
-            return Ok(NewKind::Edge { path: path.join(&lower), child: Child::Known(child) });
+            self.removed.push(end);
+            return Ok(self.push_edge(at, path.join(&lower), Child::Known(child)));
         }
-        Ok(NewKind::Edge { path, child: Child::Known(hash) })
+        Ok(self.push_edge(at, path, Child::Known(hash)))
     }
 
-    fn push(&mut self, path: Path, kind: NewKind) -> Subtree {
-        let level_above = |child: &Child| match child {
+    fn push_binary(&mut self, at: Path, left: Subtree, right: Subtree) -> Subtree {
+        self.push(at, at.len(), [child(left), child(right)])
+    }
+
+    fn push_edge(&mut self, at: Path, path: Path, child: Child) -> Subtree {
+        self.push(at.join(&path), at.len(), [child, Child::Known(Felt::ZERO)])
+    }
+
+    fn push(&mut self, end: Path, depth: usize, children: [Child; 2]) -> Subtree {
+        let level_above = |child: Child| match child {
             Child::Known(_) => 0,
-            Child::New(index) => self.arena[*index as usize].level + 1,
+            Child::New(index) => self.arena[index as usize].level + 1,
         };
-        let level = match &kind {
-            NewKind::Binary { left, right } => level_above(left).max(level_above(right)),
-            NewKind::Edge { child, .. } => level_above(child),
-        };
+        let level = level_above(children[0]).max(level_above(children[1]));
+        let [(left, left_hash), (right, right_hash)] = children.map(Child::parts);
         let index = self.arena.len() as u32;
-        self.arena.push(NewNode { path, kind, level, replaces: None, hash: Felt::ZERO });
+        self.arena.push(NewNode {
+            end,
+            depth: depth as u8,
+            level,
+            replaces: false,
+            children: [left, right],
+            known: [left_hash, right_hash],
+            hash: Felt::ZERO,
+        });
         Subtree::New(index)
     }
+}
+
+/// A child's hash, which must be known already.
+fn resolve(arena: &[NewNode], child: Child) -> Felt {
+    match child {
+        Child::Known(hash) => hash,
+        Child::New(index) => arena[index as usize].hash,
+    }
+}
+
+/// A new node with its children's hashes, which must be known already.
+fn node_of(arena: &[NewNode], new: &NewNode) -> Node {
+    let left = resolve(arena, new.child(0));
+    if new.is_edge() {
+        return Node::Edge { path: new.end.suffix(new.depth.into()), child: left };
+    }
+    Node::Binary { left, right: resolve(arena, new.child(1)) }
 }
 
 fn child(subtree: Subtree) -> Child {
@@ -368,7 +478,7 @@ fn under<'a>(leaves: &'a [Leaf], prefix: &Path) -> &'a [Leaf] {
 impl ShapedTrie {
     /// The trie's new root; zero if it is empty. Meaningful once hashed.
     pub fn root(&self) -> Felt {
-        self.resolve(self.top)
+        resolve(&self.arena, self.top)
     }
 
     /// Keys among the set leaves that had a leaf before, with that leaf, ascending by key.
@@ -376,32 +486,21 @@ impl ShapedTrie {
         &self.replaced
     }
 
-    pub(super) fn resolve(&self, child: Child) -> Felt {
-        match child {
-            Child::Known(hash) => hash,
-            Child::New(index) => self.arena[index as usize].hash,
+    /// What the hash of the node at an index of the arena is made of: the pair that is hashed and the length that is
+    /// added, zero for a binary node. The children's hashes must be known already.
+    pub(super) fn operands(&self, index: usize) -> ([Felt; 2], u8) {
+        let new = &self.arena[index];
+        let left = resolve(&self.arena, new.child(0));
+        if new.is_edge() {
+            let path = new.end.suffix(new.depth.into());
+            return ([left, path.value()], path.len() as u8);
         }
-    }
-
-    /// The node at an index of the arena, with its children's hashes, which must be known already.
-    pub(super) fn node(&self, index: usize) -> Node {
-        match self.arena[index].kind {
-            NewKind::Binary { left, right } => {
-                Node::Binary { left: self.resolve(left), right: self.resolve(right) }
-            }
-            NewKind::Edge { path, child } => Node::Edge { path, child: self.resolve(child) },
-        }
+        ([left, resolve(&self.arena, new.child(1))], 0)
     }
 
     /// What to write and what to remove, once hashed.
     pub fn into_changes(self) -> TrieChanges {
         debug_assert!(self.arena.iter().all(|node| node.hash != Felt::ZERO));
-        let written = |(index, node): (usize, &NewNode)| WrittenNode {
-            path: node.path,
-            hash: node.hash,
-            node: self.node(index),
-        };
-        let written = self.arena.iter().enumerate().map(written).collect();
-        TrieChanges { trie: self.trie, root: self.root(), written, removed: self.removed }
+        TrieChanges { trie: self.trie, root: self.root(), removed: self.removed, arena: self.arena }
     }
 }
