@@ -1,9 +1,12 @@
 //! Workload S from end to end, for each layout: the base, ten blocks of 1 000 slots, ten of 10 000, in memory.
 //!
-//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [LAYOUT]...]` prints for each size the median and least
+//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [cache=MIB] [LAYOUT]...]` prints for each size the median and least
 //! time from a prepared diff to its root with all rows staged, the CPU time of that over all threads, the time to write
 //! the rows, and what they weigh, and checks the roots that the workload's definition states. The layouts take turns
 //! block by block, so that a slow spell of the machine hits all of them.
+//!
+//! The flat layout has its default cache of records, which holds about a third of the larger state, or one of so many
+//! MiB: with 512 all reads are from memory.
 //!
 //! After the base it prints what the state takes for each leaf: the bytes of all rows, and the anonymous memory by which
 //! the process grew (store, caches, and what the allocator keeps), which is exact if one layout is named and runs alone.
@@ -127,14 +130,17 @@ fn load(contenders: &mut [Contender], pool: &rayon::ThreadPool, base: &[StateDif
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let threads = arguments.iter().filter_map(|argument| argument.parse().ok()).next_back().unwrap_or(0);
+    let cache: Option<usize> =
+        arguments.iter().find_map(|argument| argument.strip_prefix("cache=")?.parse().ok());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     #[expect(clippy::expect_used, reason = "without threads there is nothing to measure")]
     let pool = pool.expect("the system gives threads");
     for (leaves, contracts, after_base, after_blocks) in ROOTS {
         println!("{leaves} leaves over {contracts} contracts, {} threads", pool.current_num_threads());
         let (mut workload, base) = WorkloadS::new(leaves, contracts);
+        let flat = cache.map_or_else(Flat::new, |mebibytes| Flat::with_cache(mebibytes << 20));
         let layouts: [Box<dyn Layout>; 3] =
-            [Box::new(Flat::new()), Box::new(Patricia::new(ByPath)), Box::new(Patricia::new(ByHash))];
+            [Box::new(flat), Box::new(Patricia::new(ByPath)), Box::new(Patricia::new(ByHash))];
         let named = |layout: &dyn Layout| arguments.iter().any(|argument| argument == layout.name());
         let all = !layouts.iter().any(|layout| named(layout.as_ref()));
         let layouts = layouts.into_iter().filter(|layout| all || named(layout.as_ref()));
