@@ -17,7 +17,7 @@ use crate::hash::Hasher;
 use crate::layout::StagedCommitment;
 use crate::trie::{
     HashFunction, Node, NodeRef, NodeSource, Path, ShapedTrie, TrieChanges, TrieId, hash_forest, hash_pairs,
-    shape,
+    shape, shape_in_memory,
 };
 use crate::types::{
     ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageKey, StorageRoot,
@@ -41,8 +41,8 @@ pub trait TrieRows: NodeSource {
 
 /// The tries that a session works on: at first as a store has them, then as the session's blocks leave them.
 pub trait CommitmentSource: TrieRows + Send {
-    /// Called before tries are shaped, with all leaves that are going to be set. A source can read the nodes on the
-    /// way to them ahead, in bulk.
+    /// Called before tries are shaped, with all leaves that are going to be set in those that could not be shaped from
+    /// memory alone. A source can read the nodes on the way to them ahead, in bulk.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
@@ -247,11 +247,18 @@ impl<'a> BlockWork<'a> {
         let rows: &dyn CommitmentSource = source;
         let old_leaf = |contract: &ContractDiff| rows.contract_leaf(&contract.address);
         let old_leaves = diff.contracts().par_iter().map(old_leaf).collect::<Result<Vec<_>, _>>()?;
-        source.prepare(&wanted(before, diff, &old_leaves))?;
+        let in_memory = |work: (&ContractDiff, &ContractLeaf)| {
+            let (contract, old) = work;
+            let trie = TrieId::Storage(contract.address);
+            shape_in_memory(rows, trie, old.storage_root.0, storage_leaves(contract))
+        };
+        let shaped = diff.contracts().par_iter().zip(&old_leaves).map(in_memory);
+        let shaped = shaped.collect::<Result<Vec<_>, _>>()?;
+        source.prepare(&wanted(before, diff, &old_leaves, &shaped))?;
 
         let source: &dyn CommitmentSource = source;
         let (contracts, classes) = rayon::join(
-            || self.contracts(source, before.contracts, diff, &old_leaves),
+            || self.contracts(source, before.contracts, diff, &old_leaves, shaped),
             || self.classes(source, before.classes, diff),
         );
         let ContractsWork { mut tries, changes: contracts, undo } = contracts?;
@@ -266,20 +273,23 @@ impl<'a> BlockWork<'a> {
         Ok(BlockChanges { roots, tries, contracts, classes, undo, hashes })
     }
 
-    /// Storage tries, contract leaves, contracts trie.
+    /// Storage tries, contract leaves, contracts trie. `shaped` are those storage tries that memory was enough for.
     fn contracts(
         &self,
         source: &dyn CommitmentSource,
         root: ContractsRoot,
         diff: &StateDiff,
         old_leaves: &[ContractLeaf],
+        shaped: Vec<Option<ShapedTrie>>,
     ) -> Result<ContractsWork, StateError> {
-        let shape_storage = |(contract, old): (&ContractDiff, &ContractLeaf)| {
-            let leaves = contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0));
-            shape(source, TrieId::Storage(contract.address), old.storage_root.0, leaves)
+        let shape_storage = |(shaped, (contract, old)): (Option<_>, (&ContractDiff, &ContractLeaf))| {
+            let trie = TrieId::Storage(contract.address);
+            let from_rows = || shape(source, trie, old.storage_root.0, storage_leaves(contract));
+            shaped.map_or_else(from_rows, Ok)
         };
+        let contracts = diff.contracts().par_iter().zip(old_leaves);
         let shaped =
-            diff.contracts().par_iter().zip(old_leaves).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
+            shaped.into_par_iter().zip(contracts).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
         let befores = diff.contracts().par_iter().zip(old_leaves).zip(&shaped);
         let undo = befores.map(|((contract, leaf), trie)| contract_before(contract, leaf, trie)).collect();
         let mut tries = self.hash_tries(shaped);
@@ -391,8 +401,18 @@ fn old_classes(source: &dyn CommitmentSource, diff: &StateDiff) -> Result<Vec<Cl
     diff.classes().iter().map(before).collect()
 }
 
-/// All leaves that a block is going to set, by trie.
-fn wanted(before: Roots, diff: &StateDiff, old_leaves: &[ContractLeaf]) -> Vec<Wanted> {
+/// The leaves of a contract's storage trie that a block sets.
+fn storage_leaves(contract: &ContractDiff) -> impl Iterator<Item = (TrieKey, Felt)> {
+    contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0))
+}
+
+/// All leaves that a block is going to set, by trie; without the storage tries that are shaped already.
+fn wanted(
+    before: Roots,
+    diff: &StateDiff,
+    old_leaves: &[ContractLeaf],
+    shaped: &[Option<ShapedTrie>],
+) -> Vec<Wanted> {
     let storage = |(contract, old): (&ContractDiff, &ContractLeaf)| Wanted {
         trie: TrieId::Storage(contract.address),
         root: old.storage_root.0,
@@ -401,7 +421,8 @@ fn wanted(before: Roots, diff: &StateDiff, old_leaves: &[ContractLeaf]) -> Vec<W
     let contracts =
         diff.contracts().iter().map(|contract| Path::of_key(contract.address.trie_key())).collect();
     let classes = diff.classes().iter().map(|class| Path::of_key(&class.trie_key())).collect();
-    let mut wanted: Vec<Wanted> = diff.contracts().iter().zip(old_leaves).map(storage).collect();
+    let unshaped = diff.contracts().iter().zip(old_leaves).zip(shaped).filter(|(_, shaped)| shaped.is_none());
+    let mut wanted: Vec<Wanted> = unshaped.map(|(work, _)| storage(work)).collect();
     wanted.push(Wanted { trie: TrieId::Contracts, root: before.contracts.0, leaves: contracts });
     wanted.push(Wanted { trie: TrieId::Classes, root: before.classes.0, leaves: classes });
     wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());

@@ -123,8 +123,8 @@ impl CachedState {
 pub struct RecordCache {
     state: Mutex<Option<CachedState>>,
     bytes_max: usize,
-    pub hits: AtomicU64,
-    pub misses: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
     evictions: AtomicU64,
 }
 
@@ -159,6 +159,16 @@ impl RecordCache {
         state.roots = roots;
         self.evictions.fetch_add(state.evict(self.bytes_max), Ordering::Relaxed);
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+
+    /// Counts records that were there.
+    pub fn count_hits(&self, count: u64) {
+        self.hits.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts records that had to be read.
+    pub fn count_misses(&self, count: u64) {
+        self.misses.fetch_add(count, Ordering::Relaxed);
     }
 
     /// The counters so far.

@@ -7,14 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use flagstone_core::commit::{BlockChanges, CommitmentSource, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
 use flagstone_core::error::StateError;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, WriteBatch};
-use flagstone_core::trie::{Node, NodeReader, NodeRef, NodeSource, Path, TrieChanges, TrieId};
+use flagstone_core::trie::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieChanges, TrieId};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
 use rayon::prelude::*;
 
@@ -36,8 +35,12 @@ pub struct Tries<'a> {
     state: StateAt<'a>,
     counters: &'a RecordCache,
     records: CachedState,
+    /// Whether the block's records were counted as hits or misses.
+    prepared: bool,
     /// Records that differ from their rows, each once.
     changed: HashMap<TrieId, Vec<Path>>,
+    /// Rows of the records that the last block changed, by trie and path.
+    last_rows: Vec<(TrieId, Vec<(Vec<u8>, Row)>)>,
     /// Contracts whose leaves the session's blocks changed.
     changed_leaves: BTreeSet<ContractAddress>,
     /// Leaves of classes that the session's blocks set.
@@ -58,7 +61,9 @@ impl<'a> Tries<'a> {
             state,
             counters: cache,
             records: cache.take(&state.roots),
+            prepared: false,
             changed: HashMap::new(),
+            last_rows: Vec::new(),
             changed_leaves: BTreeSet::new(),
             classes: BTreeMap::new(),
         }
@@ -70,7 +75,9 @@ impl<'a> Tries<'a> {
             state,
             counters: cache,
             records: CachedState::default(),
+            prepared: false,
             changed: HashMap::new(),
+            last_rows: Vec::new(),
             changed_leaves: BTreeSet::new(),
             classes: BTreeMap::new(),
         }
@@ -78,7 +85,7 @@ impl<'a> Tries<'a> {
 
     /// Reads records. One that has no row is empty.
     fn load(&mut self, keys: &[RecordKey]) -> Result<(), StateError> {
-        self.counters.misses.fetch_add(keys.len() as u64, Ordering::Relaxed);
+        self.counters.count_misses(keys.len() as u64);
         let read = keys.par_chunks(READ_CHUNK).map(|keys| self.read(keys)).collect::<Result<Vec<_>, _>>()?;
         for ((trie, path), record) in keys.iter().zip(read.into_iter().flatten()) {
             let entry = Entry::new(record, self.records.generation());
@@ -107,7 +114,7 @@ impl<'a> Tries<'a> {
             let walk = Walk { state: &self.records, records, leaves, wanted: visit.wanted };
             let mut missing = Vec::new();
             let visited = walk.node(visit.at, visit.leaves, None, &mut missing);
-            self.counters.hits.fetch_add(visited, Ordering::Relaxed);
+            self.counters.count_hits(visited);
             missing
         };
         visits.into_par_iter().flat_map_iter(walk).collect()
@@ -115,33 +122,30 @@ impl<'a> Tries<'a> {
 
     /// All rows that differ, and the records to give back to the cache once those are written.
     pub fn finish(mut self) -> (WriteBatch, CachedState) {
-        let mut changed = self.changed;
-        let tries = self.records.tries.iter_mut();
-        let mut tries: Vec<_> =
-            tries.filter_map(|(trie, records)| Some((trie, records, changed.remove(trie)?))).collect();
-        tries.sort_unstable_by_key(|(trie, _, _)| **trie);
-        let rows = |(trie, records, mut changed): (&TrieId, &mut Records, Vec<Path>)| -> Vec<(Vec<u8>, Row)> {
-            changed.sort_unstable();
+        let mut of_tries: BTreeMap<TrieId, Vec<(Vec<u8>, Row)>> = self.last_rows.into_iter().collect();
+        // Of a group's blocks, the last one has told its rows; what only earlier ones changed is still to be told.
+        for (trie, changed) in self.changed {
+            let Some(records) = self.records.tries.get_mut(&trie) else { continue };
             let row = |path: Path| {
-                let entry = records.get_mut(&path)?;
+                let entry = records.get_mut(&path).filter(|entry| entry.changed)?;
                 entry.changed = false;
-                Some((rows::record(trie, &path), entry.record.row().map(Vec::from)))
+                Some((rows::record(&trie, &path), entry.record.row().map(Vec::from)))
             };
-            changed.into_iter().filter_map(row).collect()
-        };
-        let records: Vec<Vec<(Vec<u8>, Row)>> = tries.into_par_iter().map(rows).collect();
+            let rows = of_tries.entry(trie).or_default();
+            rows.extend(changed.into_iter().filter_map(row));
+            rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        }
         let leaf = |address: ContractAddress| {
             let leaf = self.records.leaf(&address).filter(|leaf| !leaf.is_absent());
             (rows::contract_leaf(&address), leaf.map(|leaf| leaf.encode()))
         };
-        let classes = self
-            .classes
-            .into_iter()
-            .map(|(class_hash, compiled)| (rows::class_leaf(&class_hash), rows::felt(&compiled.0)));
+        let class = |(class_hash, compiled): ([u8; 32], CompiledClassHash)| {
+            (rows::class_leaf(&class_hash), rows::felt(&compiled.0))
+        };
         // The order of keys: leaves of contracts, leaves of classes, records by trie and path.
-        let batch =
-            self.changed_leaves.into_iter().map(leaf).chain(classes).chain(records.into_iter().flatten());
-        (batch.collect(), self.records)
+        let leaves = self.changed_leaves.into_iter().map(leaf).chain(self.classes.into_iter().map(class));
+        let batch = leaves.chain(of_tries.into_values().flatten()).collect();
+        (batch, self.records)
     }
 }
 
@@ -223,48 +227,62 @@ impl<'a> Walk<'a> {
 
 impl NodeSource for Tries<'_> {
     fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
-        TrieReader::new(self, at.trie).node(at)
+        let path = record_of(&at.path);
+        if let Some(entry) = self.records.tries.get(&at.trie).and_then(|records| records.get(&path)) {
+            return Ok(entry.record.get(&at.path));
+        }
+        // A sibling that a deletion must look at; a commitment asks for nothing else that was not prepared.
+        let record = self.read(&[(at.trie, path)])?.pop();
+        Ok(record.and_then(|record| record.get(&at.path)))
     }
 
     fn reader(&self, trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
-        Some(Box::new(TrieReader::new(self, trie)))
+        let records = self.records.tries.get(&trie);
+        let counters = (!self.prepared).then_some(self.counters);
+        Some(Box::new(TrieReader { state: &self.records, counters, hits: 0, records, held: Vec::new() }))
+    }
+}
+
+impl Drop for TrieReader<'_> {
+    fn drop(&mut self) {
+        self.counters.inspect(|counters| counters.count_hits(self.hits));
     }
 }
 
 /// Reads nodes of one trie. A record is looked up once on the way down through it and back.
 struct TrieReader<'a> {
-    tries: &'a Tries<'a>,
+    state: &'a CachedState,
+    /// Where to count records that were there, if nobody has counted them yet.
+    counters: Option<&'a RecordCache>,
+    hits: u64,
     records: Option<&'a Records>,
     /// The records last looked into, from the top down.
     held: Vec<(Path, &'a Record)>,
 }
 
-impl<'a> TrieReader<'a> {
-    fn new(tries: &'a Tries<'a>, trie: TrieId) -> Self {
-        Self { tries, records: tries.records.tries.get(&trie), held: Vec::new() }
-    }
-}
-
 impl NodeReader for TrieReader<'_> {
-    fn node(&mut self, at: &NodeRef) -> Result<Option<Node>, StateError> {
-        let record_depth = at.path.len() / DEPTH * DEPTH;
-        while self.held.last().is_some_and(|(path, _)| path.len() > record_depth) {
+    fn node(&mut self, at: &Path) -> InMemory {
+        let depth = at.len() / DEPTH * DEPTH;
+        while self.held.last().is_some_and(|(path, _)| path.len() > depth) {
             self.held.pop();
         }
-        if let Some((path, record)) = self.held.last()
-            && path.len() == record_depth
-            && at.path.starts_with(path)
-        {
-            return Ok(record.get(&at.path));
-        }
-        let path = record_of(&at.path);
-        if let Some(entry) = self.records.and_then(|records| records.get(&path)) {
-            self.held.push((path, &entry.record));
-            return Ok(entry.record.get(&at.path));
-        }
-        // A sibling that a deletion must look at; nobody else asks for what was not prepared.
-        let record = self.tries.read(&[(at.trie, path)])?.pop();
-        Ok(record.and_then(|record| record.get(&at.path)))
+        let held = self.held.last().filter(|(path, _)| path.len() == depth && at.starts_with(path));
+        let record = match held {
+            Some((_, record)) => *record,
+            None => {
+                let path = record_of(at);
+                let Some(entry) = self.records.and_then(|records| records.get(&path)) else {
+                    // The walk that leads to reading it counts.
+                    self.counters = None;
+                    return InMemory::Not;
+                };
+                self.hits += 1;
+                self.state.touch(entry);
+                self.held.push((path, &entry.record));
+                &entry.record
+            }
+        };
+        record.get(at).map_or(InMemory::Nothing, InMemory::Node)
     }
 }
 
@@ -290,6 +308,7 @@ impl TrieRows for Tries<'_> {
 
 impl CommitmentSource for Tries<'_> {
     fn prepare(&mut self, wanted: &[Wanted]) -> Result<(), StateError> {
+        self.prepared = true;
         let whole = |(wanted, of_trie): (usize, &Wanted)| Missing {
             wanted,
             at: Path::ROOT,
@@ -304,7 +323,8 @@ impl CommitmentSource for Tries<'_> {
         Ok(())
     }
 
-    fn absorb(&mut self, block: &BlockChanges, _last: bool) -> Result<(), StateError> {
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
+        self.prepared = false;
         for change in &block.contracts {
             self.records.set_leaf(change.address, change.leaf);
             self.changed_leaves.insert(change.address);
@@ -319,90 +339,107 @@ impl CommitmentSource for Tries<'_> {
         let generation = self.records.generation();
         let tries = self.records.tries.iter_mut();
         let tries: Vec<_> =
-            tries.filter_map(|(trie, records)| Some((*trie, records, changes.remove(trie)?))).collect();
-        let absorb = |(trie, records, changes)| (trie, Absorbed::of(records, changes, generation));
-        let absorbed: Vec<(TrieId, Absorbed<'_>)> = tries.into_par_iter().map(absorb).collect();
+            tries.filter_map(|(trie, records)| Some((records, changes.remove(trie)?))).collect();
+        let absorb = |(records, changes)| Absorbed::of(records, changes, generation, last);
+        let absorbed: Vec<Absorbed<'_>> = tries.into_par_iter().map(absorb).collect();
 
-        let unread =
-            absorbed.iter().flat_map(|(trie, of_trie)| of_trie.unread.keys().map(|path| (*trie, *path)));
+        let key = |absorbed: &Absorbed<'_>, run: &Run| (absorbed.changes.trie, run.record);
+        let unread = absorbed.iter().flat_map(|of_trie| of_trie.unread.iter().map(|run| key(of_trie, run)));
         self.load(&unread.collect::<Vec<_>>())?;
-        for (trie, mut absorbed) in absorbed {
+        for mut absorbed in absorbed {
+            let trie = absorbed.changes.trie;
             let records = self.records.tries.entry(trie).or_default();
             absorbed.absorb_read(records);
             self.records.bytes = self.records.bytes + absorbed.bytes_after - absorbed.bytes_before;
-            self.changed.entry(trie).or_default().extend(absorbed.changed);
+            if last {
+                self.last_rows.push((trie, absorbed.rows));
+            } else {
+                self.changed.entry(trie).or_default().extend(absorbed.changed);
+            }
         }
         Ok(())
     }
 }
 
 /// What a block does to one record.
-#[derive(Default)]
-struct RecordChanges {
-    edits: Edits,
-    /// For each slot that gets a new node, its index among the trie's new nodes.
-    nodes: [u32; 1 << DEPTH],
-    /// Whether the record held a node before: one that is replaced, removed, or now a new node's child.
-    over_old: bool,
+struct Run {
+    record: Path,
+    /// The record's new nodes, as a range of the trie's new nodes [by band](by_band).
+    nodes: Range<usize>,
+    /// Slots whose node is no more.
+    removed: u32,
 }
 
 /// What absorbing a block does to the records of one trie.
 struct Absorbed<'a> {
     changes: &'a TrieChanges,
-    /// Records that were as their rows before.
+    by_band: Vec<u32>,
+    generation: u32,
+    /// Whether to tell rows.
+    last: bool,
+    /// Rows of changed records, by path.
+    rows: Vec<(Vec<u8>, Row)>,
+    /// In place of rows, the records that were as their rows before.
     changed: Vec<Path>,
     /// Changes to records that have to be read first.
-    unread: BTreeMap<Path, RecordChanges>,
+    unread: Vec<Run>,
     bytes_before: usize,
     bytes_after: usize,
-    generation: u32,
     scratch: Vec<u8>,
 }
 
 impl<'a> Absorbed<'a> {
-    fn of(records: &mut Records, changes: &'a TrieChanges, generation: u32) -> Self {
+    fn of(records: &mut Records, changes: &'a TrieChanges, generation: u32, last: bool) -> Self {
         let mut absorbed = Self {
             changes,
+            by_band: by_band(changes),
+            generation,
+            last,
+            rows: Vec::new(),
             changed: Vec::new(),
-            unread: BTreeMap::new(),
+            unread: Vec::new(),
             bytes_before: 0,
             bytes_after: 0,
-            generation,
             scratch: Vec::new(),
         };
-        let mut removed: BTreeMap<Path, u32> = BTreeMap::new();
-        for path in &changes.removed {
-            *removed.entry(record_of(path)).or_default() |= 1 << slot_of(path);
-        }
-        let by_band = by_band(changes);
-        let mut nodes = by_band.iter().map(|index| (*index, changes.path_at(*index as usize))).peekable();
-        while let Some((index, path)) = nodes.next() {
-            let record = record_of(&path);
-            let mut of_record = RecordChanges::default();
-            of_record.take(changes, &record, index, &path);
-            while let Some((index, path)) = nodes.next_if(|(_, path)| record_of(path) == record) {
-                of_record.take(changes, &record, index, &path);
-            }
-            of_record.remove(removed.remove(&record).unwrap_or(0));
-            absorbed.absorb(records, record, of_record);
-        }
-        for (record, slots) in removed {
-            let mut of_record = RecordChanges::default();
-            of_record.remove(slots);
-            absorbed.absorb(records, record, of_record);
-        }
+        let runs = absorbed.runs();
+        absorbed.rows.reserve(if last { runs.len() } else { 0 });
+        runs.into_iter().for_each(|run| absorbed.absorb(records, run));
         absorbed
     }
 
-    fn absorb(&mut self, records: &mut Records, record: Path, changes: RecordChanges) {
-        let entry = match records.entry(record) {
+    /// The changes by record, ascending by path.
+    fn runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (place, index) in self.by_band.iter().enumerate() {
+            let record = record_of(&self.changes.path_at(*index as usize));
+            match runs.last_mut() {
+                Some(run) if run.record == record => run.nodes.end = place + 1,
+                _ => runs.push(Run { record, nodes: place..place + 1, removed: 0 }),
+            }
+        }
+        let removed = self.changes.removed.iter();
+        runs.extend(removed.map(|path| Run {
+            record: record_of(path),
+            nodes: 0..0,
+            removed: 1 << slot_of(path),
+        }));
+        runs.sort_by_key(|run| run.record);
+        runs.dedup_by(|later, run| {
+            let same = later.record == run.record && later.nodes.is_empty();
+            run.removed |= if same { later.removed } else { 0 };
+            same
+        });
+        runs
+    }
+
+    fn absorb(&mut self, records: &mut Records, run: Run) {
+        let over_old =
+            run.removed != 0 || self.by_band[run.nodes.clone()].iter().any(|i| self.is_over_old(&run, *i));
+        let entry = match records.entry(run.record) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
             // Behind the fork of a split edge a new node can be in a record that nobody had to look into.
-            hash_map::Entry::Vacant(_) if changes.over_old => {
-                let seen_before = self.unread.insert(record, changes);
-                debug_assert!(seen_before.is_none(), "a record's nodes follow each other");
-                return;
-            }
+            hash_map::Entry::Vacant(_) if over_old => return self.unread.push(run),
             // All that is in it now is new, so there was nothing in it.
             hash_map::Entry::Vacant(slot) => {
                 let entry = slot.insert(Entry::new(Record::default(), self.generation));
@@ -410,37 +447,41 @@ impl<'a> Absorbed<'a> {
                 entry
             }
         };
-        self.bytes_before += entry.memory();
-        let node = |slot: u8| self.changes.written_at(changes.nodes[usize::from(slot)] as usize).node;
-        entry.record.rewrite(record.len(), changes.edits, node, &mut self.scratch);
-        self.bytes_after += entry.memory();
-        if !entry.changed {
-            entry.changed = true;
-            self.changed.push(record);
+        let (mut written, mut nodes) = (0, [0; 1 << DEPTH]);
+        for index in &self.by_band[run.nodes] {
+            let slot = slot_of(&self.changes.path_at(*index as usize));
+            written |= 1 << slot;
+            nodes[usize::from(slot)] = *index;
         }
+        self.bytes_before += entry.memory();
+        let node = |slot: u8| self.changes.node_at(nodes[usize::from(slot)] as usize);
+        let edits = Edits { written, removed: run.removed };
+        entry.record.rewrite(run.record.len(), edits, node, &mut self.scratch);
+        self.bytes_after += entry.memory();
+        if self.last {
+            entry.changed = false;
+            let key = rows::record(&self.changes.trie, &run.record);
+            self.rows.push((key, entry.record.row().map(Vec::from)));
+        } else if !entry.changed {
+            entry.changed = true;
+            self.changed.push(run.record);
+        }
+    }
+
+    /// Whether a new node says that its record held nodes before: in its place, or as its child.
+    fn is_over_old(&self, run: &Run, index: u32) -> bool {
+        let mut old_children = self.changes.paths_of_old_children(index as usize);
+        self.changes.replaces_at(index as usize)
+            || old_children.any(|child| child.len() < run.record.len() + DEPTH)
     }
 
     /// Takes up the changes to records that have been read now.
     fn absorb_read(&mut self, records: &mut Records) {
-        for (record, changes) in std::mem::take(&mut self.unread) {
-            self.absorb(records, record, changes);
+        if self.unread.is_empty() {
+            return;
         }
-    }
-}
-
-impl RecordChanges {
-    fn take(&mut self, changes: &TrieChanges, record: &Path, index: u32, path: &Path) {
-        let slot = slot_of(path);
-        self.edits.written |= 1 << slot;
-        self.nodes[usize::from(slot)] = index;
-        let mut old_children = changes.paths_of_old_children(index as usize);
-        let has_old_child = old_children.any(|child| child.len() < record.len() + DEPTH);
-        self.over_old |= has_old_child || changes.replaces_at(index as usize);
-    }
-
-    fn remove(&mut self, slots: u32) {
-        self.edits.removed |= slots;
-        self.over_old |= slots != 0;
+        std::mem::take(&mut self.unread).into_iter().for_each(|run| self.absorb(records, run));
+        self.rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     }
 }
 

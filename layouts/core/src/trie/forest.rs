@@ -72,7 +72,7 @@ pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [Sha
         }
         hash_level(hasher, function, tries, level, &mut hashes);
         for (&(trie, index), hash) in level.iter().zip(&hashes) {
-            tries[trie as usize].arena[index as usize].hash = *hash;
+            tries[trie as usize].set_hash(index as usize, *hash);
         }
     }
     count as u64

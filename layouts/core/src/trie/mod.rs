@@ -12,7 +12,7 @@ mod shape;
 pub use forest::{HashFunction, hash_forest, hash_pairs};
 pub use node::{Node, NodeRef, TrieId};
 pub use path::Path;
-pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape};
+pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_in_memory};
 
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -35,19 +35,27 @@ pub trait NodeSource: Sync {
         self.node(at)?.ok_or(StateError::MissingNode(*at))
     }
 
-    /// A reader for a walk down one trie, if the source has a quicker way than asking it for each node anew.
+    /// A reader of what is in memory, for a walk down one trie; `None` if nothing is kept there.
     fn reader(&self, _trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
         None
     }
 }
 
-/// Reads nodes of one trie, quickest if asked for a node after the one above it.
+/// Reads nodes of one trie from memory, quickest if asked for a node after the one above it.
 pub trait NodeReader: Send {
-    /// As [`NodeSource::node`].
-    ///
-    /// # Errors
-    /// As [`NodeSource::node`].
-    fn node(&mut self, at: &NodeRef) -> Result<Option<Node>, StateError>;
+    /// The node at a path.
+    fn node(&mut self, at: &Path) -> InMemory;
+}
+
+/// What memory has of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InMemory {
+    /// It is there.
+    Node(Node),
+    /// It is known that there is none.
+    Nothing,
+    /// It is not known.
+    Not,
 }
 
 /// The leaf of a key, walking from the root; zero if there is none.

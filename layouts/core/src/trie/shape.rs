@@ -4,7 +4,7 @@
 //! New nodes go into one arena in post-order: a subtree's top node comes last. That is why merging an edge into the
 //! one above it can change the last node in place.
 
-use super::{Node, NodeReader, NodeRef, NodeSource, Path, TrieId};
+use super::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieId};
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -22,41 +22,34 @@ enum Child {
     New(u32),
 }
 
-/// In place of an index: the child is not a new node.
-const KNOWN: u32 = u32::MAX;
-
-impl Child {
-    fn of(index: u32, hash: Felt) -> Self {
-        if index == KNOWN { Self::Known(hash) } else { Self::New(index) }
-    }
-
-    fn parts(self) -> (u32, Felt) {
-        match self {
-            Self::Known(hash) => (KNOWN, hash),
-            Self::New(index) => (index, Felt::ZERO),
-        }
-    }
-}
-
-/// A new node. A block of ten thousand slots makes a hundred thousand of them, so their size is what shaping costs.
+/// A new node. A block of ten thousand slots makes a hundred thousand of them, so how many cache lines they take is what
+/// shaping and hashing cost: the operands are one, all the rest another. A node does not know its hash; its parent does.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[repr(align(64))]
 pub(super) struct NewNode {
+    /// Its children's hashes; those of new children once they are hashed. An edge has the first one only.
+    operands: [Felt; 2],
     /// Where it ends: its own path if it is binary, its child's if it is an edge.
     end: Path,
+    /// Index of the new node above it, or [`NO_PARENT`].
+    parent: u32,
     /// Where it begins, in bits from the root.
     depth: u8,
     /// Longest way down to a node whose hash is known: nodes of one level do not depend on each other.
     pub(super) level: u8,
-    /// Whether there was a node at its path before.
-    replaces: bool,
-    /// Its children's indices, or [`KNOWN`]; an edge has the first one only.
-    children: [u32; 2],
-    /// Hashes of those children that are known.
-    known: [Felt; 2],
-    /// Zero until it is hashed.
-    pub(super) hash: Felt,
+    /// Which operand of its parent it is.
+    side: u8,
+    flags: u8,
 }
-const _: () = assert!(size_of::<NewNode>() <= 152);
+const _: () = assert!(size_of::<NewNode>() == 128);
+
+/// In place of an index: the node is the trie's top.
+const NO_PARENT: u32 = u32::MAX;
+
+/// The child of that side is a new node.
+const NEW_CHILD: [u8; 2] = [1, 2];
+/// There was a node at this path before.
+const REPLACES: u8 = 4;
 
 impl NewNode {
     fn is_edge(&self) -> bool {
@@ -67,8 +60,16 @@ impl NewNode {
         self.end.prefix(self.depth.into())
     }
 
-    fn child(&self, side: usize) -> Child {
-        Child::of(self.children[side], self.known[side])
+    fn replaces(&self) -> bool {
+        self.flags & REPLACES != 0
+    }
+
+    fn node(&self) -> Node {
+        let [left, right] = self.operands;
+        if self.is_edge() {
+            return Node::Edge { path: self.end.suffix(self.depth.into()), child: left };
+        }
+        Node::Binary { left, right }
     }
 }
 
@@ -87,7 +88,7 @@ enum Subtree {
 pub struct ShapedTrie {
     trie: TrieId,
     pub(super) arena: Vec<NewNode>,
-    top: Child,
+    root: Felt,
     removed: Vec<Path>,
     replaced: Vec<(TrieKey, Felt)>,
 }
@@ -129,7 +130,16 @@ impl TrieChanges {
     /// One of the [new nodes](Self::written).
     pub fn written_at(&self, index: usize) -> WrittenNode {
         let new = &self.arena[index];
-        WrittenNode { path: new.path(), hash: new.hash, node: node_of(&self.arena, new) }
+        let hash = match self.arena.get(new.parent as usize) {
+            Some(parent) => parent.operands[usize::from(new.side)],
+            None => self.root,
+        };
+        WrittenNode { path: new.path(), hash, node: new.node() }
+    }
+
+    /// One of the new nodes, without its place.
+    pub fn node_at(&self, index: usize) -> Node {
+        self.arena[index].node()
     }
 
     /// Where the new nodes begin, in bits from the root: the lengths of their paths.
@@ -144,7 +154,7 @@ impl TrieChanges {
 
     /// Whether one of the [new nodes](Self::written) is in the place of an old one.
     pub fn replaces_at(&self, index: usize) -> bool {
-        self.arena[index].replaces
+        self.arena[index].replaces()
     }
 
     /// Paths of those children of a new node that are old nodes.
@@ -156,7 +166,8 @@ impl TrieChanges {
             let inner = new.end.len() + 1 < TRIE_HEIGHT;
             [false, true].map(|side| inner.then(|| new.end.child(side)))
         };
-        ends.into_iter().zip(new.children).filter_map(|(end, child)| end.filter(|_| child == KNOWN))
+        let is_old = |flag: u8| new.flags & flag == 0;
+        ends.into_iter().zip(NEW_CHILD).filter_map(move |(end, flag)| end.filter(|_| is_old(flag)))
     }
 }
 
@@ -172,22 +183,41 @@ pub fn shape(
     leaves: impl IntoIterator<Item = (TrieKey, Felt)>,
 ) -> Result<ShapedTrie, StateError> {
     let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
-    debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
-    let arena = Vec::with_capacity(4 * leaves.len());
-    let replaced = Vec::with_capacity(leaves.len());
-    let mut shaper =
-        Shaper { source, reader: source.reader(trie), trie, arena, removed: Vec::new(), replaced };
-    let top = if root == Felt::ZERO {
-        shaper.build(Path::ROOT, &leaves)?
-    } else {
-        shaper.update(Path::ROOT, root, &leaves)?
-    };
-    let top = match top {
-        Subtree::Empty => Child::Known(Felt::ZERO),
-        Subtree::Same(hash) | Subtree::Leaf(hash) => Child::Known(hash),
-        Subtree::New(index) => Child::New(index),
-    };
-    Ok(ShapedTrie { trie, arena: shaper.arena, top, removed: shaper.removed, replaced: shaper.replaced })
+    match Shaper::shape(source, trie, root, &leaves, true) {
+        Ok(shaped) => Ok(shaped),
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::NotInMemory(at)) => Err(StateError::MissingNode(at)),
+    }
+}
+
+/// As [`shape`], if the source has all nodes for it in memory; otherwise `None`, so that they can be read in bulk first.
+///
+/// # Errors
+/// As [`shape`].
+pub fn shape_in_memory(
+    source: &dyn NodeSource,
+    trie: TrieId,
+    root: Felt,
+    leaves: impl IntoIterator<Item = (TrieKey, Felt)>,
+) -> Result<Option<ShapedTrie>, StateError> {
+    let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
+    match Shaper::shape(source, trie, root, &leaves, false) {
+        Ok(shaped) => Ok(Some(shaped)),
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::NotInMemory(_)) => Ok(None),
+    }
+}
+
+/// Why shaping came to no end.
+enum Stop {
+    Failed(StateError),
+    NotInMemory(NodeRef),
+}
+
+impl From<StateError> for Stop {
+    fn from(error: StateError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 /// From so many leaves on the smaller side, the two sides of a binary node are shaped in parallel.
@@ -196,6 +226,8 @@ const PARALLEL_LEAVES_MIN: usize = 128;
 struct Shaper<'a> {
     source: &'a dyn NodeSource,
     reader: Option<Box<dyn NodeReader + 'a>>,
+    /// Whether to read nodes that are not in memory.
+    reads: bool,
     trie: TrieId,
     arena: Vec<NewNode>,
     removed: Vec<Path>,
@@ -203,16 +235,51 @@ struct Shaper<'a> {
 }
 
 impl<'a> Shaper<'a> {
-    fn load(&mut self, path: Path, hash: Felt) -> Result<Node, StateError> {
+    fn new(source: &'a dyn NodeSource, trie: TrieId, reads: bool, leaves: usize) -> Self {
+        let reader = source.reader(trie);
+        let (arena, replaced) = (Vec::with_capacity(8 * leaves), Vec::with_capacity(leaves));
+        Self { source, reader, reads, trie, arena, removed: Vec::new(), replaced }
+    }
+
+    fn shape(
+        source: &'a dyn NodeSource,
+        trie: TrieId,
+        root: Felt,
+        leaves: &[Leaf],
+        reads: bool,
+    ) -> Result<ShapedTrie, Stop> {
+        debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
+        let mut shaper = Self::new(source, trie, reads, leaves.len());
+        let top = if root == Felt::ZERO {
+            shaper.build(Path::ROOT, leaves)?
+        } else {
+            shaper.update(Path::ROOT, root, leaves)?
+        };
+        let root = match top {
+            Subtree::Empty | Subtree::New(_) => Felt::ZERO,
+            Subtree::Same(hash) | Subtree::Leaf(hash) => hash,
+        };
+        let Self { arena, removed, replaced, .. } = shaper;
+        Ok(ShapedTrie { trie, arena, root, removed, replaced })
+    }
+
+    fn load(&mut self, path: Path, hash: Felt) -> Result<Node, Stop> {
         let at = NodeRef { trie: self.trie, path, hash };
-        match &mut self.reader {
-            Some(reader) => reader.node(&at)?.ok_or(StateError::MissingNode(at)),
-            None => self.source.required_node(&at),
+        let found = match &mut self.reader {
+            Some(reader) => reader.node(&path),
+            None if self.reads => InMemory::Not,
+            None => return Err(Stop::NotInMemory(at)),
+        };
+        match found {
+            InMemory::Node(node) => Ok(node),
+            InMemory::Nothing => Err(Stop::Failed(StateError::MissingNode(at))),
+            InMemory::Not if self.reads => Ok(self.source.required_node(&at)?),
+            InMemory::Not => Err(Stop::NotInMemory(at)),
         }
     }
 
     /// Sets leaves in the subtree at `at`, which is not empty and has the hash `old`.
-    fn update(&mut self, at: Path, old: Felt, leaves: &[Leaf]) -> Result<Subtree, StateError> {
+    fn update(&mut self, at: Path, old: Felt, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         let Some((_, value)) = leaves.first() else { return Ok(Subtree::Same(old)) };
         if at.len() == TRIE_HEIGHT {
             self.replaced.extend(at.to_key().map(|key| (key, old)));
@@ -247,7 +314,7 @@ impl<'a> Shaper<'a> {
     fn replaced_by(&mut self, at: Path, changed: Subtree) -> Subtree {
         match changed {
             Subtree::New(index) if usize::from(self.arena[index as usize].depth) == at.len() => {
-                self.arena[index as usize].replaces = true;
+                self.arena[index as usize].flags |= REPLACES;
             }
             _ => self.removed.push(at),
         }
@@ -261,7 +328,7 @@ impl<'a> Shaper<'a> {
         edge: Path,
         child: Felt,
         leaves: &[Leaf],
-    ) -> Result<Option<Subtree>, StateError> {
+    ) -> Result<Option<Subtree>, Stop> {
         let end = at.join(&edge);
         let inserted = leaves.iter().filter(|(_, value)| *value != Felt::ZERO);
         // Depth of the first bit in which an inserted leaf leaves the edge.
@@ -285,13 +352,7 @@ impl<'a> Shaper<'a> {
     }
 
     /// What is left of a split edge behind the fork, with its leaves set.
-    fn rest_of_edge(
-        &mut self,
-        at: Path,
-        rest: Path,
-        child: Felt,
-        leaves: &[Leaf],
-    ) -> Result<Subtree, StateError> {
+    fn rest_of_edge(&mut self, at: Path, rest: Path, child: Felt, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         if rest.is_empty() {
             return self.update(at, child, leaves);
         }
@@ -302,7 +363,7 @@ impl<'a> Shaper<'a> {
     }
 
     /// A subtree of new leaves where nothing was before.
-    fn build(&mut self, at: Path, leaves: &[Leaf]) -> Result<Subtree, StateError> {
+    fn build(&mut self, at: Path, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         let is_set = |(_, value): &&Leaf| *value != Felt::ZERO;
         let (Some(first), Some(last)) = (leaves.iter().find(is_set), leaves.iter().rfind(is_set)) else {
             return Ok(Subtree::Empty);
@@ -331,15 +392,13 @@ impl<'a> Shaper<'a> {
     fn both(
         &mut self,
         smaller: usize,
-        left: impl FnOnce(&mut Self) -> Result<Subtree, StateError> + Send,
-        right: impl FnOnce(&mut Self) -> Result<Subtree, StateError> + Send,
-    ) -> Result<(Subtree, Subtree), StateError> {
+        left: impl FnOnce(&mut Self) -> Result<Subtree, Stop> + Send,
+        right: impl FnOnce(&mut Self) -> Result<Subtree, Stop> + Send,
+    ) -> Result<(Subtree, Subtree), Stop> {
         if smaller < PARALLEL_LEAVES_MIN || rayon::current_num_threads() == 1 {
             return Ok((left(self)?, right(self)?));
         }
-        let (source, trie) = (self.source, self.trie);
-        let (arena, removed, replaced) = (Vec::with_capacity(8 * smaller), Vec::new(), Vec::new());
-        let mut aside = Self { source, reader: source.reader(trie), trie, arena, removed, replaced };
+        let mut aside = Self::new(self.source, self.trie, self.reads, smaller);
         let (left, right) = rayon::join(|| left(self), || right(&mut aside));
         let (left, right) = (left?, right?);
         Ok((left, self.take_in(aside, right)))
@@ -348,10 +407,9 @@ impl<'a> Shaper<'a> {
     /// Appends another arena behind this one; `top` is its subtree.
     fn take_in(&mut self, other: Self, top: Subtree) -> Subtree {
         let offset = self.arena.len() as u32;
-        let moved = |child: u32| if child == KNOWN { KNOWN } else { child + offset };
-        self.arena.extend(
-            other.arena.into_iter().map(|node| NewNode { children: node.children.map(moved), ..node }),
-        );
+        let moved = |parent: u32| if parent == NO_PARENT { NO_PARENT } else { parent + offset };
+        let nodes = other.arena.into_iter();
+        self.arena.extend(nodes.map(|node| NewNode { parent: moved(node.parent), ..node }));
         self.removed.extend(other.removed);
         self.replaced.extend(other.replaced);
         match top {
@@ -361,7 +419,7 @@ impl<'a> Shaper<'a> {
     }
 
     /// A binary node over two subtrees, or what becomes of it if one or both are empty.
-    fn join(&mut self, at: Path, left: Subtree, right: Subtree) -> Result<Subtree, StateError> {
+    fn join(&mut self, at: Path, left: Subtree, right: Subtree) -> Result<Subtree, Stop> {
         match (left, right) {
             (Subtree::Empty, Subtree::Empty) => Ok(Subtree::Empty),
             (Subtree::Empty, only) => self.edge(at, Path::ROOT.child(true), only),
@@ -371,7 +429,7 @@ impl<'a> Shaper<'a> {
     }
 
     /// An edge over a subtree, merged with the subtree's own edge if that is what is at its top.
-    fn edge(&mut self, at: Path, path: Path, below: Subtree) -> Result<Subtree, StateError> {
+    fn edge(&mut self, at: Path, path: Path, below: Subtree) -> Result<Subtree, Stop> {
         if path.is_empty() {
             return Ok(below);
         }
@@ -382,8 +440,9 @@ impl<'a> Shaper<'a> {
                 if !node.is_edge() {
                     return Ok(self.push_edge(at, path, Child::New(index)));
                 }
-                if std::mem::take(&mut node.replaces) {
+                if node.replaces() {
                     self.removed.push(node.path());
+                    node.flags &= !REPLACES;
                 }
                 node.depth = at.len() as u8;
                 debug_assert_eq!(index as usize + 1, self.arena.len());
@@ -395,7 +454,7 @@ impl<'a> Shaper<'a> {
     }
 
     /// An edge over an unchanged subtree, which may itself begin with an edge.
-    fn edge_over_old(&mut self, at: Path, path: Path, hash: Felt) -> Result<Subtree, StateError> {
+    fn edge_over_old(&mut self, at: Path, path: Path, hash: Felt) -> Result<Subtree, Stop> {
         let end = at.join(&path);
         if end.len() < TRIE_HEIGHT
             && let Node::Edge { path: lower, child } = self.load(end, hash)?
@@ -415,41 +474,23 @@ impl<'a> Shaper<'a> {
     }
 
     fn push(&mut self, end: Path, depth: usize, children: [Child; 2]) -> Subtree {
-        let level_above = |child: Child| match child {
-            Child::Known(_) => 0,
-            Child::New(index) => self.arena[index as usize].level + 1,
-        };
-        let level = level_above(children[0]).max(level_above(children[1]));
-        let [(left, left_hash), (right, right_hash)] = children.map(Child::parts);
         let index = self.arena.len() as u32;
-        self.arena.push(NewNode {
-            end,
-            depth: depth as u8,
-            level,
-            replaces: false,
-            children: [left, right],
-            known: [left_hash, right_hash],
-            hash: Felt::ZERO,
-        });
+        let (mut operands, mut level, mut flags) = ([Felt::ZERO; 2], 0, 0);
+        for (side, child) in children.into_iter().enumerate() {
+            match child {
+                Child::Known(hash) => operands[side] = hash,
+                Child::New(child) => {
+                    let child = &mut self.arena[child as usize];
+                    (child.parent, child.side) = (index, side as u8);
+                    level = level.max(child.level + 1);
+                    flags |= NEW_CHILD[side];
+                }
+            }
+        }
+        let depth = depth as u8;
+        self.arena.push(NewNode { operands, end, parent: NO_PARENT, depth, level, side: 0, flags });
         Subtree::New(index)
     }
-}
-
-/// A child's hash, which must be known already.
-fn resolve(arena: &[NewNode], child: Child) -> Felt {
-    match child {
-        Child::Known(hash) => hash,
-        Child::New(index) => arena[index as usize].hash,
-    }
-}
-
-/// A new node with its children's hashes, which must be known already.
-fn node_of(arena: &[NewNode], new: &NewNode) -> Node {
-    let left = resolve(arena, new.child(0));
-    if new.is_edge() {
-        return Node::Edge { path: new.end.suffix(new.depth.into()), child: left };
-    }
-    Node::Binary { left, right: resolve(arena, new.child(1)) }
 }
 
 fn child(subtree: Subtree) -> Child {
@@ -478,7 +519,7 @@ fn under<'a>(leaves: &'a [Leaf], prefix: &Path) -> &'a [Leaf] {
 impl ShapedTrie {
     /// The trie's new root; zero if it is empty. Meaningful once hashed.
     pub fn root(&self) -> Felt {
-        resolve(&self.arena, self.top)
+        self.root
     }
 
     /// Keys among the set leaves that had a leaf before, with that leaf, ascending by key.
@@ -487,20 +528,29 @@ impl ShapedTrie {
     }
 
     /// What the hash of the node at an index of the arena is made of: the pair that is hashed and the length that is
-    /// added, zero for a binary node. The children's hashes must be known already.
+    /// added, zero for a binary node. The children must be hashed already.
     pub(super) fn operands(&self, index: usize) -> ([Felt; 2], u8) {
         let new = &self.arena[index];
-        let left = resolve(&self.arena, new.child(0));
         if new.is_edge() {
             let path = new.end.suffix(new.depth.into());
-            return ([left, path.value()], path.len() as u8);
+            return ([new.operands[0], path.value()], path.len() as u8);
         }
-        ([left, resolve(&self.arena, new.child(1))], 0)
+        (new.operands, 0)
+    }
+
+    /// Notes the hash of the node at an index of the arena.
+    pub(super) fn set_hash(&mut self, index: usize, hash: Felt) {
+        let NewNode { parent, side, .. } = self.arena[index];
+        match self.arena.get_mut(parent as usize) {
+            Some(parent) => parent.operands[usize::from(side)] = hash,
+            None => self.root = hash,
+        }
     }
 
     /// What to write and what to remove, once hashed.
     pub fn into_changes(self) -> TrieChanges {
-        debug_assert!(self.arena.iter().all(|node| node.hash != Felt::ZERO));
-        TrieChanges { trie: self.trie, root: self.root(), removed: self.removed, arena: self.arena }
+        let Self { trie, root, removed, arena, .. } = self;
+        debug_assert!(arena.iter().all(|node| node.operands[0] != Felt::ZERO));
+        TrieChanges { trie, root, removed, arena }
     }
 }
