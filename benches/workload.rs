@@ -1,12 +1,13 @@
 //! Workload S from end to end, for each layout: the base, ten blocks of 1 000 slots, ten of 10 000, in memory.
 //!
-//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [cache=MIB] [LAYOUT]...]` prints for each size the median and least
+//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [cache=MIB] [hints] [LAYOUT]...]` prints for each size the median and least
 //! time from a prepared diff to its root with all rows staged, the CPU time of that over all threads, the time to write
 //! the rows, and what they weigh, and checks the roots that the workload's definition states. The layouts take turns
 //! block by block, so that a slow spell of the machine hits all of them.
 //!
 //! The flat layout has its default cache of records, which holds about a third of the larger state, or one of so many
-//! MiB: with 512 all reads are from memory.
+//! MiB: with 512 all reads are from memory. With `hints`, layouts are told each block's writes before the time begins, and
+//! the time that they take to read ahead is told apart.
 //!
 //! After the base it prints what the state takes for each leaf: the bytes of all rows, and the anonymous memory by which
 //! the process grew (store, caches, and what the allocator keeps), which is exact if one layout is named and runs alone.
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use flagstone_benches::process::{anonymous_memory, cpu_time};
 use flagstone_benches::workload_s::{ROOT_AFTER_LARGE_BLOCKS, ROOTS, WorkloadS};
 use flagstone_core::commitment::Roots;
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{ContractDiff, StateDiff, Subject};
 use flagstone_core::hash::Bulk;
 use flagstone_core::layout::{Layout, StateAt};
 use flagstone_core::store::{MemoryStore, Store, StoreRead};
@@ -29,10 +30,12 @@ struct Contender {
     layout: Box<dyn Layout>,
     store: MemoryStore,
     roots: Roots,
+    hints: bool,
     blocks: Vec<Cost>,
 }
 
 struct Cost {
+    ahead: Duration,
     stage: Duration,
     cpu: Duration,
     write: Duration,
@@ -42,14 +45,19 @@ struct Cost {
 }
 
 impl Contender {
-    fn new(layout: Box<dyn Layout>) -> Self {
-        Self { layout, store: MemoryStore::new(), roots: Roots::default(), blocks: Vec::new() }
+    fn new(layout: Box<dyn Layout>, hints: bool) -> Self {
+        Self { layout, store: MemoryStore::new(), roots: Roots::default(), hints, blocks: Vec::new() }
     }
 
     #[expect(clippy::expect_used, reason = "a bench over a damaged state measures nothing")]
     fn commit(&mut self, pool: &rayon::ThreadPool, diff: &StateDiff) {
-        let (started, cpu) = (Instant::now(), cpu_time());
         let state = StateAt { store: &self.store, roots: self.roots };
+        let started = Instant::now();
+        if self.hints {
+            pool.install(|| self.layout.prefetch(state, &subjects(diff))).expect("the state is sound");
+        }
+        let ahead = started.elapsed();
+        let (started, cpu) = (Instant::now(), cpu_time());
         let staged =
             pool.install(|| self.layout.stage_commitment(state, &[diff], &Bulk)).expect("the state is sound");
         let (stage, cpu) = (started.elapsed(), cpu_time().saturating_sub(cpu));
@@ -60,7 +68,7 @@ impl Contender {
         self.store.write(staged.batch).expect("a store in memory takes everything");
         staged.applied.into_iter().for_each(|applied| applied());
         self.roots = staged.roots[0];
-        self.blocks.push(Cost { stage, cpu, write: started.elapsed(), rows, bytes, hashes });
+        self.blocks.push(Cost { ahead, stage, cpu, write: started.elapsed(), rows, bytes, hashes });
     }
 
     /// Bytes of all rows, keys included.
@@ -84,9 +92,14 @@ impl Contender {
         let (stages, cpus, writes) =
             (sorted(|cost| cost.stage), sorted(|cost| cost.cpu), sorted(|cost| cost.write));
         let count = self.blocks.len();
+        let ahead = if self.hints {
+            format!("; reading ahead {:>6.1} ms", sorted(|cost| cost.ahead)[count / 2])
+        } else {
+            String::new()
+        };
         let mean = |of: fn(&Cost) -> usize| self.blocks.iter().map(of).sum::<usize>() / count;
         println!(
-            "{title:<12} {:<14} stage median {:>7.1} ms, least {:>7.1} ms, cpu {:>7.1}/{:>7.1} ms; write {:>6.1} ms; {} rows, {} bytes, {} hashes a block",
+            "{title:<12} {:<14} stage median {:>7.1} ms, least {:>7.1} ms, cpu {:>7.1}/{:>7.1} ms; write {:>6.1} ms; {} rows, {} bytes, {} hashes a block{ahead}",
             self.layout.name(),
             stages[count / 2],
             stages[0],
@@ -99,6 +112,15 @@ impl Contender {
         );
         self.blocks.clear();
     }
+}
+
+fn subjects(diff: &StateDiff) -> Vec<Subject> {
+    let of_contract = |contract: &ContractDiff| {
+        let address = contract.address;
+        let slots = contract.storage.iter().map(move |(key, _)| Subject::Storage(address, *key));
+        slots.chain([Subject::Nonce(address)]).collect::<Vec<_>>()
+    };
+    diff.contracts().iter().flat_map(of_contract).collect()
 }
 
 fn check(contenders: &[Contender], expected: &str) {
@@ -132,6 +154,7 @@ fn main() {
     let threads = arguments.iter().filter_map(|argument| argument.parse().ok()).next_back().unwrap_or(0);
     let cache: Option<usize> =
         arguments.iter().find_map(|argument| argument.strip_prefix("cache=")?.parse().ok());
+    let hints = arguments.iter().any(|argument| argument == "hints");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     #[expect(clippy::expect_used, reason = "without threads there is nothing to measure")]
     let pool = pool.expect("the system gives threads");
@@ -144,7 +167,7 @@ fn main() {
         let named = |layout: &dyn Layout| arguments.iter().any(|argument| argument == layout.name());
         let all = !layouts.iter().any(|layout| named(layout.as_ref()));
         let layouts = layouts.into_iter().filter(|layout| all || named(layout.as_ref()));
-        let mut contenders: Vec<Contender> = layouts.map(Contender::new).collect();
+        let mut contenders: Vec<Contender> = layouts.map(|layout| Contender::new(layout, hints)).collect();
         load(&mut contenders, &pool, &base, after_base);
         let mut run = |title: String, diffs: &[StateDiff], expected: &str| {
             for diff in diffs {

@@ -11,13 +11,14 @@ use std::ops::Range;
 use flagstone_core::commit::{BlockChanges, CommitmentSource, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
 use flagstone_core::error::StateError;
+use flagstone_core::felt::Felt;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, WriteBatch};
 use flagstone_core::trie::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieChanges, TrieId};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
 use rayon::prelude::*;
 
-use crate::cache::{CachedState, Entry, RecordCache, Records};
+use crate::cache::{CachedState, Entry, Look, RecordCache, Records};
 use crate::record::{DEPTH, Edits, Record, record_of, slot_of};
 use crate::rows;
 
@@ -33,8 +34,12 @@ type RecordKey = (TrieId, Path);
 /// The tries of one state, with the records that were read or changed since.
 pub struct Tries<'a> {
     state: StateAt<'a>,
-    counters: &'a RecordCache,
+    cache: &'a RecordCache,
     records: CachedState,
+    /// Whether to look into the shared cache: these tries do not have it.
+    apart: bool,
+    /// Records that were read from rows, if they are to be told.
+    read: Vec<RecordKey>,
     /// Whether the block's records were counted as hits or misses.
     prepared: bool,
     /// Records that differ from their rows, each once.
@@ -47,6 +52,15 @@ pub struct Tries<'a> {
     classes: BTreeMap<[u8; 32], CompiledClassHash>,
 }
 
+/// Leaves that may be going to be written.
+#[derive(Default)]
+pub struct Writes {
+    /// Contracts, with paths in their storage tries.
+    pub contracts: BTreeMap<ContractAddress, BTreeSet<Path>>,
+    /// Paths in the classes trie.
+    pub classes: BTreeSet<Path>,
+}
+
 /// A node whose record is not there yet, and the leaves below it.
 struct Missing {
     wanted: usize,
@@ -57,10 +71,21 @@ struct Missing {
 impl<'a> Tries<'a> {
     /// The tries of a state, with what the cache has of it.
     pub fn new(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
+        Self::with(state, cache, cache.take(&state.roots), false)
+    }
+
+    /// The tries of a state, beside the cache: they look into it, and a commitment is free to take it.
+    pub fn apart(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
+        Self::with(state, cache, CachedState::default(), true)
+    }
+
+    fn with(state: StateAt<'a>, cache: &'a RecordCache, records: CachedState, apart: bool) -> Self {
         Self {
             state,
-            counters: cache,
-            records: cache.take(&state.roots),
+            cache,
+            records,
+            apart,
+            read: Vec::new(),
             prepared: false,
             changed: HashMap::new(),
             last_rows: Vec::new(),
@@ -69,28 +94,46 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// The tries of a state, beside the cache: a commitment is free to use it.
-    pub fn apart(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
-        Self {
-            state,
-            counters: cache,
-            records: CachedState::default(),
-            prepared: false,
-            changed: HashMap::new(),
-            last_rows: Vec::new(),
-            changed_leaves: BTreeSet::new(),
-            classes: BTreeMap::new(),
+    /// Reads what is on the way to these leaves, and is not in the cache. The leaves of contracts are read as well.
+    pub fn read_ahead(mut self, writes: &Writes) -> Result<CachedState, StateError> {
+        let mut leaves = CachedState::default();
+        let mut wanted = Vec::new();
+        for (address, keys) in &writes.contracts {
+            let leaf = self.contract_leaf(address)?;
+            leaves.set_leaf(*address, leaf);
+            let (trie, root) = (TrieId::Storage(*address), leaf.storage_root.0);
+            wanted.push(Wanted { trie, root, leaves: keys.iter().copied().collect() });
         }
+        let contracts = writes.contracts.keys().map(|address| Path::of_key(address.trie_key())).collect();
+        let roots = self.state.roots;
+        wanted.push(Wanted { trie: TrieId::Contracts, root: roots.contracts.0, leaves: contracts });
+        let classes = writes.classes.iter().copied().collect();
+        wanted.push(Wanted { trie: TrieId::Classes, root: roots.classes.0, leaves: classes });
+        wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
+        self.prepare(&wanted)?;
+        for (trie, path) in std::mem::take(&mut self.read) {
+            let entry = self.records.tries.get_mut(&trie).and_then(|records| records.remove(&path));
+            entry.into_iter().for_each(|entry| leaves.insert(trie, path, entry.record));
+        }
+        Ok(leaves)
     }
 
     /// Reads records. One that has no row is empty.
     fn load(&mut self, keys: &[RecordKey]) -> Result<(), StateError> {
-        self.counters.count_misses(keys.len() as u64);
+        let mut keys = keys.to_vec();
+        if self.apart {
+            let (cache, roots, records) = (self.cache, self.state.roots, &mut self.records);
+            keys.retain(|(trie, path)| {
+                let known = cache.look(&roots, |look| look.record(trie, path).cloned());
+                known.map(|record| records.insert(*trie, *path, record)).is_none()
+            });
+            self.read.extend(&keys);
+        } else {
+            self.cache.count_misses(keys.len() as u64);
+        }
         let read = keys.par_chunks(READ_CHUNK).map(|keys| self.read(keys)).collect::<Result<Vec<_>, _>>()?;
         for ((trie, path), record) in keys.iter().zip(read.into_iter().flatten()) {
-            let entry = Entry::new(record, self.records.generation());
-            self.records.bytes += entry.memory();
-            self.records.tries.entry(*trie).or_default().insert(*path, entry);
+            self.records.insert(*trie, *path, record);
         }
         Ok(())
     }
@@ -114,7 +157,9 @@ impl<'a> Tries<'a> {
             let walk = Walk { state: &self.records, records, leaves, wanted: visit.wanted };
             let mut missing = Vec::new();
             let visited = walk.node(visit.at, visit.leaves, None, &mut missing);
-            self.counters.count_hits(visited);
+            if !self.apart {
+                self.cache.count_hits(visited);
+            }
             missing
         };
         visits.into_par_iter().flat_map_iter(walk).collect()
@@ -231,14 +276,23 @@ impl NodeSource for Tries<'_> {
         if let Some(entry) = self.records.tries.get(&at.trie).and_then(|records| records.get(&path)) {
             return Ok(entry.record.get(&at.path));
         }
+        if self.apart {
+            let look = |look: Look<'_>| look.record(&at.trie, &path).map(|record| record.get(&at.path));
+            if let Some(node) = self.cache.look(&self.state.roots, look) {
+                return Ok(node);
+            }
+        }
         // A sibling that a deletion must look at; a commitment asks for nothing else that was not prepared.
         let record = self.read(&[(at.trie, path)])?.pop();
         Ok(record.and_then(|record| record.get(&at.path)))
     }
 
     fn reader(&self, trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
+        if self.apart {
+            return None;
+        }
         let records = self.records.tries.get(&trie);
-        let counters = (!self.prepared).then_some(self.counters);
+        let counters = (!self.prepared).then_some(self.cache);
         Some(Box::new(TrieReader { state: &self.records, counters, hits: 0, records, held: Vec::new() }))
     }
 }
@@ -289,6 +343,11 @@ impl NodeReader for TrieReader<'_> {
 impl TrieRows for Tries<'_> {
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
         if let Some(leaf) = self.records.leaf(address) {
+            return Ok(leaf);
+        }
+        if self.apart
+            && let Some(leaf) = self.cache.look(&self.state.roots, |look| look.leaf(address))
+        {
             return Ok(leaf);
         }
         let Some(row) = self.state.store.get(&rows::contract_leaf(address))? else {
