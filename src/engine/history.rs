@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use flagstone_core::commit::{CommitmentSource, Overlaid, TrieRows, commit_blocks};
+use flagstone_core::commit::{BlockChanges, CommitmentSource, Overlaid, TrieRows, commit_blocks};
 use flagstone_core::diff::StateDiff;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::WriteBatch;
@@ -70,15 +70,14 @@ impl Engine {
             return read(&*shared.layout.tries(state), base.block, &base.root);
         };
         let rewind = shared.rewind(&base, block, |at| at == Some(block))?;
-        let tries = Overlaid::new(shared.layout.tries(state));
-        let hasher = shared.hasher.as_ref();
-        let mut committed =
-            shared.pool.install(|| commit_blocks(tries, state.roots, &[&rewind.diff], hasher))?;
-        if let Some(changes) = committed.blocks.last() {
-            rewind.check(&base, changes.roots)?;
-            committed.source.absorb(changes)?;
-        }
-        read(&committed.source, Some(block), &rewind.root)
+        let mut tries = Overlaid::new(shared.layout.tries(state));
+        let (hasher, mut changes) = (shared.hasher.as_ref(), BlockChanges::default());
+        let keep = |block: &BlockChanges| changes = block.clone();
+        let committed =
+            shared.pool.install(|| commit_blocks(&mut tries, state.roots, &[&rewind.diff], hasher, keep))?;
+        rewind.check(&base, committed.roots.first().copied().unwrap_or_default())?;
+        tries.absorb(&changes, false)?;
+        read(&tries, Some(block), &rewind.root)
     }
 
     /// Takes back all blocks after this one. On return they are gone for good: values, tries, roots and journal are those

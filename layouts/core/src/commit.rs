@@ -15,10 +15,9 @@ use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
 use crate::layout::StagedCommitment;
-use crate::store::WriteBatch;
 use crate::trie::{
     HashFunction, Node, NodeRef, NodeSource, Path, ShapedTrie, TrieChanges, TrieId, hash_forest, hash_pairs,
-    shape,
+    shape, shape_in_memory,
 };
 use crate::types::{
     ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageKey, StorageRoot,
@@ -52,8 +51,8 @@ impl<R: TrieRows + Send + ?Sized> TrieRows for Box<R> {
 
 /// The tries that a session works on: at first as a store has them, then as the session's blocks leave them.
 pub trait CommitmentSource: TrieRows + Send {
-    /// Called before tries are shaped, with all leaves that are going to be set. A source can read the nodes on the
-    /// way to them ahead, in bulk.
+    /// Called before tries are shaped, with all leaves that are going to be set in those that could not be shaped from
+    /// memory alone. A source can read the nodes on the way to them ahead, in bulk.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
@@ -61,11 +60,11 @@ pub trait CommitmentSource: TrieRows + Send {
         Ok(())
     }
 
-    /// Takes over what a block changed: reads from now on are of the state after it.
+    /// Takes over what a block changed: reads from now on are of the state after it. `last` if there will be none.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
-    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError>;
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError>;
 }
 
 /// Leaves of one trie that are going to be set.
@@ -178,10 +177,13 @@ impl<R: TrieRows> TrieRows for Overlaid<R> {
 }
 
 impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
-    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError> {
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
+        if last {
+            return Ok(());
+        }
         for trie in &block.tries {
-            self.nodes.extend(trie.removed.iter().map(|(path, _)| ((trie.trie, *path), None)));
-            self.nodes.extend(trie.written.iter().map(|new| ((trie.trie, new.path), Some(new.node))));
+            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
+            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
         }
         self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
         let classes = block.classes.iter();
@@ -190,46 +192,31 @@ impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
     }
 }
 
-/// Blocks after their commitment.
-pub struct CommittedBlocks<S> {
-    /// The source, which has absorbed all blocks but the last.
-    pub source: S,
-    /// The changes of each block, in order. Later ones override earlier ones.
-    pub blocks: Vec<BlockChanges>,
-}
-
-impl<S> CommittedBlocks<S> {
-    /// The outcome for the engine, with the rows that make it last.
-    pub fn staged(&self, batch: WriteBatch) -> StagedCommitment {
-        let mut hashes = HashCounts::default();
-        self.blocks.iter().for_each(|block| hashes += block.hashes);
-        let roots = self.blocks.iter().map(|block| block.roots).collect();
-        let undo = self.blocks.iter().map(|block| block.undo.clone()).collect();
-        StagedCommitment { batch, roots, undo, hashes, applied: None }
-    }
-}
-
-/// Commits blocks one after another on top of a source that stands at `roots`, in memory. Work is spread over the
-/// current rayon pool; the result does not depend on its size.
+/// Commits blocks one after another on top of a source that stands at `roots`, in memory, and hands each block's changes
+/// to `each`: later ones override earlier ones. They are dropped before the next block, so a group of blocks takes the
+/// memory of one. The outcome lacks its batch. Work is spread over the current rayon pool; the result does not depend
+/// on its size.
 ///
 /// # Errors
 /// [`StateError`] if old leaves or nodes cannot be read.
-pub fn commit_blocks<S: CommitmentSource>(
-    mut source: S,
+pub fn commit_blocks(
+    source: &mut dyn CommitmentSource,
     mut roots: Roots,
     diffs: &[&StateDiff],
     hasher: &dyn Hasher,
-) -> Result<CommittedBlocks<S>, StateError> {
-    let mut blocks: Vec<BlockChanges> = Vec::with_capacity(diffs.len());
-    for diff in diffs {
-        if let Some(before) = blocks.last() {
-            source.absorb(before)?;
-        }
-        let block = BlockWork::new(hasher).run(&mut source, roots, diff)?;
+    mut each: impl FnMut(&BlockChanges),
+) -> Result<StagedCommitment, StateError> {
+    let mut staged = StagedCommitment::default();
+    for (index, diff) in diffs.iter().enumerate() {
+        let block = BlockWork::new(hasher).run(source, roots, diff)?;
+        each(&block);
+        source.absorb(&block, index + 1 == diffs.len())?;
         roots = block.roots;
-        blocks.push(block);
+        staged.roots.push(roots);
+        staged.undo.push(block.undo);
+        staged.hashes += block.hashes;
     }
-    Ok(CommittedBlocks { source, blocks })
+    Ok(staged)
 }
 
 /// A contract's leaf row and its leaf in the trie are there together or not at all. A lost row would otherwise pass
@@ -270,11 +257,18 @@ impl<'a> BlockWork<'a> {
         let rows: &dyn CommitmentSource = source;
         let old_leaf = |contract: &ContractDiff| rows.contract_leaf(&contract.address);
         let old_leaves = diff.contracts().par_iter().map(old_leaf).collect::<Result<Vec<_>, _>>()?;
-        source.prepare(&wanted(before, diff, &old_leaves))?;
+        let in_memory = |work: (&ContractDiff, &ContractLeaf)| {
+            let (contract, old) = work;
+            let trie = TrieId::Storage(contract.address);
+            shape_in_memory(rows, trie, old.storage_root.0, storage_leaves(contract))
+        };
+        let shaped = diff.contracts().par_iter().zip(&old_leaves).map(in_memory);
+        let shaped = shaped.collect::<Result<Vec<_>, _>>()?;
+        source.prepare(&wanted(before, diff, &old_leaves, &shaped))?;
 
         let source: &dyn CommitmentSource = source;
         let (contracts, classes) = rayon::join(
-            || self.contracts(source, before.contracts, diff, &old_leaves),
+            || self.contracts(source, before.contracts, diff, &old_leaves, shaped),
             || self.classes(source, before.classes, diff),
         );
         let ContractsWork { mut tries, changes: contracts, undo } = contracts?;
@@ -283,26 +277,29 @@ impl<'a> BlockWork<'a> {
         let contracts_root = tries.last().map_or(before.contracts, |trie| ContractsRoot(trie.root));
         let classes_root = ClassesRoot(classes_trie.root);
         tries.push(classes_trie);
-        tries.retain(|trie| !trie.written.is_empty() || !trie.removed.is_empty());
+        tries.retain(|trie| !trie.is_empty());
         let roots = Roots { contracts: contracts_root, classes: classes_root };
         let hashes = HashCounts { pedersen: self.pedersen.load(Ordering::Relaxed), poseidon };
         Ok(BlockChanges { roots, tries, contracts, classes, undo, hashes })
     }
 
-    /// Storage tries, contract leaves, contracts trie.
+    /// Storage tries, contract leaves, contracts trie. `shaped` are those storage tries that memory was enough for.
     fn contracts(
         &self,
         source: &dyn CommitmentSource,
         root: ContractsRoot,
         diff: &StateDiff,
         old_leaves: &[ContractLeaf],
+        shaped: Vec<Option<ShapedTrie>>,
     ) -> Result<ContractsWork, StateError> {
-        let shape_storage = |(contract, old): (&ContractDiff, &ContractLeaf)| {
-            let leaves = contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0));
-            shape(source, TrieId::Storage(contract.address), old.storage_root.0, leaves)
+        let shape_storage = |(shaped, (contract, old)): (Option<_>, (&ContractDiff, &ContractLeaf))| {
+            let trie = TrieId::Storage(contract.address);
+            let from_rows = || shape(source, trie, old.storage_root.0, storage_leaves(contract));
+            shaped.map_or_else(from_rows, Ok)
         };
+        let contracts = diff.contracts().par_iter().zip(old_leaves);
         let shaped =
-            diff.contracts().par_iter().zip(old_leaves).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
+            shaped.into_par_iter().zip(contracts).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
         let befores = diff.contracts().par_iter().zip(old_leaves).zip(&shaped);
         let undo = befores.map(|((contract, leaf), trie)| contract_before(contract, leaf, trie)).collect();
         let mut tries = self.hash_tries(shaped);
@@ -414,8 +411,18 @@ fn old_classes(source: &dyn CommitmentSource, diff: &StateDiff) -> Result<Vec<Cl
     diff.classes().iter().map(before).collect()
 }
 
-/// All leaves that a block is going to set, by trie.
-fn wanted(before: Roots, diff: &StateDiff, old_leaves: &[ContractLeaf]) -> Vec<Wanted> {
+/// The leaves of a contract's storage trie that a block sets.
+fn storage_leaves(contract: &ContractDiff) -> impl Iterator<Item = (TrieKey, Felt)> {
+    contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0))
+}
+
+/// All leaves that a block is going to set, by trie; without the storage tries that are shaped already.
+fn wanted(
+    before: Roots,
+    diff: &StateDiff,
+    old_leaves: &[ContractLeaf],
+    shaped: &[Option<ShapedTrie>],
+) -> Vec<Wanted> {
     let storage = |(contract, old): (&ContractDiff, &ContractLeaf)| Wanted {
         trie: TrieId::Storage(contract.address),
         root: old.storage_root.0,
@@ -424,7 +431,8 @@ fn wanted(before: Roots, diff: &StateDiff, old_leaves: &[ContractLeaf]) -> Vec<W
     let contracts =
         diff.contracts().iter().map(|contract| Path::of_key(contract.address.trie_key())).collect();
     let classes = diff.classes().iter().map(|class| Path::of_key(&class.trie_key())).collect();
-    let mut wanted: Vec<Wanted> = diff.contracts().iter().zip(old_leaves).map(storage).collect();
+    let unshaped = diff.contracts().iter().zip(old_leaves).zip(shaped).filter(|(_, shaped)| shaped.is_none());
+    let mut wanted: Vec<Wanted> = unshaped.map(|(work, _)| storage(work)).collect();
     wanted.push(Wanted { trie: TrieId::Contracts, root: before.contracts.0, leaves: contracts });
     wanted.push(Wanted { trie: TrieId::Classes, root: before.classes.0, leaves: classes });
     wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());

@@ -32,11 +32,16 @@ impl<A: Addressing> Patricia<A> {
     fn stage(&self, batch: &mut WriteBatch, block: &BlockChanges) {
         for trie in &block.tries {
             if self.0.removes() {
-                for (path, hash) in &trie.removed {
-                    batch.delete(self.0.node_key(&NodeRef { trie: trie.trie, path: *path, hash: *hash }));
+                // Only layouts that file nodes by path remove any.
+                for path in &trie.removed {
+                    batch.delete(self.0.node_key(&NodeRef {
+                        trie: trie.trie,
+                        path: *path,
+                        hash: Felt::ZERO,
+                    }));
                 }
             }
-            for new in &trie.written {
+            for new in trie.written() {
                 let mut row = Vec::with_capacity(66);
                 new.node.encode(&mut row);
                 batch.put(self.0.node_key(&NodeRef { trie: trie.trie, path: new.path, hash: new.hash }), row);
@@ -163,11 +168,11 @@ impl<A: Addressing> Layout for Patricia<A> {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let tries = Tries { addressing: &self.0, state };
-        let committed = commit_blocks(Overlaid::new(tries), state.roots, blocks, hasher)?;
+        let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
         let mut batch = WriteBatch::default();
-        committed.blocks.iter().for_each(|block| self.stage(&mut batch, block));
-        Ok(committed.staged(batch))
+        let staged =
+            commit_blocks(&mut tries, state.roots, blocks, hasher, |block| self.stage(&mut batch, block))?;
+        Ok(StagedCommitment { batch, ..staged })
     }
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use flagstone_core::commitment::Roots;
-use flagstone_core::diff::{StateDiff, StateDiffBuilder};
+use flagstone_core::diff::{ContractDiff, StateDiff, StateDiffBuilder, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::StarknetCrypto;
@@ -30,6 +30,7 @@ macro_rules! conformance {
             roots_and_reads_equal_the_reference
             values_ahead_of_the_commitment_do_not_leak_into_roots
             undo_takes_blocks_back
+            hints_change_no_root
             tries_answer_like_values
             emptied_state_leaves_no_rows
             old_states_stay_readable_if_promised
@@ -295,6 +296,56 @@ pub fn undo_takes_blocks_back<L: Layout>(make: impl Fn() -> L) {
         }
         Ok(())
     });
+}
+
+/// Hints of what is going to be written, of what is not, at these roots and at earlier ones, between closing and
+/// committing and between commitments, change neither roots nor rows; nor if blocks are taken back.
+pub fn hints_change_no_root<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
+    for_random_blocks(24, 1..7, |diffs| {
+        let mut driver = Driver::new(layout);
+        let mut reference = ReferenceState::new();
+        let subjects: Vec<Subject> = diffs.iter().flat_map(subjects).collect();
+        let (mut undo, mut roots) = (Vec::new(), vec![Roots::default()]);
+        let hint = |driver: &Driver<'_, L>, roots: &[Roots], some: usize| {
+            for (skipped, at) in roots.iter().rev().enumerate() {
+                let state = StateAt { store: &driver.store, roots: *at };
+                let some: Vec<Subject> = subjects.iter().skip(skipped).step_by(some).copied().collect();
+                // Rows that do not belong to the roots may look damaged.
+                let hinted = layout.prefetch(state, &some);
+                assert!(skipped > 0 || hinted.is_ok(), "{hinted:?}");
+            }
+        };
+        for diff in &diffs {
+            hint(&driver, &roots, 3);
+            driver.close(diff);
+            hint(&driver, &roots, 2);
+            let before = reference.clone();
+            reference.apply(diff);
+            let staged = driver.commit_staged().map_err(fail)?;
+            prop_assert_eq!(&staged.roots, &[reference.roots()]);
+            roots.extend(staged.roots);
+            undo.extend(staged.undo.into_iter().map(|undo| (undo, before.roots())));
+        }
+        for (undo, expected) in undo.iter().rev() {
+            hint(&driver, &roots, 2);
+            driver.close(undo);
+            prop_assert_eq!(driver.commit().map_err(fail)?, vec![*expected]);
+            roots.push(*expected);
+        }
+        prop_assert!(layout.keeps_old_states() || driver.rows().is_empty());
+        Ok(())
+    });
+}
+
+fn subjects(diff: &StateDiff) -> Vec<Subject> {
+    let of_contract = |contract: &ContractDiff| {
+        let address = contract.address;
+        let slots = contract.storage.iter().map(move |(key, _)| Subject::Storage(address, *key));
+        slots.chain([Subject::ClassHash(address), Subject::Nonce(address)]).collect::<Vec<_>>()
+    };
+    let classes = diff.classes().iter().map(|class| Subject::CompiledClassHash(class.class_hash));
+    diff.contracts().iter().flat_map(of_contract).chain(classes).collect()
 }
 
 /// What the tries' leaves say is what reads of values say, for what is there and for what is not.

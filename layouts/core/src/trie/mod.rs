@@ -2,7 +2,7 @@
 //!
 //! An update has three steps, so that hashing can go in bulk over many tries at once: [`shape`] finds the new nodes of
 //! one trie without hashing any, [`hash_forest`] hashes the new nodes of all tries level by level, and
-//! [`ShapedTrie::into_changes`] says what to write and what to remove.
+//! [`ShapedTrie::into_changes`] says what to write and what to remove. All three work on one arena of new nodes.
 
 mod forest;
 mod node;
@@ -12,7 +12,7 @@ mod shape;
 pub use forest::{HashFunction, hash_forest, hash_pairs};
 pub use node::{Node, NodeRef, TrieId};
 pub use path::Path;
-pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape};
+pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_in_memory};
 
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -34,6 +34,28 @@ pub trait NodeSource: Sync {
     fn required_node(&self, at: &NodeRef) -> Result<Node, StateError> {
         self.node(at)?.ok_or(StateError::MissingNode(*at))
     }
+
+    /// A reader of what is in memory, for a walk down one trie; `None` if nothing is kept there.
+    fn reader(&self, _trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
+        None
+    }
+}
+
+/// Reads nodes of one trie from memory, quickest if asked for a node after the one above it.
+pub trait NodeReader: Send {
+    /// The node at a path.
+    fn node(&mut self, at: &Path) -> InMemory;
+}
+
+/// What memory has of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InMemory {
+    /// It is there.
+    Node(Node),
+    /// It is known that there is none.
+    Nothing,
+    /// It is not known.
+    Not,
 }
 
 impl<S: NodeSource + Send + ?Sized> NodeSource for Box<S> {

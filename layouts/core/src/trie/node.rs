@@ -5,7 +5,7 @@ use std::fmt;
 use super::path::Path;
 use crate::codec::{DecodeError, Reader};
 use crate::commitment::TRIE_HEIGHT;
-use crate::felt::Felt;
+use crate::felt::{Felt, felt_to_be};
 use crate::types::ContractAddress;
 
 /// Which trie.
@@ -122,12 +122,12 @@ impl Node {
         match self {
             Self::Binary { left, right } => {
                 out.push(BINARY);
-                out.extend_from_slice(&left.to_bytes_be());
-                out.extend_from_slice(&right.to_bytes_be());
+                out.extend_from_slice(&felt_to_be(left));
+                out.extend_from_slice(&felt_to_be(right));
             }
             Self::Edge { path, child } => {
                 out.push(EDGE);
-                out.extend_from_slice(&child.to_bytes_be());
+                out.extend_from_slice(&felt_to_be(child));
                 path.encode(out);
             }
         }
