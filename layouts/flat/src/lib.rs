@@ -12,14 +12,15 @@ pub use cache::CacheCounters;
 pub use record::DEPTH;
 
 use cache::RecordCache;
-use flagstone_core::commit::{CommitmentSource, TrieRows, commit_blocks};
-use flagstone_core::diff::{ContractDiff, StateDiff};
+use flagstone_core::commit::{CommitmentSource, CommittedBlocks, TrieRows, commit_blocks};
+use flagstone_core::diff::{ContractDiff, StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
 use flagstone_core::store::WriteBatch;
 use flagstone_core::trie::{TrieId, lookup};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
+use flagstone_core::witness::{Witness, commit_with_witness};
 
 use tries::Tries;
 
@@ -54,6 +55,29 @@ impl Flat {
     /// How often the cache of decoded records could answer.
     pub fn cache_counters(&self) -> CacheCounters {
         self.cache.counters()
+    }
+
+    /// The rows of committed blocks, and their records for the cache once the rows are written.
+    fn staged(&self, mut committed: CommittedBlocks<Tries<'_>>) -> Result<StagedCommitment, StateError> {
+        if let Some(last) = committed.blocks.last() {
+            committed.source.absorb(last)?;
+        }
+        let mut staged = committed.staged(WriteBatch::default());
+        let leaves: BTreeSet<ContractAddress> = committed
+            .blocks
+            .iter()
+            .flat_map(|block| block.contracts.iter().map(|change| change.address))
+            .collect();
+        let (mut batch, records) = committed.source.finish(leaves.into_iter());
+        for change in committed.blocks.iter().flat_map(|block| &block.classes) {
+            rows::put_felt(&mut batch, rows::class_leaf(&change.class_hash), &change.compiled_class_hash.0);
+        }
+        staged.batch = batch;
+        if let Some(after) = staged.roots.last().copied() {
+            let cache = Arc::clone(&self.cache);
+            staged.applied = Some(Box::new(move || cache.give_back(records, after)));
+        }
+        Ok(staged)
     }
 }
 
@@ -147,26 +171,19 @@ impl Layout for Flat {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let mut committed = commit_blocks(Tries::new(state, &self.cache), state.roots, blocks, hasher)?;
-        if let Some(last) = committed.blocks.last() {
-            committed.source.absorb(last)?;
-        }
-        let mut staged = committed.staged(WriteBatch::default());
-        let leaves: BTreeSet<ContractAddress> = committed
-            .blocks
-            .iter()
-            .flat_map(|block| block.contracts.iter().map(|change| change.address))
-            .collect();
-        let (mut batch, records) = committed.source.finish(leaves.into_iter());
-        for change in committed.blocks.iter().flat_map(|block| &block.classes) {
-            rows::put_felt(&mut batch, rows::class_leaf(&change.class_hash), &change.compiled_class_hash.0);
-        }
-        staged.batch = batch;
-        if let Some(after) = staged.roots.last().copied() {
-            let cache = Arc::clone(&self.cache);
-            staged.applied = Some(Box::new(move || cache.give_back(records, after)));
-        }
-        Ok(staged)
+        self.staged(commit_blocks(Tries::new(state, &self.cache), state.roots, blocks, hasher)?)
+    }
+
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        let tries = Tries::new(state, &self.cache);
+        let (committed, witness) = commit_with_witness(tries, state.roots, block, reads, hasher)?;
+        Ok((self.staged(committed)?, witness))
     }
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a> {

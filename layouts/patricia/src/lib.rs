@@ -5,9 +5,9 @@ mod addressing;
 pub use addressing::{Addressing, ByHash, ByPath};
 
 use flagstone_core::codec::{Reader, put_short_felt};
-use flagstone_core::commit::{BlockChanges, Overlaid, TrieRows, commit_blocks};
+use flagstone_core::commit::{BlockChanges, CommittedBlocks, Overlaid, TrieRows, commit_blocks};
 use flagstone_core::commitment::ContractLeaf;
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
@@ -17,6 +17,7 @@ use flagstone_core::trie::{Node, NodeRef, NodeSource, TrieId, lookup};
 use flagstone_core::types::{
     ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
 };
+use flagstone_core::witness::{Witness, commit_with_witness};
 
 /// Nodes as rows, values in leaves, filed as `A` says.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,6 +27,13 @@ impl<A: Addressing> Patricia<A> {
     /// The layout.
     pub const fn new(addressing: A) -> Self {
         Self(addressing)
+    }
+
+    /// The rows of committed blocks.
+    fn staged<S>(&self, committed: &CommittedBlocks<S>) -> StagedCommitment {
+        let mut batch = WriteBatch::default();
+        committed.blocks.iter().for_each(|block| self.stage(&mut batch, block));
+        committed.staged(batch)
     }
 
     /// Rows that a block's commitment writes and deletes.
@@ -168,10 +176,19 @@ impl<A: Addressing> Layout for Patricia<A> {
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
         let tries = Tries { addressing: &self.0, state };
-        let committed = commit_blocks(Overlaid::new(tries), state.roots, blocks, hasher)?;
-        let mut batch = WriteBatch::default();
-        committed.blocks.iter().for_each(|block| self.stage(&mut batch, block));
-        Ok(committed.staged(batch))
+        Ok(self.staged(&commit_blocks(Overlaid::new(tries), state.roots, blocks, hasher)?))
+    }
+
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        let tries = Overlaid::new(Tries { addressing: &self.0, state });
+        let (committed, witness) = commit_with_witness(tries, state.roots, block, reads, hasher)?;
+        Ok((self.staged(&committed), witness))
     }
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a> {
