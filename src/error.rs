@@ -73,6 +73,14 @@ pub enum Error {
         /// The store's block.
         store: Option<BlockNumber>,
     },
+    /// The tries asked for are not there.
+    #[error("block {block}: its state is not {}; the last committed one is {}", what(.block, .committed), at(.committed))]
+    StateNotKept {
+        /// The block asked for.
+        block: BlockNumber,
+        /// The last committed block.
+        committed: Option<BlockNumber>,
+    },
     /// The database is not what it is opened as.
     #[error("{what} mismatch: database was written by {stored}, opened as {opened}")]
     IdentityMismatch {
@@ -111,6 +119,10 @@ fn at(block: &Option<BlockNumber>) -> String {
     block.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"))
 }
 
+fn what(block: &BlockNumber, committed: &Option<BlockNumber>) -> &'static str {
+    if Some(*block) > *committed { "committed yet" } else { "kept" }
+}
+
 impl Error {
     /// Its kind.
     pub fn kind(&self) -> ErrorKind {
@@ -119,6 +131,7 @@ impl Error {
             Self::WrongParent { .. }
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
+            | Self::StateNotKept { .. }
             | Self::UnknownName { .. }
             | Self::Config(_) => ErrorKind::Input,
             Self::ViewExpired { .. } => ErrorKind::Expired,
@@ -144,7 +157,8 @@ impl Error {
             Self::RootMismatch { block, .. }
             | Self::WrongParent { block, .. }
             | Self::WrongNumber { got: block, .. }
-            | Self::VersionNeeded { block } => Some(*block),
+            | Self::VersionNeeded { block }
+            | Self::StateNotKept { block, .. } => Some(*block),
             _ => None,
         }
     }

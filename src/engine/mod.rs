@@ -16,6 +16,7 @@ mod durable;
 pub(crate) mod meta;
 mod overlay;
 mod read_cache;
+mod tries;
 mod view;
 
 use std::collections::VecDeque;

@@ -9,10 +9,12 @@
 
 mod child;
 mod cli;
+mod cli_proofs;
 mod crash;
 mod engine;
 #[cfg(target_os = "linux")]
 mod load;
+mod proofs;
 mod properties;
 mod read_cache;
 mod store_conformance;
