@@ -11,7 +11,34 @@ use crate::error::Error;
 
 impl Engine {
     /// Reads the tries as they are after a block; without one, after the last committed block. `read` is handed the
-    /// tries, the block (`None` before the first) and its roots. Nothing is committed meanwhile.
+    /// tries, the block (`None` before the first) and its roots. Nothing is committed meanwhile, so `read` must not wait
+    /// for a block to be closed.
+    ///
+    /// ```
+    /// use flagstone::core::hash::Bulk;
+    /// use flagstone::core::proof::{Anchor, ContractStorageKeys, ProofRequest, Proven, prove_storage};
+    /// # use flagstone::{Engine, EngineConfig, StateDiff, StateUpdate, layout, store::MemoryStore};
+    /// # let engine = Engine::open(Box::new(MemoryStore::new()), layout("flat")?.make(), EngineConfig::default())?;
+    /// # let diff = StateDiff::builder().storage(1.into(), 2.into(), 3.into()).build()?;
+    /// # engine.close_block(&StateUpdate { starknet_version: "0.14.0".parse().ok(), ..diff.into() })?;
+    /// let slots = ContractStorageKeys { contract_address: 1.into(), storage_keys: vec![2.into(), 9.into()] };
+    /// let request = ProofRequest {
+    ///     contract_addresses: vec![1.into()],
+    ///     contracts_storage_keys: vec![slots],
+    ///     ..ProofRequest::default()
+    /// };
+    /// let (proof, root) = engine.at_commitment(None, |tries, _block, root| {
+    ///     Ok((prove_storage(tries, root.roots, &request, None)?, root.commitment))
+    /// })?;
+    ///
+    /// // Somebody else, who has the root from the block's header:
+    /// let trusted = Anchor { commitment: Some(root), ..Anchor::default() };
+    /// let verified = proof.verify(&request, &trusted, &Bulk)?;
+    /// assert_eq!(verified.storage(&1.into(), &2.into()), Proven::Value(3.into()));
+    /// assert_eq!(verified.storage(&1.into(), &9.into()), Proven::Absent);
+    /// assert_eq!(verified.storage(&5.into(), &2.into()), Proven::NotCovered);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::StateNotKept`] if the database does not have the state of that block, and what `read` says.

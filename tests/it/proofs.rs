@@ -6,13 +6,15 @@ use flagstone::core::diff::StateDiff;
 use flagstone::core::hash::{Bulk, poseidon};
 use flagstone::core::proof::{
     Anchor, ContractLeafData, ContractStorageKeys, ProofError, ProofNode, ProofRequest, Proven, StorageProof,
-    VerifiedProof, prove_storage,
+    VerifiedProof, prove_range, prove_storage,
 };
-use flagstone::core::trie::{Node, Path};
-use flagstone::core::types::{BlockNumber, ClassHash, ContractAddress, StorageKey};
+use flagstone::core::trie::{Node, Path, TrieId};
+use flagstone::core::types::{BlockNumber, ClassHash, ContractAddress, StorageKey, TrieKey};
+use flagstone::core::witness::WitnessError;
 use flagstone::input::{InputError, ProofFile, read_proof};
 use flagstone::{Cadence, Engine, Error, ErrorKind, StateUpdate, wire};
 use flagstone_testkit::conformance::Touched;
+use flagstone_testkit::reference::trie_root;
 use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
@@ -340,6 +342,84 @@ fn proofs_and_witnesses_of_the_windows_are_identical_and_verify_for_every_layout
                 check_values(&verified, &diffs[..=index], &request);
             }
         }
+    }
+}
+
+#[test]
+fn a_witness_of_a_real_block_without_a_node_is_refused() {
+    let updates = updates("mainnet_0_9.jsonl");
+    let engine = engine("flat", &[]);
+    let mut dropped = 0;
+    for update in &updates {
+        let whole = engine.witness(update, &[]).unwrap();
+        let nodes = whole.tries.iter().enumerate().flat_map(|(trie, of_trie)| {
+            let before = (0..of_trie.before.len()).map(move |index| (trie, true, index));
+            before.chain((0..of_trie.after.len()).map(move |index| (trie, false, index)))
+        });
+        let nodes: Vec<_> = nodes.collect();
+        dropped += nodes.len();
+        nodes.into_par_iter().for_each(|(trie, before, index)| {
+            let mut less = whole.clone();
+            let of_trie = &mut less.tries[trie];
+            let list = if before { &mut of_trie.before } else { &mut of_trie.after };
+            let gone = list.remove(index);
+            let error = less.apply(&update.diff, &Bulk).unwrap_err();
+            let named = match &error {
+                WitnessError::Missing(at) => at.hash,
+                WitnessError::MissingAfter { hash, .. } => *hash,
+                other => panic!("{other}"),
+            };
+            assert_eq!(named, gone.hash, "{error}");
+        });
+        drop(engine.close_block(update).unwrap());
+    }
+    assert!(dropped > 900, "{dropped}");
+}
+
+#[test]
+fn a_trie_fetched_in_pieces_has_its_root() {
+    let updates = updates("sepolia_309146_309401.jsonl.zst");
+    let diffs: Vec<StateDiff> = updates.iter().map(|update| update.diff.clone()).collect();
+    let contracts = diffs.iter().flat_map(StateDiff::contracts);
+    let most_written = contracts.max_by_key(|contract| contract.storage.len()).unwrap().address;
+    let mut fetched = Vec::new();
+    for (layout, _) in layouts() {
+        let engine = engine(layout, &updates);
+        let pieces = engine.at_commitment(None, |tries, _, root| {
+            let storage_root = tries.contract_leaf(&most_written)?.storage_root.0;
+            let tries_and_roots = [
+                (TrieId::Contracts, root.roots.contracts.0),
+                (TrieId::Classes, root.roots.classes.0),
+                (TrieId::Storage(most_written), storage_root),
+            ];
+            let mut pieces = Vec::new();
+            for (trie, root) in tries_and_roots {
+                let mut first = TrieKey::default();
+                loop {
+                    let piece = prove_range(tries, trie, root, first, 50.try_into().unwrap())?;
+                    let proven = piece.verify(trie, root, &Bulk).unwrap();
+                    let last = proven.last;
+                    pieces.push((trie, root, piece));
+                    if last == TrieKey::MAX {
+                        break;
+                    }
+                    first = TrieKey::try_from(last.to_felt() + Felt::ONE).unwrap();
+                }
+            }
+            Ok(pieces)
+        });
+        fetched.push(pieces.unwrap());
+    }
+    assert!(fetched.iter().all(|pieces| *pieces == fetched[0]), "every layout gives the same pieces");
+    assert!(fetched[0].len() > 6, "{}", fetched[0].len());
+    for pieces in fetched[0].chunk_by(|a, b| a.0 == b.0) {
+        let (trie, root, _) = pieces[0];
+        let leaves = pieces.iter().flat_map(|(_, _, piece)| piece.leaves.iter().copied());
+        let hash = |a: Felt, b: Felt| match trie {
+            TrieId::Classes => starknet_crypto::poseidon_hash(a, b),
+            _ => starknet_crypto::pedersen_hash(&a, &b),
+        };
+        assert_eq!(trie_root(leaves, hash), root, "{trie}");
     }
 }
 

@@ -185,3 +185,137 @@ impl Witness {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::{CommitmentSource, Overlaid, TrieRows, commit_blocks};
+    use crate::diff::StateDiff;
+    use crate::error::StateError;
+    use crate::hash::Bulk;
+    use crate::trie::{NodeRef, NodeSource};
+    use crate::types::ContractAddress;
+    use crate::witness::commit_with_witness;
+
+    /// The rows of the empty state.
+    struct Empty;
+
+    impl NodeSource for Empty {
+        fn node(&self, _at: &NodeRef) -> Result<Option<Node>, StateError> {
+            Ok(None)
+        }
+    }
+
+    impl TrieRows for Empty {
+        fn contract_leaf(&self, _address: &ContractAddress) -> Result<ContractLeaf, StateError> {
+            Ok(ContractLeaf::default())
+        }
+        fn class_leaf(&self, _class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+            Ok(CompiledClassHash::ZERO)
+        }
+    }
+
+    /// A block that changes, deletes, and reads, and its witness.
+    fn sample() -> (StateDiff, Witness) {
+        let before = StateDiff::builder()
+            .storage(1.into(), 5.into(), 50.into())
+            .storage(1.into(), 6.into(), 60.into())
+            .storage(1.into(), 7.into(), 70.into())
+            .class_hash(2.into(), 22.into())
+            .class(8.into(), 88.into())
+            .build()
+            .unwrap();
+        let diff = StateDiff::builder()
+            .storage(1.into(), 6.into(), 0.into())
+            .nonce(2.into(), 1.into())
+            .class(8.into(), 89.into())
+            .build()
+            .unwrap();
+        let reads = [
+            Subject::Storage(1.into(), 5.into()),
+            Subject::Nonce(9.into()),
+            Subject::ClassHash(2.into()),
+            Subject::CompiledClassHash(9.into()),
+        ];
+        let mut base = commit_blocks(Overlaid::new(Empty), Roots::default(), &[&before], &Bulk).unwrap();
+        base.source.absorb(&base.blocks[0]).unwrap();
+        let roots = base.blocks[0].roots;
+        let (_, witness) = commit_with_witness(base.source, roots, &diff, &reads, &Bulk).unwrap();
+        (diff, Witness { block: Some(BlockNumber(1)), ..witness })
+    }
+
+    fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes.truncate(bytes.len() - CHECKSUM_BYTES);
+        let checksum = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&checksum);
+        bytes
+    }
+
+    #[test]
+    fn a_witness_survives_its_bytes_and_applies() {
+        let (diff, witness) = sample();
+        assert_eq!(Witness::decode(&witness.encode()), Ok(witness.clone()));
+        assert_eq!(witness.apply(&diff, &Bulk).map(|applied| applied.roots), Ok(witness.after));
+        assert!(witness.tries.iter().any(|trie| !trie.before.is_empty() && !trie.after.is_empty()));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let bytes = sample().1.encode();
+        for length in 0..bytes.len() {
+            assert!(Witness::decode(&bytes[..length]).is_err(), "cut at {length}");
+        }
+        for length in Witness::MAGIC.len() + 4 + CHECKSUM_BYTES..bytes.len() {
+            let cut = resealed(bytes[..length].to_vec());
+            assert!(Witness::decode(&cut).is_err(), "cut at {length} and sealed again");
+        }
+    }
+
+    /// Also with a checksum that fits: then only what nothing depends on may be another, the number of the block and
+    /// which of the keys that the same nodes show was read.
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let (diff, witness) = sample();
+        let bytes = witness.encode();
+        for bit in 0..8 * bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Witness::decode(&flipped).is_err(), "bit {bit}");
+            let sealed = resealed(flipped);
+            if sealed == bytes {
+                continue;
+            }
+            if let Ok(other) = Witness::decode(&sealed)
+                && other.apply(&diff, &Bulk).is_ok()
+            {
+                let (block, reads) = (witness.block, witness.reads.clone());
+                assert_eq!(Witness { block, reads, ..other }, witness, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = sample().1.encode();
+        bytes[11] = 9;
+        let error = Witness::decode(&bytes).unwrap_err();
+        assert_eq!(error.to_string(), "witness: it is of version 9; this build reads version 1");
+    }
+
+    #[test]
+    fn another_diff_is_refused() {
+        let (_, witness) = sample();
+        for (diff, expected) in [
+            (StateDiff::default(), "roots after the block"),
+            (StateDiff::builder().nonce(5.into(), 1.into()).build().unwrap(), "roots after the block"),
+            (
+                StateDiff::builder().storage(1.into(), (1 << 40).into(), 1.into()).build().unwrap(),
+                "roots after the block",
+            ),
+            (StateDiff::builder().storage(1.into(), 7.into(), 0.into()).build().unwrap(), ""),
+        ] {
+            let error = witness.apply(&diff, &Bulk).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -39,7 +39,8 @@ pub struct Witness {
     pub before: Roots,
     /// Roots after the block.
     pub after: Roots,
-    /// What the block read, besides what its diff writes.
+    /// What the block read, besides what its diff writes, as whoever made the witness says: a check can tell that these
+    /// keys are shown, and not that they were read.
     pub reads: Vec<Subject>,
     /// What leaves of touched contracts committed to before the block, ascending by address, without absent ones.
     pub contracts: Vec<(ContractAddress, ContractLeaf)>,
