@@ -36,7 +36,7 @@ impl Engine {
     /// let verified = proof.verify(&request, &trusted, &Bulk)?;
     /// assert_eq!(verified.storage(&1.into(), &2.into()), Proven::Value(3.into()));
     /// assert_eq!(verified.storage(&1.into(), &9.into()), Proven::Absent);
-    /// assert_eq!(verified.storage(&5.into(), &2.into()), Proven::NotCovered);
+    /// assert_eq!(verified.contract(&5.into()), Proven::Absent);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

@@ -157,7 +157,8 @@ impl Witness {
         Ok(committed.blocks.into_iter().next().unwrap_or_default())
     }
 
-    /// Checks the roots before the block against a trusted state commitment.
+    /// Checks the roots before the block against a trusted state commitment. It says something of a witness that
+    /// [`Witness::apply`] has accepted, and so hashed.
     ///
     /// # Errors
     /// [`ProofError`] as [`check_commitment`].
