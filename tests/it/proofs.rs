@@ -1,5 +1,7 @@
 //! Storage proofs: a real one, every small change to it, and those that the layouts make.
 
+use std::io::Write;
+
 use flagstone::core::Felt;
 use flagstone::core::commitment::{Roots, class_leaf_preimage};
 use flagstone::core::diff::StateDiff;
@@ -10,8 +12,8 @@ use flagstone::core::proof::{
 };
 use flagstone::core::trie::{Node, Path, TrieId};
 use flagstone::core::types::{BlockNumber, ClassHash, ContractAddress, StorageKey, TrieKey};
-use flagstone::core::witness::WitnessError;
-use flagstone::input::{InputError, ProofFile, read_proof};
+use flagstone::core::witness::{Witness, WitnessError};
+use flagstone::input::{InputError, ProofFile, read_proof, read_witness};
 use flagstone::{Cadence, Engine, Error, ErrorKind, StateUpdate, wire};
 use flagstone_testkit::conformance::Touched;
 use flagstone_testkit::reference::trie_root;
@@ -167,7 +169,7 @@ fn every_change_of_an_edges_path_or_length_is_refused() {
 
 fn read_text(text: &[u8]) -> Result<ProofFile, InputError> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    std::io::Write::write_all(&mut file, text).unwrap();
+    file.write_all(text).unwrap();
     read_proof(file.path())
 }
 
@@ -423,6 +425,13 @@ fn a_trie_fetched_in_pieces_has_its_root() {
     }
 }
 
+/// A witness as it is read from what was written of it.
+fn through_json(witness: &Witness) -> Witness {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, "{}", wire::witness(witness)).unwrap();
+    read_witness(file.path()).unwrap()
+}
+
 #[test]
 fn random_states_give_identical_proofs_and_witnesses_on_every_layout() {
     let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
@@ -436,6 +445,7 @@ fn random_states_give_identical_proofs_and_witnesses_on_every_layout() {
             let witnesses: Vec<_> =
                 engines.iter().map(|engine| engine.witness(&update, &reads).unwrap()).collect();
             prop_assert!(witnesses.iter().all(|witness| *witness == witnesses[0]));
+            prop_assert_eq!(&through_json(&witnesses[0]), &witnesses[0]);
             engines.iter().for_each(|engine| drop(engine.close_block(&update).unwrap()));
             let roots = witnesses[0].apply(diff, &Bulk).map(|applied| applied.roots);
             prop_assert_eq!(roots, Ok(engines[0].head().root.roots));
