@@ -166,7 +166,9 @@ impl Error {
             Self::RootMismatch { block, .. }
             | Self::WrongParent { block, .. }
             | Self::WrongNumber { got: block, .. }
-            | Self::VersionNeeded { block } => Some(*block),
+            | Self::VersionNeeded { block }
+            | Self::NotClosed { block, .. }
+            | Self::HistoryGone { block, .. } => Some(*block),
             _ => None,
         }
     }

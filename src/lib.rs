@@ -7,6 +7,7 @@ pub mod input;
 pub mod journal;
 pub mod registry;
 pub mod store;
+pub mod wire;
 
 pub use engine::{Cadence, Engine, EngineConfig, View};
 pub use error::{Error, ErrorKind};

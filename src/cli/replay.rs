@@ -5,14 +5,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
+use flagstone::core::witness::Witness;
 use flagstone::engine::BlockRoot;
 use flagstone::input::{LocatedUpdate, UpdateReader};
 use flagstone::store::MemoryStore;
-use flagstone::{Engine, EngineConfig, Error, database, registry};
+use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, database, registry};
 use serde_json::json;
 
 use super::output::{BAD, DIM, GOOD, Output, styled};
-use super::{Failure, Replay};
+use super::{Failure, Replay, witness};
 
 /// A closed block whose line is not printed yet, because its root is not known yet.
 struct Waiting {
@@ -38,6 +39,11 @@ const MEMORY: &str = "memory";
 
 pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
+    if args.witness.is_some() && ![Cadence::EVERY_BLOCK, Cadence::AtClose].contains(&args.commit) {
+        return Err(Failure::usage(
+            "--witness is of blocks as they are committed, one by one; use --commit every",
+        ));
+    }
     let temporary = match (&args.data, args.store.as_deref()) {
         (Some(_), Some(MEMORY)) => {
             return Err(Failure::usage(
@@ -118,8 +124,11 @@ impl Replayer<'_> {
             writes: update.diff.writes(),
             stated: update.new_root,
         };
-        match self.engine.close_block(&update) {
-            Ok(_) => {
+        match self.close(&update) {
+            Ok(witness) => {
+                if let (Some(witness), Some(dir)) = (witness, &self.args.witness) {
+                    witness::write(&witness, block.number, dir, self.args.witness_json)?;
+                }
                 self.blocks += 1;
                 self.writes += block.writes as u64;
                 self.waiting.push_back(block);
@@ -130,6 +139,14 @@ impl Replayer<'_> {
                 self.finish(Some(failure))
             }
         }
+    }
+
+    /// Closes a block, and returns its witness if witnesses are written.
+    fn close(&self, update: &StateUpdate) -> Result<Option<Witness>, Error> {
+        if self.args.witness.is_none() {
+            return self.engine.close_block(update).map(|_| None);
+        }
+        self.engine.close_block_with_witness(update, &[]).map(|(_, witness)| Some(witness))
     }
 
     /// Commits what is closed, prints it, and passes on the failure that ended the replay, if one did. A failure of

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use flagstone_core::diff::Subject;
 use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::update::StateUpdate;
+use flagstone_core::witness::Witness;
 
 use super::chain::{Chain, Closed};
 use super::meta::{Blob, PendingBlock};
@@ -61,15 +63,40 @@ impl Engine {
                 return Err(Error::Config(problem));
             }
         }
+        Ok(self.close(update, blobs, None)?.0)
+    }
+
+    /// Like [`Engine::close_block`] with [`Cadence::AtClose`], and with the block's witness: what committing it read and
+    /// wrote in all tries, and the ways to `reads`, which the block only read.
+    ///
+    /// # Errors
+    /// As [`Engine::close_block`].
+    pub fn close_block_with_witness(
+        &self,
+        update: &StateUpdate,
+        reads: &[Subject],
+    ) -> Result<(Progress, Witness), Error> {
+        self.close(update, &[], Some(reads))
+    }
+
+    fn close(
+        &self,
+        update: &StateUpdate,
+        blobs: &[Blob],
+        reads: Option<&[Subject]>,
+    ) -> Result<(Progress, Witness), Error> {
         let closer = self.shared.closer();
-        let outcome = self.shared.close_block(update, blobs);
+        let outcome = self.shared.close_block(update, blobs, reads);
         drop(closer);
         match outcome {
-            Ok(number) => Ok(Progress { closed: Some(number), ..self.shared.chain().take_news() }),
+            Ok((number, witness)) => {
+                let progress = Progress { closed: Some(number), ..self.shared.chain().take_news() };
+                Ok((progress, Witness { block: Some(number), ..witness }))
+            }
             Err(Halt::Error(error)) => Err(error),
             Err(Halt::Refusing) => {
                 let waited = self.shared.wait(self.shared.chain(), |_| true);
-                waited.and_then(|_| self.close_block_with(update, blobs))
+                waited.and_then(|_| self.close(update, blobs, reads))
             }
         }
     }
@@ -81,8 +108,13 @@ impl Shared {
     }
 
     /// Closes a block; the caller holds the closer's lock.
-    fn close_block(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<BlockNumber, Halt> {
-        let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store;
+    fn close_block(
+        &self,
+        update: &StateUpdate,
+        blobs: &[Blob],
+        reads: Option<&[Subject]>,
+    ) -> Result<(BlockNumber, Witness), Halt> {
+        let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store || reads.is_some();
         let chain = self.await_turn(self.chain(), |chain| {
             if at_close {
                 chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
@@ -95,12 +127,11 @@ impl Shared {
         drop(chain);
         let closed = Arc::new(Closed::new(block, stamp));
         if at_close {
-            self.close_committed(&closed)?;
-        } else {
-            self.make_durable(&closed)?;
-            self.show(&closed);
+            return Ok((number, self.close_committed(&closed, reads)?));
         }
-        Ok(number)
+        self.make_durable(&closed)?;
+        self.show(&closed);
+        Ok((number, Witness::default()))
     }
 
     /// Waits for room. Lets go if blocks are being taken back, because that needs the closer's lock.
@@ -147,22 +178,23 @@ impl Shared {
     }
 
     /// Commits a block, makes it durable and visible, in this order.
-    fn close_committed(&self, closed: &Arc<Closed>) -> Result<(), Error> {
+    fn close_committed(&self, closed: &Arc<Closed>, reads: Option<&[Subject]>) -> Result<Witness, Error> {
         let base = self.rows.base();
         let group = std::slice::from_ref(closed);
-        let (unit, refused) = self.pool.install(|| self.stage(&base, group))?;
-        let Some(unit) = unit.filter(|_| refused.is_none()) else {
+        let (unit, refused) = self.pool.install(|| self.stage(&base, group, reads))?;
+        let Some(mut unit) = unit.filter(|_| refused.is_none()) else {
             return Err(
                 refused.unwrap_or(Error::NotClosed { block: closed.block.number, closed: base.block })
             );
         };
+        let witness = std::mem::take(&mut unit.witness);
         self.make_durable(closed)?;
         self.install(unit);
         if !self.ahead_of_store {
             let through = Some(closed.block.number);
             drop(self.wait(self.chain(), |chain| chain.persisted >= through)?);
         }
-        Ok(())
+        Ok(witness)
     }
 
     /// Stops the engine for an error, which the caller tells at once.

@@ -4,11 +4,12 @@ use std::sync::{Arc, PoisonError};
 
 use flagstone_core::commit::HashCounts;
 use flagstone_core::commitment::{CommitmentRule, Roots, StarknetVersion};
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::WriteBatch;
 use flagstone_core::types::StateCommitment;
+use flagstone_core::witness::Witness;
 
 use super::base::Base;
 use super::chain::{Chain, Closed, Ending, Unwritten};
@@ -32,6 +33,7 @@ pub struct Unit {
     batch: WriteBatch,
     hashes: HashCounts,
     applied: Option<Box<dyn FnOnce() + Send>>,
+    pub witness: Witness,
 }
 
 impl Shared {
@@ -39,7 +41,7 @@ impl Shared {
     pub(super) fn commit_waiting(&self) -> Result<(), Error> {
         while let Some(group) = self.next_group() {
             let base = self.rows.base();
-            let (unit, refused) = self.pool.install(|| self.stage(&base, &group))?;
+            let (unit, refused) = self.pool.install(|| self.stage(&base, &group, None))?;
             let kept = unit.as_ref().map_or(0, |unit| unit.blocks.len());
             if let Some(unit) = unit {
                 self.install(unit);
@@ -75,12 +77,13 @@ impl Shared {
         &self,
         base: &Base,
         group: &[Arc<Closed>],
+        reads: Option<&[Subject]>,
     ) -> Result<(Option<Unit>, Option<Error>), Error> {
         if self.config.coalesce && group.len() > 1 {
             return self.stage_as_one(base, group);
         }
         let diffs: Vec<&StateDiff> = group.iter().map(|closed| &closed.block.diff).collect();
-        let mut staged = self.stage_diffs(base, &diffs)?;
+        let mut staged = self.stage_diffs(base, &diffs, reads)?;
         let mut committed = Vec::new();
         let blocks = group.iter().map(|closed| &closed.block);
         let refused = verify(base.root, blocks, &staged.roots, &mut committed).err();
@@ -88,7 +91,7 @@ impl Shared {
             return Ok((None, refused));
         }
         if refused.is_some() {
-            staged = self.stage_diffs(base, &diffs[..committed.len()])?;
+            staged = self.stage_diffs(base, &diffs[..committed.len()], None)?;
         }
         let blocks = &group[..committed.len()];
         let before = std::iter::once((base.block, base.root))
@@ -110,7 +113,7 @@ impl Shared {
         let Some((last, before)) = group.split_last() else { return Ok((None, None)) };
         let first = before.first().unwrap_or(last);
         let diff = group.iter().fold(StateDiff::default(), |all, closed| all.then(&closed.block.diff));
-        let mut staged = self.stage_diffs(base, &[&diff])?;
+        let mut staged = self.stage_diffs(base, &[&diff], None)?;
         let mut committed = Vec::new();
         let block = &last.block;
         let refused = check_parent(first.block.number, first.block.old_root, Some(base.root.commitment))
@@ -132,8 +135,14 @@ impl Shared {
         self.unit(base, group, committed, undo, staged.rows).map(|unit| (Some(unit), None))
     }
 
-    /// Values and commitment of diffs on top of a base, side by side.
-    pub(super) fn stage_diffs(&self, base: &Base, diffs: &[&StateDiff]) -> Result<Staged, StateError> {
+    /// Values and commitment of diffs on top of a base, side by side; with the witness, if `reads` says what the one block
+    /// only read.
+    pub(super) fn stage_diffs(
+        &self,
+        base: &Base,
+        diffs: &[&StateDiff],
+        reads: Option<&[Subject]>,
+    ) -> Result<Staged, StateError> {
         let rows = self.rows.of(base);
         let state = StateAt { store: &rows, roots: base.root.roots };
         let values = || {
@@ -141,11 +150,16 @@ impl Shared {
             diffs.iter().for_each(|diff| values.append(self.layout.stage_values(diff)));
             values
         };
-        let commitment = || self.layout.stage_commitment(state, diffs, self.hasher.as_ref());
+        let (layout, hasher) = (self.layout.as_ref(), self.hasher.as_ref());
+        let commitment = || match (reads, diffs) {
+            (Some(reads), [diff]) => layout.stage_commitment_with_witness(state, diff, reads, hasher),
+            _ => Ok((layout.stage_commitment(state, diffs, hasher)?, Witness::default())),
+        };
         let (staged, values) = rayon::join(commitment, values);
-        let mut staged = staged?;
+        let (mut staged, witness) = staged?;
         staged.batch.append(values);
-        let rows = StagedRows { batch: staged.batch, hashes: staged.hashes, applied: staged.applied };
+        let rows =
+            StagedRows { batch: staged.batch, hashes: staged.hashes, applied: staged.applied, witness };
         Ok(Staged { roots: staged.roots, undo: staged.undo, rows })
     }
 
@@ -158,7 +172,7 @@ impl Shared {
         undo: Vec<(&Arc<Closed>, Undo)>,
         rows: StagedRows,
     ) -> Result<Unit, Error> {
-        let StagedRows { mut batch, hashes, applied } = rows;
+        let StagedRows { mut batch, hashes, applied, witness } = rows;
         let last = committed.last().map_or((base.block, base.root), |last| (Some(last.number), last.root));
         committed.iter().for_each(|block| meta::put_block_root(&mut batch, block.number, &block.root));
         let refusal = self.chain().refusal;
@@ -169,7 +183,7 @@ impl Shared {
             self.keep_undo(base, &mut batch, closed.block.number, undo)?;
         }
         let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
-        Ok(Unit { blocks: blocks.to_vec(), committed, root: last.1, undo, batch, hashes, applied })
+        Ok(Unit { blocks: blocks.to_vec(), committed, root: last.1, undo, batch, hashes, applied, witness })
     }
 
     /// Makes a commitment readable, and hands it on to be written.
@@ -258,6 +272,7 @@ pub(super) struct StagedRows {
     pub batch: WriteBatch,
     hashes: HashCounts,
     pub applied: Option<Box<dyn FnOnce() + Send>>,
+    witness: Witness,
 }
 
 /// The first due blocks that fit in a bound, at least one.

@@ -50,8 +50,34 @@ impl Engine {
         Ok(view(base.stamp, Some(Arc::new(past))))
     }
 
-    /// Reads the tries as they are after a committed block, the last one if none is named. The store is not written
-    /// meanwhile; blocks may close and commit.
+    /// Reads the tries as they are after a committed block, the last one if none is named. `read` is handed the tries, the
+    /// block (`None` before the first) and its roots. The store is not written meanwhile; blocks may close and commit.
+    ///
+    /// ```
+    /// use flagstone::core::hash::Bulk;
+    /// use flagstone::core::proof::{Anchor, ContractStorageKeys, ProofRequest, Proven, prove_storage};
+    /// # use flagstone::{Engine, EngineConfig, StateDiff, StateUpdate, layout, store::MemoryStore};
+    /// # let engine = Engine::open(Box::new(MemoryStore::new()), layout("flat")?.make(), EngineConfig::default())?;
+    /// # let diff = StateDiff::builder().storage(1.into(), 2.into(), 3.into()).build()?;
+    /// # engine.close_block(&StateUpdate { starknet_version: "0.14.0".parse().ok(), ..diff.into() })?;
+    /// let slots = ContractStorageKeys { contract_address: 1.into(), storage_keys: vec![2.into(), 9.into()] };
+    /// let request = ProofRequest {
+    ///     contract_addresses: vec![1.into()],
+    ///     contracts_storage_keys: vec![slots],
+    ///     ..ProofRequest::default()
+    /// };
+    /// let (proof, root) = engine.at_commitment(None, |tries, _block, root| {
+    ///     Ok((prove_storage(tries, root.roots, &request, None)?, root.commitment))
+    /// })?;
+    ///
+    /// // Somebody else, who has the root from the block's header:
+    /// let trusted = Anchor { commitment: Some(root), ..Anchor::default() };
+    /// let verified = proof.verify(&request, &trusted, &Bulk)?;
+    /// assert_eq!(verified.storage(&1.into(), &2.into()), Proven::Value(3.into()));
+    /// assert_eq!(verified.storage(&1.into(), &9.into()), Proven::Absent);
+    /// assert_eq!(verified.contract(&5.into()), Proven::Absent);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::NotClosed`] if the block is not committed yet, [`Error::HistoryGone`] if its state is not kept any more,
@@ -216,7 +242,7 @@ impl Shared {
         refuse: impl FnOnce(BlockNumber) -> Result<crate::journal::Position, Error>,
     ) -> Result<BlockRoot, Error> {
         let Rewind { diff, block, root } = rewind;
-        let staged = self.pool.install(|| self.stage_diffs(base, &[diff]))?;
+        let staged = self.pool.install(|| self.stage_diffs(base, &[diff], None))?;
         rewind.check(base, staged.roots.first().copied().unwrap_or_default())?;
         let first = block.map_or(Some(BlockNumber(0)), BlockNumber::next).unwrap_or_default();
         let refusal = refuse(first).map_err(|error| self.stop_and_tell(error))?;

@@ -12,6 +12,7 @@ use crate::error::StateError;
 use crate::hash::Hasher;
 use crate::store::{StoreRead, WriteBatch};
 use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
+use crate::witness::Witness;
 
 /// A state in a store: the rows, and the roots of the tries in them.
 #[derive(Clone, Copy)]
@@ -112,6 +113,20 @@ pub trait Layout: Send + Sync {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError>;
+
+    /// Like [`Layout::stage_commitment`] for one block, with the block's witness, recorded on the way
+    /// ([`commit_with_witness`](crate::witness::commit_with_witness)). `reads` is what the block read, besides what its
+    /// diff writes.
+    ///
+    /// # Errors
+    /// As [`Layout::stage_commitment`].
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError>;
 
     /// The tries of a state: nodes and what leaves commit to, for proofs, checks and walks. Reads at the height of
     /// `state.roots`.

@@ -21,6 +21,7 @@ use flagstone_core::trie::Path;
 use flagstone_core::types::{
     ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
 };
+use flagstone_core::witness::{Witness, commit_with_witness};
 
 use tries::{Tries, Writes};
 
@@ -55,6 +56,17 @@ impl Flat {
     /// How often the cache of decoded records could answer.
     pub fn cache_counters(&self) -> CacheCounters {
         self.cache.counters()
+    }
+
+    /// The rows of committed blocks, and their records for the cache once the rows are written.
+    fn staged(&self, tries: Tries<'_>, staged: StagedCommitment) -> StagedCommitment {
+        let (batch, records) = tries.finish();
+        let after = staged.roots.last().copied();
+        let applied = after.map(|after| {
+            let cache = Arc::clone(&self.cache);
+            Box::new(move || cache.give_back(records, after)) as Box<dyn FnOnce() + Send>
+        });
+        StagedCommitment { batch, applied, ..staged }
     }
 }
 
@@ -124,14 +136,20 @@ impl Layout for Flat {
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
         let mut tries = Tries::new(state, &self.cache);
-        let mut staged = commit_blocks(&mut tries, state.roots, blocks, hasher, |_| {})?;
-        let (batch, records) = tries.finish();
-        staged.batch = batch;
-        if let Some(after) = staged.roots.last().copied() {
-            let cache = Arc::clone(&self.cache);
-            staged.applied = Some(Box::new(move || cache.give_back(records, after)));
-        }
-        Ok(staged)
+        let staged = commit_blocks(&mut tries, state.roots, blocks, hasher, |_| {})?;
+        Ok(self.staged(tries, staged))
+    }
+
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        let mut tries = Tries::new(state, &self.cache);
+        let (staged, witness) = commit_with_witness(&mut tries, state.roots, block, reads, hasher, |_| {})?;
+        Ok((self.staged(tries, staged), witness))
     }
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {

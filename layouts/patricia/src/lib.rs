@@ -7,7 +7,7 @@ pub use addressing::{Addressing, ByHash, ByPath};
 use flagstone_core::codec::{Reader, put_short_felt};
 use flagstone_core::commit::{BlockChanges, Overlaid, TrieRows, commit_blocks};
 use flagstone_core::commitment::ContractLeaf;
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
@@ -17,6 +17,7 @@ use flagstone_core::trie::{Node, NodeRef, NodeSource, TrieId, lookup};
 use flagstone_core::types::{
     ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
 };
+use flagstone_core::witness::{Witness, commit_with_witness};
 
 /// Nodes as rows, values in leaves, filed as `A` says.
 #[derive(Debug, Clone, Copy, Default)]
@@ -173,6 +174,20 @@ impl<A: Addressing> Layout for Patricia<A> {
         let staged =
             commit_blocks(&mut tries, state.roots, blocks, hasher, |block| self.stage(&mut batch, block))?;
         Ok(StagedCommitment { batch, ..staged })
+    }
+
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
+        let mut batch = WriteBatch::default();
+        let stage = |block: &BlockChanges| self.stage(&mut batch, block);
+        let (staged, witness) = commit_with_witness(&mut tries, state.roots, block, reads, hasher, stage)?;
+        Ok((StagedCommitment { batch, ..staged }, witness))
     }
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {

@@ -3,6 +3,14 @@
 //! It plays the engine's part in the plainest way ([`Driver`]), and compares reads and roots with the reference. What
 //! looks at damage does so through a fresh layout each time: a cache may well answer rightly for a damaged store.
 
+mod proofs;
+
+pub use proofs::{
+    a_proof_without_a_node_says_less_or_is_refused, a_range_with_other_leaves_is_refused,
+    a_witness_without_a_node_is_refused, proofs_verify_and_say_what_the_reference_says,
+    ranges_have_exactly_the_leaves_of_the_reference, witnesses_commit_blocks_without_a_store,
+};
+
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
@@ -39,6 +47,12 @@ macro_rules! conformance {
             a_damaged_row_is_never_a_panic
             a_missing_node_is_an_error
             a_missing_row_is_never_a_wrong_root
+            proofs_verify_and_say_what_the_reference_says
+            a_proof_without_a_node_says_less_or_is_refused
+            witnesses_commit_blocks_without_a_store
+            a_witness_without_a_node_is_refused
+            ranges_have_exactly_the_leaves_of_the_reference
+            a_range_with_other_leaves_is_refused
         );
     };
     (@tests $layout:expr; $($name:ident)*) => {

@@ -14,6 +14,7 @@ pub use node::{Node, NodeRef, TrieId};
 pub use path::Path;
 pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_in_memory};
 
+use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::types::TrieKey;
@@ -72,17 +73,48 @@ pub fn lookup(source: &dyn NodeSource, trie: TrieId, root: Felt, key: &TrieKey) 
     let leaf = Path::of_key(key);
     let mut at = NodeRef { trie, path: Path::ROOT, hash: root };
     while at.hash != Felt::ZERO && at.path != leaf {
-        let (hash, path) = match source.required_node(&at)? {
-            Node::Binary { left, right } => {
-                let bit = leaf.bit(at.path.len());
-                (if bit { right } else { left }, at.path.child(bit))
-            }
-            Node::Edge { path, child } => (child, at.path.join(&path)),
-        };
-        if !leaf.starts_with(&path) {
+        let Some((hash, path)) = source.required_node(&at)?.towards(&at.path, &leaf) else {
             return Ok(Felt::ZERO);
-        }
+        };
         at = NodeRef { trie, path, hash };
     }
     Ok(at.hash)
+}
+
+/// Visits the nodes on the ways from the root to leaves, given by their whole paths, ascending: each node once, and
+/// before those below it.
+///
+/// # Errors
+/// [`StateError`] if the store fails, or a node on the way is missing or damaged.
+pub fn visit_paths(
+    source: &dyn NodeSource,
+    trie: TrieId,
+    root: Felt,
+    leaves: &[Path],
+    visit: &mut dyn FnMut(&NodeRef, &Node),
+) -> Result<(), StateError> {
+    debug_assert!(leaves.is_sorted());
+    let mut open = vec![(NodeRef { trie, path: Path::ROOT, hash: root }, leaves)];
+    while let Some((at, leaves)) = open.pop() {
+        if leaves.is_empty() || at.hash == Felt::ZERO || at.path.len() == TRIE_HEIGHT {
+            continue;
+        }
+        let node = source.required_node(&at)?;
+        visit(&at, &node);
+        match node {
+            Node::Binary { left, right } => {
+                let (lefts, rights) =
+                    leaves.split_at(leaves.partition_point(|leaf| !leaf.bit(at.path.len())));
+                open.push((NodeRef { trie, path: at.path.child(true), hash: right }, rights));
+                open.push((NodeRef { trie, path: at.path.child(false), hash: left }, lefts));
+            }
+            Node::Edge { path, child } => {
+                let end = at.path.join(&path);
+                let start = leaves.partition_point(|leaf| *leaf < end);
+                let count = leaves[start..].partition_point(|leaf| leaf.starts_with(&end));
+                open.push((NodeRef { trie, path: end, hash: child }, &leaves[start..start + count]));
+            }
+        }
+    }
+    Ok(())
 }
