@@ -216,7 +216,8 @@ mod tests {
         let mixed = |of: u64| (number * 31 + of).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         for slot in 0..40 {
             let (address, key) = (mixed(slot) % 3 + 1, mixed(slot + 100) % 200);
-            let value = if (number + key) % 4 == 0 { 0 } else { number * 1000 + address * 300 + key };
+            let value =
+                if (number + key).is_multiple_of(4) { 0 } else { number * 1000 + address * 300 + key };
             builder = builder.storage(address.into(), key.into(), value.into());
         }
         builder.class_hash(2.into(), (number % 5).into()).build().unwrap()

@@ -31,6 +31,9 @@ const PARALLEL_LEAVES_MIN: usize = 512;
 /// Which record: its trie and its path.
 type RecordKey = (TrieId, Path);
 
+/// A row with its key.
+type KeyedRow = (Vec<u8>, Row);
+
 /// The tries of one state, with the records that were read or changed since.
 pub struct Tries<'a> {
     state: StateAt<'a>,
@@ -45,7 +48,7 @@ pub struct Tries<'a> {
     /// Records that differ from their rows, each once.
     changed: HashMap<TrieId, Vec<Path>>,
     /// Rows of the records that the last block changed, by trie and path.
-    last_rows: Vec<(TrieId, Vec<(Vec<u8>, Row)>)>,
+    last_rows: Vec<(TrieId, Vec<KeyedRow>)>,
     /// Contracts whose leaves the session's blocks changed.
     changed_leaves: BTreeSet<ContractAddress>,
     /// Leaves of classes that the session's blocks set.
@@ -167,7 +170,7 @@ impl<'a> Tries<'a> {
 
     /// All rows that differ, and the records to give back to the cache once those are written.
     pub fn finish(mut self) -> (WriteBatch, CachedState) {
-        let mut of_tries: BTreeMap<TrieId, Vec<(Vec<u8>, Row)>> = self.last_rows.into_iter().collect();
+        let mut of_tries: BTreeMap<TrieId, Vec<KeyedRow>> = self.last_rows.into_iter().collect();
         // Of a group's blocks, the last one has told its rows; what only earlier ones changed is still to be told.
         for (trie, changed) in self.changed {
             let Some(records) = self.records.tries.get_mut(&trie) else { continue };
@@ -437,7 +440,7 @@ struct Absorbed<'a> {
     /// Whether to tell rows.
     last: bool,
     /// Rows of changed records, by path.
-    rows: Vec<(Vec<u8>, Row)>,
+    rows: Vec<KeyedRow>,
     /// In place of rows, the records that were as their rows before.
     changed: Vec<Path>,
     /// Changes to records that have to be read first.

@@ -20,7 +20,7 @@ pub enum HashFunction {
 }
 
 /// Batches below this go to one thread: handing work to another costs more than these hashes.
-const PARALLEL_MIN: usize = 32;
+const PARALLEL_MIN: usize = 96;
 
 /// Hashes pairs in order, on the threads of the current rayon pool.
 pub fn hash_pairs(hasher: &dyn Hasher, function: HashFunction, pairs: &[[Felt; 2]]) -> Vec<Felt> {

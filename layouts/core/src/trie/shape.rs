@@ -185,8 +185,11 @@ pub fn shape(
     let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
     match Shaper::shape(source, trie, root, &leaves, true) {
         Ok(shaped) => Ok(shaped),
-        Err(Stop::Failed(error)) => Err(error),
-        Err(Stop::NotInMemory(at)) => Err(StateError::MissingNode(at)),
+        Err(Stop::Failed(error)) => Err(*error),
+        // Not told to a shaper that reads.
+        Err(Stop::NotInMemory) => {
+            Err(StateError::MissingNode(NodeRef { trie, path: Path::ROOT, hash: root }))
+        }
     }
 }
 
@@ -203,20 +206,20 @@ pub fn shape_in_memory(
     let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
     match Shaper::shape(source, trie, root, &leaves, false) {
         Ok(shaped) => Ok(Some(shaped)),
-        Err(Stop::Failed(error)) => Err(error),
-        Err(Stop::NotInMemory(_)) => Ok(None),
+        Err(Stop::Failed(error)) => Err(*error),
+        Err(Stop::NotInMemory) => Ok(None),
     }
 }
 
-/// Why shaping came to no end.
+/// Why shaping came to no end. Small, because every step of the recursion returns one or a subtree.
 enum Stop {
-    Failed(StateError),
-    NotInMemory(NodeRef),
+    Failed(Box<StateError>),
+    NotInMemory,
 }
 
 impl From<StateError> for Stop {
     fn from(error: StateError) -> Self {
-        Self::Failed(error)
+        Self::Failed(Box::new(error))
     }
 }
 
@@ -264,17 +267,16 @@ impl<'a> Shaper<'a> {
     }
 
     fn load(&mut self, path: Path, hash: Felt) -> Result<Node, Stop> {
-        let at = NodeRef { trie: self.trie, path, hash };
         let found = match &mut self.reader {
             Some(reader) => reader.node(&path),
-            None if self.reads => InMemory::Not,
-            None => return Err(Stop::NotInMemory(at)),
+            None => InMemory::Not,
         };
+        let at = || NodeRef { trie: self.trie, path, hash };
         match found {
             InMemory::Node(node) => Ok(node),
-            InMemory::Nothing => Err(Stop::Failed(StateError::MissingNode(at))),
-            InMemory::Not if self.reads => Ok(self.source.required_node(&at)?),
-            InMemory::Not => Err(Stop::NotInMemory(at)),
+            InMemory::Nothing => Err(StateError::MissingNode(at()).into()),
+            InMemory::Not if self.reads => Ok(self.source.required_node(&at())?),
+            InMemory::Not => Err(Stop::NotInMemory),
         }
     }
 
@@ -532,8 +534,7 @@ impl ShapedTrie {
     pub(super) fn operands(&self, index: usize) -> ([Felt; 2], u8) {
         let new = &self.arena[index];
         if new.is_edge() {
-            let path = new.end.suffix(new.depth.into());
-            return ([new.operands[0], path.value()], path.len() as u8);
+            return (new.node().preimage(), new.end.len() as u8 - new.depth);
         }
         (new.operands, 0)
     }
