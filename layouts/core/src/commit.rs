@@ -195,7 +195,8 @@ impl<S> CommittedBlocks<S> {
         self.blocks.iter().for_each(|block| hashes += block.hashes);
         let roots = self.blocks.iter().map(|block| block.roots).collect();
         let undo = self.blocks.iter().map(|block| block.undo.clone()).collect();
-        StagedCommitment { batch, roots, undo, hashes, applied: None }
+        let contracts = self.blocks.iter().map(|block| block.contracts.clone()).collect();
+        StagedCommitment { batch, roots, undo, contracts, hashes, applied: None }
     }
 }
 

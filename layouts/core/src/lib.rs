@@ -4,11 +4,14 @@
 //! No input or output happens here, and nothing here knows a particular layout or store beyond the one in memory.
 //!
 //! In reading order: [`types`] and [`diff`] are the words, [`commitment`] the rules for roots, [`trie`] the
-//! algorithm, [`commit`] puts them together for a block, [`layout`] and [`store`] are the seams.
+//! algorithm, [`commit`] puts them together for a block, [`layout`] and [`store`] are the seams. [`audit`] and [`compare`]
+//! look at whole states.
 
+pub mod audit;
 pub mod codec;
 pub mod commit;
 pub mod commitment;
+pub mod compare;
 pub mod diff;
 pub mod error;
 pub mod felt;

@@ -169,6 +169,11 @@ impl WriteBatch {
         self.rows.append(&mut later.rows);
     }
 
+    /// What it does to a key: its row, or `None` inside if it deletes it; nothing if it does not touch it.
+    pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+        self.rows.get(key).map(|row| row.as_deref())
+    }
+
     /// How many keys it touches.
     pub fn len(&self) -> usize {
         self.rows.len()

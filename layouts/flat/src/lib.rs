@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod audit;
 mod cache;
 mod record;
 mod rows;
@@ -12,6 +13,7 @@ pub use cache::CacheCounters;
 pub use record::DEPTH;
 
 use cache::RecordCache;
+use flagstone_core::audit::{Findings, Visited};
 use flagstone_core::commit::{CommitmentSource, TrieRows, commit_blocks};
 use flagstone_core::diff::{ContractDiff, StateDiff};
 use flagstone_core::error::StateError;
@@ -171,6 +173,16 @@ impl Layout for Flat {
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + 'a> {
         Box::new(Tries::apart(state, &self.cache))
+    }
+
+    fn audit(
+        &self,
+        state: StateAt<'_>,
+        _visited: &Visited,
+        _hasher: &dyn Hasher,
+        findings: &Findings,
+    ) -> Result<(), StateError> {
+        audit::audit(state, findings)
     }
 
     fn stage_rollback(&self, state: StateAt<'_>, blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use bitvec::prelude::{BitSlice, Msb0};
 use flagstone_core::commitment::{CommitmentRule, Roots};
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::felt::Felt;
+use flagstone_core::trie::TrieId;
 use flagstone_core::types::{
     ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, Nonce, StateCommitment,
     StorageKey, StorageValue, TrieKey,
@@ -81,6 +82,39 @@ impl ReferenceState {
     pub fn compiled_class_hash(&self, class_hash: &ClassHash) -> CompiledClassHash {
         let key = TrieKey::try_from(class_hash.0).ok();
         key.and_then(|key| self.classes.get(&key)).copied().unwrap_or_default()
+    }
+
+    /// Keys and leaves of a trie, ascending by key; for the classes trie, what its leaves commit to.
+    pub fn leaves(&self, trie: TrieId) -> Vec<(TrieKey, Felt)> {
+        match trie {
+            TrieId::Contracts => {
+                let present = self.contracts.iter().filter(|(_, contract)| contract.leaf() != Felt::ZERO);
+                present.map(|(address, contract)| (*address.trie_key(), contract.leaf())).collect()
+            }
+            TrieId::Classes => self.classes.iter().map(|(key, compiled)| (*key, compiled.0)).collect(),
+            TrieId::Storage(address) => {
+                let storage = self.contracts.get(&address).map(|contract| &contract.storage);
+                let entries = storage.into_iter().flatten();
+                entries.map(|(key, value)| (*key.trie_key(), value.0)).collect()
+            }
+        }
+    }
+
+    /// Every value that is not zero, by what it is.
+    pub fn values(&self) -> Vec<(Subject, Felt)> {
+        let mut values = Vec::new();
+        for (address, contract) in &self.contracts {
+            values.push((Subject::ClassHash(*address), contract.class_hash.0));
+            values.push((Subject::Nonce(*address), contract.nonce.0));
+            let storage = contract.storage.iter();
+            values.extend(storage.map(|(key, value)| (Subject::Storage(*address, *key), value.0)));
+        }
+        let classes = self.classes.iter();
+        values.extend(
+            classes.map(|(key, compiled)| (Subject::CompiledClassHash(ClassHash(key.to_felt())), compiled.0)),
+        );
+        values.retain(|(_, value)| *value != Felt::ZERO);
+        values
     }
 
     /// Roots of the contracts trie and the classes trie.
