@@ -102,6 +102,14 @@ impl Durability {
         }
     }
 
+    /// The journal, if there is one.
+    pub fn journal(&self) -> Option<&Journal> {
+        match self {
+            Self::Store => None,
+            Self::Journal(journaled) => Some(&journaled.journal),
+        }
+    }
+
     /// An orderly end: the store has everything, and the journal says so.
     pub fn close(self, store: &dyn Store) -> Result<(), StoreError> {
         store.sync()?;

@@ -5,6 +5,7 @@
 //! 0x00 "identity"             text, one fact a line
 //! 0x00 "head"                 closed | committed | contracts root[32] | classes root[32] | commitment[32]
 //!                             closed, committed = 0, or 1 and a u64
+//! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`import.rs`)
 //! 0x01 | block u64 | part u32 a piece of the block's facts and diff (at most PART_BYTES)
 //! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32]
 //! ```
@@ -19,6 +20,7 @@ use flagstone_core::layout::Layout;
 use flagstone_core::store::{StoreRead, WriteBatch, keyspace};
 use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommitment};
 
+use super::import;
 use crate::error::Error;
 
 /// Version of the rows in this file.
@@ -192,7 +194,10 @@ fn option<'a, T>(
     }
 }
 
-fn meta_key(name: &str) -> Vec<u8> {
+/// Name of the row of an unfinished import.
+pub const IMPORT: &str = "import";
+
+pub fn meta_key(name: &str) -> Vec<u8> {
     [&[keyspace::META], name.as_bytes()].concat()
 }
 
@@ -209,16 +214,23 @@ pub fn read_identity(store: &dyn StoreRead) -> Result<Option<Identity>, Error> {
             None => Err(Error::damaged("the identity row", format!("cannot read {text:?}"))),
         };
     }
+    if let Some(import) = import::read_unfinished(store)? {
+        return Err(Error::UnfinishedImport { block: import.header.block, layout: import.identity.layout });
+    }
+    match is_empty(store)? {
+        true => Ok(None),
+        false => Err(Error::damaged("the identity row", "it is missing, and the store is not empty")),
+    }
+}
+
+/// Whether a store has no row.
+pub fn is_empty(store: &dyn StoreRead) -> Result<bool, Error> {
     let mut empty = true;
     store.scan(&[], &mut |_, _| {
         empty = false;
         ControlFlow::Break(())
     })?;
-    if empty {
-        Ok(None)
-    } else {
-        Err(Error::damaged("the identity row", "it is missing, and the store is not empty"))
-    }
+    Ok(empty)
 }
 
 pub fn put_identity(batch: &mut WriteBatch, identity: &Identity) {
@@ -259,11 +271,26 @@ pub fn put_block_root(batch: &mut WriteBatch, block: BlockNumber, root: &BlockRo
 
 pub fn read_block_root(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
     let Some(row) = store.get(&block_key(keyspace::BLOCK, block))? else { return Ok(None) };
-    let mut from = Reader::new(&row);
     let damaged = |error| Error::damaged(format!("the roots of block {block}"), error);
-    let root = BlockRoot::decode(&mut from).map_err(damaged)?;
-    from.end("block root").map_err(damaged)?;
-    Ok(Some(root))
+    decode_block_root(&row).map(Some).map_err(damaged)
+}
+
+pub fn decode_block_root(row: &[u8]) -> Result<BlockRoot, DecodeError> {
+    let mut from = Reader::new(row);
+    let root = BlockRoot::decode(&mut from)?;
+    from.end("block root")?;
+    Ok(root)
+}
+
+/// The block of a key of a block's roots.
+pub fn block_of_key(key: &[u8]) -> Option<BlockNumber> {
+    let (_, number) = key.split_first()?;
+    Some(BlockNumber(u64::from_be_bytes(number.try_into().ok()?)))
+}
+
+/// Whether a key is that of a row that a database has.
+pub fn is_known(key: &[u8]) -> bool {
+    ["identity", "head"].iter().any(|name| meta_key(name) == key)
 }
 
 fn part_key(block: BlockNumber, part: u32) -> Vec<u8> {

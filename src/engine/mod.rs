@@ -11,11 +11,14 @@
 //! - committing pending blocks: nodes, their roots, their removal from the pending ones, the head;
 //! - dropping refused blocks: the values they overwrote, their removal from the pending ones, the head.
 
+mod check;
 mod config;
 mod durable;
+pub(crate) mod import;
 pub(crate) mod meta;
 mod overlay;
 mod read_cache;
+mod tries;
 mod view;
 
 use std::collections::VecDeque;
@@ -32,7 +35,9 @@ use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::update::StateUpdate;
 
+pub use check::CheckReport;
 pub use config::{Cadence, EngineConfig};
+pub use import::{ImportProgress, Imported};
 pub use meta::{BlockRoot, Head, Identity};
 pub use read_cache::ReadCacheStats;
 pub use view::View;

@@ -7,14 +7,18 @@
     reason = "all of it is test code, but clippy knows that only of functions marked so"
 )]
 
+mod check;
 mod child;
 mod cli;
 mod crash;
 mod engine;
 #[cfg(target_os = "linux")]
 mod load;
+#[cfg(target_os = "linux")]
+mod moving;
 mod properties;
 mod read_cache;
+mod snapshot;
 mod store_conformance;
 mod store_damage;
 mod store_sled;

@@ -135,8 +135,12 @@ impl Findings {
         (kept, self.notes.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn broken(&self, broken: Broken) -> Result<(), StateError> {
-        self.damage(Place::Node(broken.at.trie, broken.at.path), broken.problem)
+    /// Takes a broken place of a trie for a finding, as [`Findings::damage`].
+    ///
+    /// # Errors
+    /// The error, if it does not say that something is damaged or missing.
+    pub fn broken(&self, broken: Broken) -> Result<(), StateError> {
+        self.damage(Place::Node(broken.trie, broken.path), *broken.problem)
     }
 }
 

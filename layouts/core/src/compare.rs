@@ -6,7 +6,7 @@ use crate::commit::TrieRows;
 use crate::commitment::Roots;
 use crate::diff::Subject;
 use crate::felt::Felt;
-use crate::trie::{Broken, Differences, LeafDifference, NodeRef, Path, Side, TrieId};
+use crate::trie::{Broken, Differences, LeafDifference, Path, Side, TrieId};
 use crate::types::{ClassHash, ContractAddress};
 
 /// The tries of one state.
@@ -66,8 +66,8 @@ fn compare_contract(
 ) -> bool {
     let address = ContractAddress::from(leaf.key);
     let read = |side: usize| {
-        let at = leaf_of(TrieId::Contracts, leaf, side);
-        states[side].rows.contract_leaf(&address).map_err(|problem| Broken { at, problem })
+        let broken = |problem| Broken::new(TrieId::Contracts, Path::of_key(&leaf.key), problem);
+        states[side].rows.contract_leaf(&address).map_err(broken)
     };
     let [a, b] = match (read(0), read(1)) {
         (Ok(a), Ok(b)) => [a, b],
@@ -101,14 +101,10 @@ fn compare_contract(
 fn class_difference(states: [StateTries<'_>; 2], leaf: &LeafDifference) -> Result<Difference, Broken> {
     let class_hash = ClassHash(leaf.key.to_felt());
     let read = |side: usize| {
-        let at = leaf_of(TrieId::Classes, leaf, side);
-        states[side].rows.class_leaf(&class_hash).map_err(|problem| Broken { at, problem })
+        let broken = |problem| Broken::new(TrieId::Classes, Path::of_key(&leaf.key), problem);
+        states[side].rows.class_leaf(&class_hash).map_err(broken)
     };
     let values = [read(0)?.0, read(1)?.0];
     let subject = Subject::CompiledClassHash(class_hash);
     Ok(Difference { subject, trie: TrieId::Classes, path: leaf.path, values })
-}
-
-fn leaf_of(trie: TrieId, leaf: &LeafDifference, side: usize) -> NodeRef {
-    NodeRef { trie, path: Path::of_key(&leaf.key), hash: leaf.leaves[side] }
 }

@@ -25,6 +25,9 @@ const BATCH: usize = 2048;
 
 type Row = (Vec<u8>, Vec<u8>);
 
+/// Finds rows of one kind that do not hash to their keys.
+type SameHashes = fn(&dyn Hasher, &[Row], &Findings);
+
 /// Rows filed by path: one for each node and leaf.
 pub fn by_path<A: Addressing>(
     tries: &Tries<'_, A>,
@@ -119,7 +122,7 @@ pub fn by_hash(
 ) -> Result<(), StateError> {
     foreign_rows(state.store, &[NODE, CONTRACT_LEAF, CLASS_LEAF], findings)?;
     let mut rows = 0;
-    let kinds: [(u8, fn(&dyn Hasher, &[Row], &Findings)); 3] =
+    let kinds: [(u8, SameHashes); 3] =
         [(NODE, same_nodes), (CONTRACT_LEAF, same_contract_leaves), (CLASS_LEAF, same_class_leaves)];
     for (prefix, same) in kinds {
         let mut batch = Vec::with_capacity(BATCH);

@@ -96,7 +96,7 @@ impl<'a> Differences<'a> {
         match node {
             Ok(Node::Binary { left, right }) => Ok(Below::Binary(left, right)),
             Ok(Node::Edge { path, child }) => Ok(Below::Edge(path, child)),
-            Err(problem) => Err(Broken { at, problem }),
+            Err(problem) => Err(Broken::new(at.trie, at.path, problem)),
         }
     }
 

@@ -23,15 +23,24 @@ const VERIFY_BATCH: usize = 2048;
 #[derive(Debug, thiserror::Error)]
 #[error("{problem}")]
 pub struct Broken {
-    /// Where: the node, or the leaf if the path is whole.
-    pub at: NodeRef,
+    /// The trie.
+    pub trie: TrieId,
+    /// Where in it: a node, or a leaf if the path is whole.
+    pub path: Path,
     /// What.
-    pub problem: StateError,
+    pub problem: Box<StateError>,
+}
+
+impl Broken {
+    /// A problem at a place.
+    pub fn new(trie: TrieId, path: Path, problem: StateError) -> Self {
+        Self { trie, path, problem: Box::new(problem) }
+    }
 }
 
 impl From<Broken> for StateError {
     fn from(broken: Broken) -> Self {
-        broken.problem
+        *broken.problem
     }
 }
 
@@ -120,7 +129,7 @@ impl<'a> Leaves<'a> {
                 if step.path.len() == TRIE_HEIGHT {
                     self.ahead.push(step);
                 } else if let Err(problem) = self.enter(step) {
-                    self.broken.push_back(Broken { at: self.reference(&step), problem });
+                    self.broken.push_back(Broken::new(self.trie, step.path, problem));
                 }
             }
             if self.nodes == before {
@@ -188,7 +197,7 @@ impl<'a> Leaves<'a> {
             let hash = hash + node.addend();
             if hash != at.hash {
                 let problem = format!("its content hashes to {hash:#x}");
-                self.broken.push_back(Broken { at, problem: StateError::damaged(at, problem) });
+                self.broken.push_back(Broken::new(at.trie, at.path, StateError::damaged(at, problem)));
             }
         }
     }
@@ -210,7 +219,7 @@ impl Iterator for Leaves<'_> {
                 return Some(Ok((key, step.hash)));
             }
             if let Err(problem) = self.enter(step) {
-                return Some(Err(Broken { at: self.reference(&step), problem }));
+                return Some(Err(Broken::new(self.trie, step.path, problem)));
             }
         }
     }

@@ -1,0 +1,80 @@
+//! States moved from one database to another by way of a file: memory and time.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::path::Path;
+use std::time::Instant;
+
+use flagstone::registry::LAYOUTS;
+use flagstone::snapshot::export;
+use flagstone::{EngineConfig, database, registry};
+
+use crate::child;
+use crate::load::block;
+use crate::store_sled::with_peak_memory;
+
+const MIB: u64 = 1 << 20;
+
+/// The role of the child: exports `DIR/from` to `DIR/dump` and imports it into `DIR/to`; prints its peaks of memory.
+pub fn child_move(dir: &Path, layout: &str) {
+    let layout = Some(registry::layout(layout).unwrap());
+    let (exporting, exported) = with_peak_memory(|| {
+        let engine = database::open(&dir.join("from"), None, EngineConfig::default()).unwrap();
+        let file = File::create(dir.join("dump")).unwrap();
+        let started = Instant::now();
+        (export(&engine, None, BufWriter::new(file), &mut |_| ()).unwrap(), started.elapsed())
+    });
+    let (importing, seconds) = with_peak_memory(|| {
+        let dump = BufReader::new(File::open(dir.join("dump")).unwrap());
+        let started = Instant::now();
+        let config = EngineConfig::default();
+        database::import(&dir.join("to"), layout, None, dump, &config, &mut |_| ()).unwrap();
+        started.elapsed()
+    });
+    let (exported, export_seconds) = exported;
+    println!(
+        ">{} {} MiB exporting, importing; {:.2} s, {:.2} s; {} bytes; {} items",
+        exporting / MIB,
+        importing / MIB,
+        export_seconds.as_secs_f64(),
+        seconds.as_secs_f64(),
+        exported.bytes,
+        exported.counts.items()
+    );
+}
+
+/// Loads entries as blocks, moves the state in a child process, and compares. Prints the figures.
+fn check_move(layout: &str, entries_blocks: u64, peak_mib_max: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = 42;
+    let started = Instant::now();
+    let entry = Some(registry::layout(layout).unwrap());
+    let engine =
+        database::open_or_create(&dir.path().join("from"), entry, None, EngineConfig::default()).unwrap();
+    for number in 0..entries_blocks {
+        engine.close_block(&block(number, &mut random)).unwrap();
+    }
+    let root = engine.head().root;
+    drop(engine);
+    let replayed = started.elapsed();
+    let lines = child::run(&format!("move {layout}"), dir.path());
+    println!("{layout}: replayed in {:.2} s; {}", replayed.as_secs_f64(), lines[0]);
+    let to = database::open(&dir.path().join("to"), None, EngineConfig::default()).unwrap();
+    assert_eq!(to.head().root, root);
+    let mut peaks = lines[0].split(' ').take(2).map(|peak| peak.parse::<u64>().unwrap());
+    assert!(peaks.all(|peak| peak < peak_mib_max), "{}", lines[0]);
+}
+
+#[test]
+fn moving_100_000_entries_stays_below_512_mib() {
+    check_move("flat", 10, 512);
+}
+
+/// `cargo test --release --test it -- --ignored --nocapture moving_a_million_entries`
+#[test]
+#[ignore = "takes minutes"]
+fn moving_a_million_entries_stays_below_768_mib() {
+    for layout in LAYOUTS {
+        check_move(layout.name, 100, 768);
+    }
+}
