@@ -101,7 +101,7 @@ fn every_changed_or_removed_row_is_found() {
         let store = sealed(&rows);
         let first_block = [&[keyspace::BLOCK][..], &[0; 8]].concat();
         for (key, row) in &rows {
-            for at in (0..row.len()).step_by(5).chain(row.len().checked_sub(1)) {
+            for at in (0..row.len()).step_by(9).chain(row.len().checked_sub(1)) {
                 let mut changed = row.clone();
                 changed[at] ^= 1 << (at % 8);
                 put(&store, key, Some(&changed));
@@ -154,6 +154,7 @@ fn every_added_row_is_found() {
         let store = sealed(&rows);
         for (key, row) in &rows {
             let mut others: Vec<Vec<u8>> = (0..key.len())
+                .filter(|at| at % 4 == 0 || at + 1 == key.len())
                 .map(|at| {
                     let mut other = key.clone();
                     other[at] ^= 1 << (at % 8);

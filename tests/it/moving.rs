@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use flagstone::registry::LAYOUTS;
 use flagstone::snapshot::export;
-use flagstone::{EngineConfig, database, registry};
+use flagstone::{Engine, EngineConfig, database, registry};
 
 use crate::child;
 use crate::load::block;
 use crate::store_sled::with_peak_memory;
+use crate::support::Place;
 
 const MIB: u64 = 1 << 20;
 
@@ -76,5 +77,43 @@ fn moving_100_000_entries_stays_below_512_mib() {
 fn moving_a_million_entries_stays_below_768_mib() {
     for layout in LAYOUTS {
         check_move(layout.name, 100, 768);
+    }
+}
+
+/// The same entries, in memory, as blocks in no order and as a dump.
+///
+/// `cargo test --release --test it -- --ignored --nocapture report_of_a_million_entries_in_memory`
+#[test]
+#[ignore = "takes minutes"]
+fn report_of_a_million_entries_in_memory() {
+    for layout in LAYOUTS {
+        let place = Place::memory();
+        let engine = place.open(layout.name, EngineConfig::default());
+        let mut random = 42;
+        let blocks: Vec<_> = (0..100).map(|number| block(number, &mut random)).collect();
+        let started = Instant::now();
+        blocks.iter().for_each(|block| drop(engine.close_block(block).unwrap()));
+        let replayed = started.elapsed().as_secs_f64();
+        let (mut dump, started) = (Vec::new(), Instant::now());
+        let exported = export(&engine, None, &mut dump, &mut |_| ()).unwrap();
+        let export_seconds = started.elapsed().as_secs_f64();
+        let (to, started) = (Place::memory(), Instant::now());
+        Engine::import(to.store(), layout.make().as_ref(), &EngineConfig::default(), &dump[..], &mut |_| ())
+            .unwrap();
+        let seconds = started.elapsed().as_secs_f64();
+        let imported = to.open(layout.name, EngineConfig::default());
+        assert_eq!(imported.head().root, engine.head().root);
+        let started = Instant::now();
+        assert!(imported.check(&|_| ()).unwrap().is_sound());
+        let checked = started.elapsed().as_secs_f64();
+        let items = exported.counts.items() as f64;
+        println!(
+            "{} in memory, {items} items: as blocks {replayed:.2} s; export {export_seconds:.2} s, {} bytes; import \
+             {seconds:.2} s, {:.0} items/s, {:.1} times as fast; check {checked:.2} s",
+            layout.name,
+            exported.bytes,
+            items / seconds,
+            replayed / seconds
+        );
     }
 }

@@ -395,7 +395,31 @@ fn an_import_that_is_killed_goes_on_and_gives_the_same_root() {
         assert!(report.is_sound(), "{:?}", report.findings);
         assert_eq!(dump_of(&engine), dump);
         engine.close_block(&update(2, StateDiff::default())).unwrap();
+        drop(engine);
+        let engine = database::open(&db, None, EngineConfig::default()).unwrap();
+        assert_eq!(engine.head().closed, Some(BlockNumber(2)));
     }
+}
+
+/// Killed after the last batch: before `FLAGSTONE` is written, and between that and the renaming of the store.
+#[test]
+fn an_import_that_is_killed_at_its_very_end_is_finished() {
+    let dump = small_dump();
+    let config = EngineConfig::default();
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("db");
+    let first = database::import(&db, None, None, &dump[..], &config, &mut |_| ()).unwrap();
+    fs::rename(db.join("store"), db.join("import-sled")).unwrap();
+    assert_eq!(database::open(&db, None, config).unwrap().head().closed, Some(first.header.block));
+
+    fs::rename(db.join("store"), db.join("import-sled")).unwrap();
+    fs::remove_file(db.join("FLAGSTONE")).unwrap();
+    let error = database::open(&db, None, config).unwrap_err();
+    assert!(error.to_string().contains("run the same `flagstone import` again"), "{error}");
+    let again = database::import(&db, None, None, &dump[..], &config, &mut |_| ()).unwrap();
+    assert_eq!((again.counts, again.resumed_after), (first.counts, first.counts.items()));
+    let engine = database::open(&db, None, config).unwrap();
+    assert!(engine.check(&|_| ()).unwrap().is_sound());
 }
 
 /// Each batch of an import is one unit with how far it has come: a store that lost its last batches goes on from there.

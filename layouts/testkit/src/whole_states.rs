@@ -157,7 +157,7 @@ pub fn an_audit_passes_sound_states_and_finds_damage<L: Layout>(make: impl Fn() 
         audit(&make(), &driver)
     };
     for (key, row) in &rows {
-        for at in (0..row.len()).step_by(3).chain(row.len().checked_sub(1)) {
+        for at in (0..row.len()).step_by(9).chain(row.len().checked_sub(1)) {
             let mut changed = row.clone();
             changed[at] ^= 1 << (at % 8);
             assert!(!with(key, Some(changed)).is_empty(), "byte {at} of the row at {key:02x?} was changed");
@@ -165,7 +165,7 @@ pub fn an_audit_passes_sound_states_and_finds_damage<L: Layout>(make: impl Fn() 
         let lost = with(key, None);
         assert!(layout.keeps_old_states() || !lost.is_empty(), "the row at {key:02x?} was lost");
         with(key, Some(row.clone()));
-        for at in 0..key.len() {
+        for at in (0..key.len()).step_by(4).chain(key.len().checked_sub(1)) {
             let mut other = key.clone();
             other[at] ^= 1 << (at % 8);
             if rows.iter().all(|(key, _)| *key != other) {
