@@ -1,8 +1,6 @@
 //! `flagstone check` and `flagstone diff`: what is wrong with a database, and where two of them differ.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use flagstone::core::audit::Place;
@@ -21,12 +19,7 @@ pub fn check(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     let engine = database::open(&args.data, None, EngineConfig::default())?;
     output.start_spinner();
-    let progress = |entries: u64| output.progress(entries, || format!("{entries} storage entries"));
-    let shown = Mutex::new(progress);
-    let report = engine.check(&|entries| {
-        let show = shown.lock().unwrap_or_else(PoisonError::into_inner);
-        show(entries);
-    });
+    let report = engine.check(&|entries| output.progress(entries, || format!("{entries} storage entries")));
     output.end_progress();
     let report = report?;
     for finding in &report.findings {

@@ -7,11 +7,17 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use flagstone::core::compare::{StateTries, compare};
+use flagstone::core::felt::Felt;
 use flagstone::core::types::{BlockNumber, ContractAddress};
 use flagstone::engine::CheckReport;
 use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::{MemoryStore, SEAL_BYTES, Sealed, Store, StoreRead, keyspace};
 use flagstone::{Engine, EngineConfig, Error, StateDiff, StateUpdate, database};
+use flagstone_testkit::reference::ReferenceState;
+use flagstone_testkit::strategies;
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use serde_json::Value;
 
 use crate::store_conformance::batch;
@@ -363,4 +369,54 @@ fn the_command_moves_states() {
     run(&["import", "--data", &path("more"), &path("none")], 2);
     run(&["convert", "--from", &from, "--to", &path("to")], 2);
     run(&["convert", "--from", &from, "--to", &path("unmade"), "--block", "3"], 2);
+}
+
+/// Two random states in any two layouts differ as their maps do.
+#[test]
+fn differences_do_not_depend_on_the_layouts() {
+    let config_of_cases =
+        ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() };
+    // The same cases on every run; a failure prints the shrunk blocks.
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let state = |layout: &LayoutEntry, diffs: &[StateDiff]| {
+        let engine = Engine::open(Box::new(MemoryStore::new()), layout.make(), config()).unwrap();
+        let mut reference = ReferenceState::new();
+        for (number, diff) in (0..).zip(diffs) {
+            let block_number = Some(BlockNumber(number));
+            let starknet_version = "0.13.5".parse().ok();
+            let update = StateUpdate { block_number, starknet_version, ..StateUpdate::from(diff.clone()) };
+            engine.close_block(&update).unwrap();
+            reference.apply(diff);
+        }
+        let values: BTreeMap<String, Felt> =
+            reference.values().iter().map(|(subject, value)| (subject.to_string(), *value)).collect();
+        (engine, values)
+    };
+    let property = |diffs: Vec<StateDiff>| {
+        for (one, other) in LAYOUTS.iter().flat_map(|one| LAYOUTS.iter().map(move |other| (one, other))) {
+            let (a, in_a) = state(one, &diffs[..diffs.len() - 1]);
+            let (b, in_b) = state(other, &diffs[1..]);
+            let mut found = BTreeMap::new();
+            a.at_commitment(None, |a, _, a_root| {
+                b.at_commitment(None, |b, _, b_root| {
+                    let a = StateTries { rows: a, roots: a_root.roots };
+                    let b = StateTries { rows: b, roots: b_root.roots };
+                    compare(a, b, &mut |difference| {
+                        let difference = difference.unwrap();
+                        found.insert(difference.subject.to_string(), difference.values).is_none()
+                    });
+                    Ok(())
+                })
+            })
+            .unwrap();
+            let value = |of: &BTreeMap<String, Felt>, subject| of.get(subject).copied().unwrap_or_default();
+            let subjects = in_a.keys().chain(in_b.keys());
+            let both =
+                subjects.map(|subject| (subject.clone(), [value(&in_a, subject), value(&in_b, subject)]));
+            let expected: BTreeMap<_, _> = both.filter(|(_, [a, b])| a != b).collect();
+            prop_assert_eq!(&found, &expected, "{} and {}", one.name, other.name);
+        }
+        Ok(())
+    };
+    TestRunner::new_with_rng(config_of_cases, rng).run(&strategies::blocks(2..6), property).unwrap();
 }
