@@ -36,7 +36,7 @@ use crate::store::Sealed;
 const READ_AHEAD: usize = 2;
 
 /// The store is synced after so many chunks: what a power cut can take back.
-const SYNC_CHUNKS: u32 = 64;
+const SYNC_CHUNKS: u32 = 128;
 
 /// How far an import is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -7,8 +7,9 @@ use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommit
 
 use super::error::SnapshotError;
 
-/// Contracts, storage entries and classes of one chunk.
-pub const CHUNK_ITEMS_MAX: usize = 8192;
+/// Contracts, storage entries and classes of one chunk. An import makes two to three rows of each in one batch, and sled
+/// should not be given more than 10 000 at a time.
+pub const CHUNK_ITEMS_MAX: usize = 4096;
 
 /// The longest content a chunk can have: every item a contract that begins and ends in it.
 pub const CONTENT_BYTES_MAX: usize = 8 + CHUNK_ITEMS_MAX * (1 + 33 + 33 + 33 + 4 + 33);

@@ -39,7 +39,7 @@
 //!
 //! # Content of a chunk
 //!
-//! At most 8192 items (contracts, storage entries, classes); all chunks but the last have so many. A *short felt* is one
+//! At most 4096 items (contracts, storage entries, classes); all chunks but the last have so many. A *short felt* is one
 //! byte for the number of bytes, then the felt without leading zero bytes. A *key* is one byte for the number of leading
 //! bytes that it shares with the key before it in the same list (with 0 if there is none), then the others. There is one
 //! way to write a content, and any other is refused.

@@ -182,6 +182,17 @@ fn small_dump() -> Vec<u8> {
     dump_of(&engine)
 }
 
+/// The format: if this changes, the format's version must. (The digest is of what is in the dump, not of how this build
+/// compresses it.)
+#[test]
+fn golden_digest() {
+    let dump = small_dump();
+    let mut reader = DumpReader::new(&dump[..]).unwrap();
+    while reader.next_chunk().unwrap().is_some() {}
+    let digest: String = reader.summary().unwrap().digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digest, "bec9142f7f482e2bb29487376d230d891e221abf896a6e93f2ef16bb3b93ac05");
+}
+
 #[test]
 fn every_flipped_bit_of_a_dump_is_refused() {
     let dump = small_dump();
