@@ -4,21 +4,24 @@
 //! DIR/FLAGSTONE   what the database is: layout, formats, scheme, store
 //! DIR/store/      the store's own files
 //! DIR/journal/    blocks that the store may not have yet
+//! DIR/import-S/   instead of all these: files of the store S while an import into it is not finished
 //! ```
 //!
 //! `FLAGSTONE` says what must be found in the store, the journal how far it must have come. A store that turns up empty,
 //! different, or further behind than the journal reaches is damage, not a new database: nothing is created over what was
 //! there. Creation makes `DIR/store.new`, then writes `FLAGSTONE`, then renames the store; a creation that was
-//! interrupted before `FLAGSTONE` is begun again, one after it is finished.
+//! interrupted before `FLAGSTONE` is begun again, one after it is finished. An import does the same with `DIR/import-S`,
+//! but is never begun again by anything but an import.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::engine::import::{self, ImportProgress, Imported};
 use crate::engine::{Engine, EngineConfig, Identity, meta};
 use crate::error::Error;
-use crate::journal::OsFiles;
+use crate::journal::{Journal, JournalConfig, OsFiles};
 use crate::registry::{self, LayoutEntry};
 use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
 
@@ -27,6 +30,7 @@ const JOURNAL: &str = "journal";
 const STORE: &str = "store";
 const MARKER_NEW: &str = "FLAGSTONE.new";
 const STORE_NEW: &str = "store.new";
+const IMPORT: &str = "import-";
 
 /// A store that can live in a directory.
 #[derive(Clone, Copy)]
@@ -95,12 +99,13 @@ impl Marker {
 /// # Errors
 /// [`Error::NoDatabase`] if there is none, else as [`Engine::open`].
 pub fn open(dir: &Path, layout: Option<&LayoutEntry>, config: EngineConfig) -> Result<Engine, Error> {
-    let marker = Marker::read(dir)?.ok_or_else(|| {
-        Error::NoDatabase(format!(
-            "no flagstone database in {}; `flagstone replay --data` makes one",
+    let Some(marker) = Marker::read(dir)? else {
+        refuse_unfinished(dir)?;
+        return Err(Error::NoDatabase(format!(
+            "no flagstone database in {}; `flagstone replay --data` or `flagstone import --data` makes one",
             dir.display()
-        ))
-    })?;
+        )));
+    };
     open_marked(dir, &marker, layout, config)
 }
 
@@ -121,7 +126,78 @@ pub fn open_or_create(
         }
         return open_marked(dir, &marker, layout, config);
     }
+    refuse_unfinished(dir)?;
     create(dir, layout.unwrap_or(&registry::LAYOUTS[0]), store.unwrap_or(&STORES[0]), config)
+}
+
+/// Makes a database in a directory from a dump of a state, or goes on with an import of it that was interrupted. The
+/// directory must be missing or empty, or hold nothing but such an import.
+///
+/// # Errors
+/// As [`Engine::import`]; [`Error::NoDatabase`] if the directory holds something else.
+pub fn import(
+    dir: &Path,
+    layout: Option<&LayoutEntry>,
+    store: Option<&StoreEntry>,
+    dump: impl Read + Send,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(ImportProgress),
+) -> Result<Imported, Error> {
+    if Marker::read(dir)?.is_some() {
+        return Err(Error::Config(format!(
+            "{} holds a database already, and an import makes a new one; name an empty or a new directory",
+            dir.display()
+        )));
+    }
+    let begun = unfinished_import(dir);
+    let store = store.or(begun).unwrap_or(&STORES[0]);
+    let layout = match layout {
+        Some(layout) => layout,
+        None => begun_layout(dir, begun)?.unwrap_or(&registry::LAYOUTS[0]),
+    };
+    let import_dir = dir.join(format!("{IMPORT}{}", store.name));
+    fs::create_dir_all(dir).map_err(|error| io_error("cannot create", dir, &error))?;
+    check_empty(dir, &[&import_dir, &dir.join(JOURNAL), &dir.join(MARKER_NEW)])?;
+
+    let made = layout.make();
+    let filling = Sealed::from_box((store.open)(&import_dir)?);
+    let imported = import::import(&filling, made.as_ref(), config, dump, progress)?;
+    drop(filling);
+    let block = imported.header.block;
+    Journal::begin_after(Arc::new(OsFiles), &dir.join(JOURNAL), JournalConfig::default(), block)?;
+    Marker { identity: Identity::of(made.as_ref()), store: store.name.to_owned() }.write(dir)?;
+    finish_creation(dir, &import_dir)?;
+    Ok(imported)
+}
+
+/// The store that an unfinished import in a directory fills, if there is one.
+fn unfinished_import(dir: &Path) -> Option<&'static StoreEntry> {
+    STORES.iter().find(|store| dir.join(format!("{IMPORT}{}", store.name)).is_dir())
+}
+
+fn refuse_unfinished(dir: &Path) -> Result<(), Error> {
+    match unfinished_import(dir) {
+        None => Ok(()),
+        Some(store) => Err(Error::NoDatabase(format!(
+            "an import into store `{}` has begun in {} and is not finished; run the same `flagstone import` again to \
+             finish it, or remove the directory",
+            store.name,
+            dir.display()
+        ))),
+    }
+}
+
+/// The layout that an unfinished import fills.
+fn begun_layout(
+    dir: &Path,
+    begun: Option<&'static StoreEntry>,
+) -> Result<Option<&'static LayoutEntry>, Error> {
+    let Some(store) = begun else { return Ok(None) };
+    let store = Sealed::from_box((store.open)(&dir.join(format!("{IMPORT}{}", store.name)))?);
+    match import::read_unfinished(&store)? {
+        Some(unfinished) => registry::layout(&unfinished.identity.layout).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The store with a name.
@@ -145,8 +221,9 @@ fn open_marked(
     let layout = layout.unwrap_or(written_by).make();
     Identity::of(layout.as_ref()).check(&marker.identity)?;
     let store_dir = dir.join(STORE);
-    if !store_dir.is_dir() && dir.join(STORE_NEW).is_dir() {
-        finish_creation(dir)?;
+    let made = [dir.join(STORE_NEW), dir.join(format!("{IMPORT}{}", marker.store))];
+    if let Some(made) = made.iter().find(|made| !store_dir.is_dir() && made.is_dir()) {
+        finish_creation(dir, made)?;
     }
     let lost = |problem: &str| {
         let what = format!("the store in {}", store_dir.display());
@@ -178,17 +255,7 @@ fn create(
 ) -> Result<Engine, Error> {
     fs::create_dir_all(dir).map_err(|error| io_error("cannot create", dir, &error))?;
     let leftover = dir.join(STORE_NEW);
-    for entry in fs::read_dir(dir).map_err(|error| io_error("cannot read", dir, &error))? {
-        let path = entry.map_err(|error| io_error("cannot read", dir, &error))?.path();
-        let begun = [STORE_NEW, MARKER_NEW].iter().any(|name| path == dir.join(name));
-        if !begun {
-            return Err(Error::NoDatabase(format!(
-                "{} holds {} and no flagstone database; name an empty or a new directory",
-                dir.display(),
-                path.file_name().unwrap_or_default().display()
-            )));
-        }
-    }
+    check_empty(dir, &[&leftover, &dir.join(MARKER_NEW)])?;
     // A creation that was interrupted: nothing in it was ever acknowledged.
     match fs::remove_dir_all(&leftover) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -200,14 +267,30 @@ fn create(
     let marker = Marker { identity: Identity::of(layout.as_ref()), store: store.name.to_owned() };
     drop(Engine::open((store.open)(&leftover)?, layout, config)?);
     marker.write(dir)?;
-    finish_creation(dir)?;
+    finish_creation(dir, &leftover)?;
     open_marked(dir, &marker, None, config)
 }
 
-fn finish_creation(dir: &Path) -> Result<(), Error> {
+/// Refuses a directory that holds anything but these.
+fn check_empty(dir: &Path, begun: &[&Path]) -> Result<(), Error> {
+    for entry in fs::read_dir(dir).map_err(|error| io_error("cannot read", dir, &error))? {
+        let path = entry.map_err(|error| io_error("cannot read", dir, &error))?.path();
+        if !begun.contains(&path.as_path()) {
+            return Err(Error::NoDatabase(format!(
+                "{} holds {} and no flagstone database; name an empty or a new directory",
+                dir.display(),
+                path.file_name().unwrap_or_default().display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Gives the files of a store that is whole their name.
+fn finish_creation(dir: &Path, made: &Path) -> Result<(), Error> {
     let store_dir = dir.join(STORE);
     let renamed = fs::create_dir_all(dir.join(JOURNAL))
-        .and_then(|()| fs::rename(dir.join(STORE_NEW), &store_dir))
+        .and_then(|()| fs::rename(made, &store_dir))
         .and_then(|()| File::open(dir)?.sync_all());
     renamed.map_err(|error| io_error("cannot create", &store_dir, &error))
 }

@@ -1,8 +1,12 @@
 //! What the engine can refuse or fail with.
 
 use flagstone_core::error::StateError;
+use flagstone_core::felt::Felt;
 use flagstone_core::store::StoreError;
+use flagstone_core::trie::TrieId;
 use flagstone_core::types::{BlockNumber, StateCommitment};
+
+use crate::snapshot::SnapshotError;
 
 /// What kind of error it is, for callers that branch; the text is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,6 +121,63 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+    /// The state after this block is not there to be read.
+    #[error(
+        "the state after {asked} cannot be read: {held}",
+        asked = .asked.map_or_else(|| "the last committed block".to_owned(), |block| format!("block {block}")),
+        held = .committed.map_or_else(
+            || "no block is committed yet".to_owned(),
+            |block| format!("this database is at block {block}"),
+        )
+    )]
+    NotHeld {
+        /// The block asked for; the last committed one if none was named.
+        asked: Option<BlockNumber>,
+        /// The last committed block.
+        committed: Option<BlockNumber>,
+    },
+    /// A dump of a state cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The values of a dump do not give the roots that it states.
+    #[error(
+        "the dump of block {block} is wrong in the {trie}: it states root {stated:#x}, its values give {computed:#x}; \
+         nothing was imported that can be opened: remove what was begun, and fetch or export the dump again"
+    )]
+    ImportRefused {
+        /// The dump's block.
+        block: BlockNumber,
+        /// The first trie that differs.
+        trie: TrieId,
+        /// Its root as stated.
+        stated: Felt,
+        /// Its root as the values give it.
+        computed: Felt,
+    },
+    /// Another import was begun here and not finished.
+    #[error(
+        "an import of another dump has begun here: block {block}, state commitment {commitment}, into layout `{layout}`; \
+         go on with that one, or remove what it left and import again"
+    )]
+    OtherImport {
+        /// Block of the other dump.
+        block: BlockNumber,
+        /// Its state commitment.
+        commitment: StateCommitment,
+        /// The layout that it was imported into.
+        layout: String,
+    },
+    /// What is opened as a database is the work of an import that is not finished.
+    #[error(
+        "an import of the state after block {block} into layout `{layout}` has begun here and is not finished; \
+         run the same `flagstone import` again to finish it, or remove what it left"
+    )]
+    UnfinishedImport {
+        /// Block of the dump.
+        block: BlockNumber,
+        /// The layout.
+        layout: String,
+    },
     /// An earlier write failed and its outcome is not known.
     #[error("the engine has stopped after a failed write ({cause}); open the database again to continue")]
     Stopped {
@@ -136,17 +197,22 @@ impl Error {
     /// Its kind.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::RootMismatch { .. } => ErrorKind::Root,
+            Self::RootMismatch { .. } | Self::ImportRefused { .. } => ErrorKind::Root,
             Self::WrongParent { .. }
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
             | Self::NotClosed { .. }
             | Self::UnknownName { .. }
+            | Self::NotHeld { .. }
+            | Self::Snapshot(_)
+            | Self::OtherImport { .. }
             | Self::Config(_) => ErrorKind::Input,
             Self::ViewExpired { .. } | Self::HistoryGone { .. } => ErrorKind::Expired,
-            Self::State(_) | Self::IdentityMismatch { .. } | Self::NoDatabase(_) | Self::Stopped { .. } => {
-                ErrorKind::Store
-            }
+            Self::State(_)
+            | Self::IdentityMismatch { .. }
+            | Self::NoDatabase(_)
+            | Self::UnfinishedImport { .. }
+            | Self::Stopped { .. } => ErrorKind::Store,
         }
     }
 

@@ -6,6 +6,7 @@ pub mod error;
 pub mod input;
 pub mod journal;
 pub mod registry;
+pub mod snapshot;
 pub mod store;
 pub mod wire;
 

@@ -3,10 +3,12 @@
 //! Results go to standard output, errors and the progress bar to standard error. A reader of our output that goes
 //! away does not stop the work.
 
+mod check;
 mod inspect;
 mod output;
 mod prove;
 mod replay;
+mod snapshot;
 mod witness;
 
 use std::num::NonZeroU32;
@@ -16,7 +18,9 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use flagstone::core::commitment::StarknetVersion;
-use flagstone::core::types::{BlockHash, ClassHash, ContractAddress, StateCommitment, StorageKey};
+use flagstone::core::types::{
+    BlockHash, BlockNumber, ClassHash, ContractAddress, StateCommitment, StorageKey,
+};
 use flagstone::input::InputError;
 use flagstone::{Cadence, Error, ErrorKind};
 
@@ -27,6 +31,17 @@ const EXIT_CODES: &str = "Exit codes:
   1  a root, proof or witness did not hold; nothing of that block was kept
   2  bad usage or bad input; what came before stays committed
   3  the store failed, is damaged, or is not what it was opened as";
+
+const CHECK_EXIT_CODES: &str = "Exit codes:
+  0  nothing is wrong
+  1  something is
+  3  the store failed, cannot be opened, or is not what it was opened as";
+
+const DIFF_EXIT_CODES: &str = "Exit codes:
+  0  the states are the same
+  1  they differ
+  2  bad usage, or a state that is not held
+  3  a store failed, is damaged, or is not what it was opened as";
 
 /// State of a Starknet sequencer, in alternative commitment layouts
 #[derive(Parser)]
@@ -41,6 +56,21 @@ enum Command {
     /// Apply the state updates of blocks, and check each root
     #[command(after_help = EXIT_CODES)]
     Replay(Replay),
+    /// Write the state as a portable dump
+    #[command(after_help = EXIT_CODES)]
+    Export(Export),
+    /// Make a database from a dump, in any layout and store, and check that its values give its root
+    #[command(after_help = EXIT_CODES)]
+    Import(Import),
+    /// Make a database with the state of another one, in any layout and store
+    #[command(after_help = EXIT_CODES)]
+    Convert(Convert),
+    /// Visit everything that a database has, and tell what is wrong
+    #[command(after_help = CHECK_EXIT_CODES)]
+    Check(Inspect),
+    /// Tell in what the states of two databases differ, in any layouts and stores
+    #[command(after_help = DIFF_EXIT_CODES)]
+    Diff(Diff),
     /// Read one value
     Get(Get),
     /// Print the state commitment of the last committed block
@@ -104,6 +134,91 @@ struct Replay {
     /// `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct Export {
+    /// Directory of the database
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// State after this block [default: the last one]
+    #[arg(long, value_name = "N", value_parser = parse_block)]
+    block: Option<BlockNumber>,
+    /// File to write; `-` is standard output
+    #[arg(long, value_name = "FILE", default_value = "-", hide_default_value = true)]
+    out: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Import {
+    /// Directory of the new database; if an import of the same dump was interrupted there, it goes on
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Layout of the new database [default: flat]
+    #[arg(long, value_name = "NAME")]
+    layout: Option<String>,
+    /// Store of the new database [default: sled]
+    #[arg(long, value_name = "NAME")]
+    store: Option<String>,
+    /// Threads for commitment [default: one for each core]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The dump; `-` is standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+#[derive(Args)]
+struct Convert {
+    /// Directory of the database that there is
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    /// Directory of the new database; if the same was interrupted there, it goes on
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// State after this block [default: the last one]
+    #[arg(long, value_name = "N", value_parser = parse_block)]
+    block: Option<BlockNumber>,
+    /// Layout of the new database [default: flat]
+    #[arg(long, value_name = "NAME")]
+    layout: Option<String>,
+    /// Store of the new database [default: sled]
+    #[arg(long, value_name = "NAME")]
+    store: Option<String>,
+    /// Threads for commitment [default: one for each core]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Diff {
+    /// Directory of the first database
+    #[arg(value_name = "A")]
+    a: PathBuf,
+    /// Directory of the second database; may be the first one, for two blocks of it
+    #[arg(value_name = "B")]
+    b: PathBuf,
+    /// First state: the one after this block [default: the last one]
+    #[arg(long, value_name = "N", value_parser = parse_block)]
+    block_a: Option<BlockNumber>,
+    /// Second state: the one after this block [default: the last one]
+    #[arg(long, value_name = "N", value_parser = parse_block)]
+    block_b: Option<BlockNumber>,
+    /// Tell all differences, not only the first
+    #[arg(long)]
+    all: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -236,6 +351,10 @@ fn parse_slot(text: &str) -> Result<(ContractAddress, StorageKey), String> {
     Ok((address, key.parse().map_err(|error| format!("key {key:?}: {error}"))?))
 }
 
+fn parse_block(text: &str) -> Result<BlockNumber, String> {
+    text.parse().map(BlockNumber).map_err(|_| "expected the number of a block".to_owned())
+}
+
 fn parse_cadence(text: &str) -> Result<Cadence, String> {
     match text {
         "close" => Ok(Cadence::AtClose),
@@ -248,7 +367,7 @@ fn parse_cadence(text: &str) -> Result<Cadence, String> {
     }
 }
 
-/// Why a command failed: the text for people and the exit code.
+/// Why a command failed: the text for people, if it was not told already, and the exit code.
 struct Failure {
     message: String,
     code: u8,
@@ -257,6 +376,11 @@ struct Failure {
 impl Failure {
     fn usage(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: 2 }
+    }
+
+    /// The answer was no, and was printed.
+    fn told() -> Self {
+        Self { message: String::new(), code: 1 }
     }
 
     fn store(message: impl Into<String>) -> Self {
@@ -299,6 +423,11 @@ pub fn run() -> ExitCode {
     let mut output = Output::new();
     let outcome = match Cli::parse().command {
         Command::Replay(args) => replay::run(&args, &mut output),
+        Command::Export(args) => snapshot::export(&args, &mut output),
+        Command::Import(args) => snapshot::import(&args, &mut output),
+        Command::Convert(args) => snapshot::convert(&args, &mut output),
+        Command::Check(args) => check::check(&args, &mut output),
+        Command::Diff(args) => check::diff(&args, &mut output),
         Command::Get(args) => inspect::get(&args, &mut output),
         Command::Root(args) => inspect::root(&args, &mut output),
         Command::Info(args) => inspect::info(&args, &mut output),
@@ -311,7 +440,9 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output.error(&failure.message);
+            if !failure.message.is_empty() {
+                output.error(&failure.message);
+            }
             ExitCode::from(failure.code)
         }
     }

@@ -63,6 +63,16 @@ impl Output {
         self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 
+    /// Starts a spinner for work whose length is not known, if somebody can see it.
+    pub fn start_spinner(&mut self) {
+        if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{spinner} {elapsed}  {msg}");
+            self.bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            self.bar.enable_steady_tick(Duration::from_millis(200));
+        }
+    }
+
     /// Moves the progress bar to `bytes` of input read.
     pub fn progress(&self, bytes: u64, message: impl FnOnce() -> String) {
         if !self.bar.is_hidden() {

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, Store, StoreError, StoreRead, Visit, WriteBatch};
@@ -102,21 +102,38 @@ impl StoreRead for Layered<'_> {
     }
 }
 
+/// Keeps the store as it is; see [`Rows::hold`].
+pub struct Hold<'a>(&'a Rows);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        *self.0.holding.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.let_go.notify_all();
+    }
+}
+
 /// The store with what is on its way there.
 pub struct Rows {
     store: Box<dyn Store>,
     base: RwLock<Arc<Base>>,
     /// Generation up to which batches are in the store, or are being applied to it.
     applying: AtomicU64,
-    /// Held for reading by whoever needs one state for long; the store is not written meanwhile.
-    gate: RwLock<()>,
+    /// How many need the store to stay as it is. Locked while it is written.
+    holding: Mutex<usize>,
+    let_go: Condvar,
 }
 
 impl Rows {
     /// A store whose rows are at the given state.
     pub fn new(store: Box<dyn Store>, block: Option<BlockNumber>, root: BlockRoot) -> Self {
         let base = Base { block, root, ..Base::default() };
-        Self { store, base: RwLock::new(Arc::new(base)), applying: AtomicU64::new(0), gate: RwLock::new(()) }
+        Self {
+            store,
+            base: RwLock::new(Arc::new(base)),
+            applying: AtomicU64::new(0),
+            holding: Mutex::new(0),
+            let_go: Condvar::new(),
+        }
     }
 
     /// The store, without what is on its way.
@@ -145,9 +162,11 @@ impl Rows {
         }
     }
 
-    /// Keeps the store from being written while the guard is held. What is committed meanwhile stays in memory.
-    pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps the store from being written while the guard is held. What is committed meanwhile stays in memory. May be
+    /// held more than once, also by one thread.
+    pub fn hold(&self) -> Hold<'_> {
+        *self.holding.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Hold(self)
     }
 
     /// Puts a committed batch over the rows: reads from now on are of the state after it.
@@ -171,10 +190,12 @@ impl Rows {
         let Some(through) = layers.last().map(|layer| layer.generation) else { return Ok(()) };
         let mut batch = WriteBatch::default();
         layers.iter().for_each(|layer| batch.append(layer.batch.clone()));
-        let gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let holding = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.let_go.wait_while(holding, |holding| *holding > 0);
+        let free = free.unwrap_or_else(PoisonError::into_inner);
         self.applying.store(through, Ordering::SeqCst);
         write(self.store.as_ref(), batch)?;
-        drop(gate);
+        drop(free);
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let mut after = Base::clone(&base);
         after.layers.retain(|layer| layer.generation > through);

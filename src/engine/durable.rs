@@ -119,6 +119,14 @@ impl Durability {
         }
     }
 
+    /// The journal, if there is one.
+    pub fn journal(&self) -> Option<&Journal> {
+        match self {
+            Self::Store => None,
+            Self::Journal(journaled) => Some(&journaled.journal),
+        }
+    }
+
     /// Takes back a block and all after it.
     pub fn refuse_from(&mut self, first: BlockNumber) -> Result<(), StoreError> {
         if let Self::Journal(journaled) = self

@@ -5,6 +5,7 @@
 //! 0x00 "identity"             text, one fact a line
 //! 0x00 "head"                 block | contracts root[32] | classes root[32] | commitment[32] | refusal u64 u64
 //!                             block = 0, or 1 and a u64; refusal = place of the last refusal in the journal
+//! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`import.rs`)
 //! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32]
 //! 0x03 | block u64 | part u32 a piece of what takes the block back (at most PART_BYTES)
 //! 0x04 | length u8 | key | part u32   a piece of a blob (at most PART_BYTES); the first begins with the length, a u64
@@ -21,6 +22,7 @@ use flagstone_core::layout::Layout;
 use flagstone_core::store::{StoreError, StoreRead, WriteBatch, keyspace};
 use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommitment};
 
+use super::import;
 use crate::error::Error;
 use crate::journal::Position;
 
@@ -243,7 +245,10 @@ fn option<'a, T>(
     }
 }
 
-fn meta_key(name: &str) -> Vec<u8> {
+/// Name of the row of an unfinished import.
+pub const IMPORT: &str = "import";
+
+pub fn meta_key(name: &str) -> Vec<u8> {
     [&[keyspace::META], name.as_bytes()].concat()
 }
 
@@ -260,16 +265,23 @@ pub fn read_identity(store: &dyn StoreRead) -> Result<Option<Identity>, Error> {
             None => Err(Error::damaged("the identity row", format!("cannot read {text:?}"))),
         };
     }
+    if let Some(import) = import::read_unfinished(store)? {
+        return Err(Error::UnfinishedImport { block: import.header.block, layout: import.identity.layout });
+    }
+    match is_empty(store)? {
+        true => Ok(None),
+        false => Err(Error::damaged("the identity row", "it is missing, and the store is not empty")),
+    }
+}
+
+/// Whether a store has no row.
+pub fn is_empty(store: &dyn StoreRead) -> Result<bool, Error> {
     let mut empty = true;
     store.scan(&[], &mut |_, _| {
         empty = false;
         ControlFlow::Break(())
     })?;
-    if empty {
-        Ok(None)
-    } else {
-        Err(Error::damaged("the identity row", "it is missing, and the store is not empty"))
-    }
+    Ok(empty)
 }
 
 pub fn put_identity(batch: &mut WriteBatch, identity: &Identity) {
@@ -307,11 +319,26 @@ pub fn put_block_root(batch: &mut WriteBatch, block: BlockNumber, root: &BlockRo
 
 pub fn read_block_root(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
     let Some(row) = store.get(&block_key(keyspace::BLOCK, block))? else { return Ok(None) };
-    let mut from = Reader::new(&row);
     let damaged = |error| Error::damaged(format!("the roots of block {block}"), error);
-    let root = BlockRoot::decode(&mut from).map_err(damaged)?;
-    from.end("block root").map_err(damaged)?;
-    Ok(Some(root))
+    decode_block_root(&row).map(Some).map_err(damaged)
+}
+
+pub fn decode_block_root(row: &[u8]) -> Result<BlockRoot, DecodeError> {
+    let mut from = Reader::new(row);
+    let root = BlockRoot::decode(&mut from)?;
+    from.end("block root")?;
+    Ok(root)
+}
+
+/// The block of a key of a block's roots.
+pub fn block_of_key(key: &[u8]) -> Option<BlockNumber> {
+    let (_, number) = key.split_first()?;
+    Some(BlockNumber(u64::from_be_bytes(number.try_into().ok()?)))
+}
+
+/// Whether a key is that of a row that a database has.
+pub fn is_known(key: &[u8]) -> bool {
+    ["identity", "head"].iter().any(|name| meta_key(name) == key)
 }
 
 pub fn delete_block_root(batch: &mut WriteBatch, block: BlockNumber) {
@@ -368,7 +395,7 @@ pub fn read_blob(store: &dyn StoreRead, key: &[u8]) -> Result<Option<Arc<[u8]>>,
 }
 
 /// What takes blocks back: one, or several that were committed as one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Undo {
     /// The block before them.
     pub before: Option<BlockNumber>,

@@ -14,14 +14,17 @@
 
 mod base;
 mod chain;
+mod check;
 mod closing;
 mod commit;
 mod config;
 mod durable;
 mod hints;
 mod history;
+pub(crate) mod import;
 pub(crate) mod meta;
 mod persist;
+mod tries;
 mod values;
 mod view;
 
@@ -38,8 +41,10 @@ use flagstone_core::layout::Layout;
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::BlockNumber;
 
+pub use check::CheckReport;
 pub use config::{Cadence, EngineConfig};
 pub use hints::HintStats;
+pub use import::{ImportProgress, Imported};
 pub use meta::{Blob, BlockRoot, Head, Identity};
 pub use values::ReadCacheStats;
 pub use view::View;

@@ -271,6 +271,32 @@ impl Journal {
         Ok((journal, recovered.report))
     }
 
+    /// Begins a journal in a directory for blocks behind one that the store has from elsewhere; nothing happens if that
+    /// was done before. The directory's parent must be there.
+    ///
+    /// # Errors
+    /// As [`Journal::open`]; [`JournalError::NoSuccessor`] if no block can follow; [`JournalError::NotConsecutive`] if
+    /// there is a journal that goes on with another block.
+    pub fn begin_after(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        config: JournalConfig,
+        block: BlockNumber,
+    ) -> Result<(), JournalError> {
+        let next = block.next().ok_or(JournalError::NoSuccessor { block })?;
+        let (mut journal, _) = Self::open(files, dir, config, None)?;
+        if journal.segments.is_empty() {
+            journal.next = Some(next);
+            return journal.roll();
+        }
+        match journal.next {
+            Some(expected) if expected == next => Ok(()),
+            expected => {
+                Err(JournalError::NotConsecutive { expected: expected.unwrap_or_default(), got: next })
+            }
+        }
+    }
+
     /// Writes the next block. It is durable only after [`Journal::sync`]. Returns where its frame ends.
     ///
     /// # Errors

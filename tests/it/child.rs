@@ -49,6 +49,9 @@ fn entry() {
         #[cfg(target_os = "linux")]
         "engine-load" => crate::load::child_load(&dir, argument),
         "close-forever" => crate::kills::child_close_forever(&dir, argument),
+        "import" => crate::snapshot::child_import(&dir, argument),
+        #[cfg(target_os = "linux")]
+        "move" => crate::moving::child_move(&dir, argument),
         "sled-write-forever" => crate::store_sled::child_write_forever(&dir),
         "sled-load" => crate::store_sled::child_load(&dir, argument),
         "sled-open" => crate::store_sled::child_open(&dir),

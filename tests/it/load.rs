@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 const BLOCK_ENTRIES: u64 = 10_000;
 
 /// Random entries, four in five of them under 200 contracts.
-fn block(number: u64, random: &mut u64) -> StateUpdate {
+pub fn block(number: u64, random: &mut u64) -> StateUpdate {
     let mut builder = StateDiff::builder();
     for _ in 0..BLOCK_ENTRIES {
         let mut bytes = [0; 32];

@@ -7,6 +7,7 @@
     reason = "all of it is test code, but clippy knows that only of functions marked so"
 )]
 
+mod check;
 mod child;
 mod cli;
 mod cli_proofs;
@@ -16,9 +17,12 @@ mod history;
 mod kills;
 #[cfg(target_os = "linux")]
 mod load;
+#[cfg(target_os = "linux")]
+mod moving;
 mod proofs;
 mod properties;
 mod read_cache;
+mod snapshot;
 mod store_conformance;
 mod store_damage;
 mod store_sled;

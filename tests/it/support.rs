@@ -77,6 +77,11 @@ impl Place {
     }
 }
 
+/// Each block committed before it counts as closed.
+pub fn at_close() -> EngineConfig {
+    EngineConfig { cadence: Cadence::AtClose, ..EngineConfig::default() }
+}
+
 /// Waits until everything that is closed is committed and in the store.
 pub fn settle(engine: &Engine) {
     engine.commit().unwrap();

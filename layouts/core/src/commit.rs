@@ -214,6 +214,7 @@ pub fn commit_blocks(
         roots = block.roots;
         staged.roots.push(roots);
         staged.undo.push(block.undo);
+        staged.contracts.push(block.contracts);
         staged.hashes += block.hashes;
     }
     Ok(staged)

@@ -97,6 +97,31 @@ impl StateDiff {
         Self { contracts, classes, deprecated_classes: Vec::new() }
     }
 
+    /// A diff from parts that are in normal form, which is checked.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if something is out of order, there twice, or a class hash is no key of the classes trie.
+    pub fn from_normal_form(
+        contracts: Vec<ContractDiff>,
+        classes: Vec<ClassDiff>,
+    ) -> Result<Self, DecodeError> {
+        for contract in &contracts {
+            ascending("storage entries", contract.storage.iter().map(|(key, _)| *key.as_be()))?;
+        }
+        if classes.iter().any(|class| TrieKey::try_from(class.class_hash.0).is_err()) {
+            return Err(DecodeError::new("class hash", "is 2^251 or more"));
+        }
+        let diff = Self::of_parts(contracts, classes);
+        diff.check_order()?;
+        Ok(diff)
+    }
+
+    fn check_order(&self) -> Result<(), DecodeError> {
+        ascending("contracts", self.contracts.iter().map(|contract| *contract.address.as_be()))?;
+        ascending("classes", self.classes.iter().map(|class| class.class_hash.to_be()))?;
+        ascending("Cairo 0 classes", self.deprecated_classes.iter().map(|class_hash| class_hash.to_be()))
+    }
+
     /// Both diffs as one: where both set the same thing, `later` has the last word.
     #[must_use]
     pub fn then(&self, later: &Self) -> Self {
@@ -403,10 +428,9 @@ impl StateDiff {
         for _ in 0..from.count("Cairo 0 classes", 32)? {
             deprecated_classes.push(ClassHash(from.felt("Cairo 0 class hash")?));
         }
-        ascending("contracts", contracts.iter().map(|contract: &ContractDiff| *contract.address.as_be()))?;
-        ascending("classes", classes.iter().map(|class: &ClassDiff| class.class_hash.to_be()))?;
-        ascending("Cairo 0 classes", deprecated_classes.iter().map(|class_hash| class_hash.to_be()))?;
-        Ok(Self { contracts, classes, deprecated_classes })
+        let diff = Self { contracts, classes, deprecated_classes };
+        diff.check_order()?;
+        Ok(diff)
     }
 }
 

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use crate::commit::{HashCounts, TrieRows};
+use crate::audit::{Findings, Visited};
+use crate::commit::{ContractLeafChange, HashCounts, TrieRows};
 use crate::commitment::Roots;
 use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
@@ -32,6 +33,8 @@ pub struct StagedCommitment {
     pub roots: Vec<Roots>,
     /// For each of the blocks, in order, the diff that takes it back.
     pub undo: Vec<StateDiff>,
+    /// For each of the blocks, in order, the contract leaves that it changed, ascending by address.
+    pub contracts: Vec<Vec<ContractLeafChange>>,
     /// Hashes computed.
     pub hashes: HashCounts,
     /// What the layout wants done once the batch is written, such as moving a cache on. Dropped if it is not written.
@@ -131,6 +134,21 @@ pub trait Layout: Send + Sync {
     /// The tries of a state: nodes and what leaves commit to, for proofs, checks and walks. Reads at the height of
     /// `state.roots`.
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a>;
+
+    /// Holds the layout's rows against the tries of the state they are of, which were `visited` before: tells of rows that
+    /// are missing, that say something else, and that belong to nothing. Values are at the height of the tries.
+    ///
+    /// # Errors
+    /// [`StateError::Store`] if the store fails otherwise than by damage.
+    fn audit(
+        &self,
+        _state: StateAt<'_>,
+        _visited: &Visited,
+        _hasher: &dyn Hasher,
+        _findings: &Findings,
+    ) -> Result<(), StateError> {
+        Ok(())
+    }
 
     /// Reads ahead what a commitment of writes to these things will need, into the layout's own caches. A hint: it may
     /// be late, wrong, or do nothing, and changes no result.

@@ -5,11 +5,13 @@
 //!
 //! In reading order: [`types`] and [`diff`] are the words, [`commitment`] the rules for roots, [`trie`] the
 //! algorithm, [`commit`] puts them together for a block, [`layout`] and [`store`] are the seams. [`proof`] and [`witness`]
-//! are what somebody without a store can check.
+//! are what somebody without a store can check, [`audit`] and [`compare`] look at whole states.
 
+pub mod audit;
 pub mod codec;
 pub mod commit;
 pub mod commitment;
+pub mod compare;
 pub mod diff;
 pub mod error;
 pub mod felt;

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod audit;
 mod cache;
 mod record;
 mod rows;
@@ -11,6 +12,7 @@ pub use cache::CacheCounters;
 pub use record::DEPTH;
 
 use cache::RecordCache;
+use flagstone_core::audit::{Findings, Visited};
 use flagstone_core::commit::{TrieRows, commit_blocks};
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
@@ -154,6 +156,16 @@ impl Layout for Flat {
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
         Box::new(Tries::apart(state, &self.cache))
+    }
+
+    fn audit(
+        &self,
+        state: StateAt<'_>,
+        _visited: &Visited,
+        _hasher: &dyn Hasher,
+        findings: &Findings,
+    ) -> Result<(), StateError> {
+        audit::audit(state, findings)
     }
 
     /// Reads the records and contract leaves on the way into the cache; if a commitment has it, beside it.

@@ -10,14 +10,18 @@ use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
 
 use crate::record::DEPTH;
 
-const STORAGE: u8 = LAYOUT_FIRST;
-const CLASS_HASH: u8 = LAYOUT_FIRST + 1;
-const NONCE: u8 = LAYOUT_FIRST + 2;
-const COMPILED_CLASS_HASH: u8 = LAYOUT_FIRST + 3;
+pub const STORAGE: u8 = LAYOUT_FIRST;
+pub const CLASS_HASH: u8 = LAYOUT_FIRST + 1;
+pub const NONCE: u8 = LAYOUT_FIRST + 2;
+pub const COMPILED_CLASS_HASH: u8 = LAYOUT_FIRST + 3;
 
-const CONTRACT_LEAF: u8 = 0x20;
-const CLASS_LEAF: u8 = 0x21;
-const RECORD: u8 = 0x23;
+pub const CONTRACT_LEAF: u8 = 0x20;
+pub const CLASS_LEAF: u8 = 0x21;
+pub const RECORD: u8 = 0x23;
+
+/// First bytes of all rows.
+pub const PREFIXES: [u8; 7] =
+    [STORAGE, CLASS_HASH, NONCE, COMPILED_CLASS_HASH, CONTRACT_LEAF, CLASS_LEAF, RECORD];
 
 fn key(prefix: u8, rest: &[u8; 32]) -> Vec<u8> {
     let mut key = Vec::with_capacity(33);

@@ -6,7 +6,9 @@
 //! spread over tries, and inside a large trie over its subtrees. Nothing here reads a value row.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
+use std::hash::BuildHasher;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use flagstone_core::commit::{BlockChanges, CommitmentSource, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
@@ -16,6 +18,7 @@ use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, WriteBatch};
 use flagstone_core::trie::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieChanges, TrieId};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
+use foldhash::fast::RandomState;
 use rayon::prelude::*;
 
 use crate::cache::{CachedState, Entry, Look, RecordCache, Records};
@@ -53,6 +56,43 @@ pub struct Tries<'a> {
     changed_leaves: BTreeSet<ContractAddress>,
     /// Leaves of classes that the session's blocks set.
     classes: BTreeMap<[u8; 32], CompiledClassHash>,
+    recent: Recent,
+}
+
+/// Records that were read one at a time, for the next node that is in the same one: a walk asks for neighbours. Bounded
+/// by its number of places; a record that needs another's place takes it.
+#[derive(Default)]
+struct Recent {
+    places: Vec<Mutex<Option<(RecordKey, Record)>>>,
+    hash: RandomState,
+}
+
+/// Records kept for walks: several walks at a time, with all records on the way down of each.
+const RECENT_RECORDS: usize = 1024;
+const _: () = assert!(RECENT_RECORDS.is_power_of_two());
+
+impl Recent {
+    fn new() -> Self {
+        let places = std::iter::repeat_with(|| Mutex::new(None)).take(RECENT_RECORDS).collect();
+        Self { places, hash: RandomState::default() }
+    }
+
+    /// Asks the record at a key; reads it with `read` if it is not there.
+    fn ask<T>(
+        &self,
+        key: RecordKey,
+        read: impl FnOnce() -> Result<Record, StateError>,
+        ask: impl FnOnce(&Record) -> T,
+    ) -> Result<T, StateError> {
+        let Some(last) = self.places.len().checked_sub(1) else { return Ok(ask(&read()?)) };
+        let place = &self.places[self.hash.hash_one(key) as usize & last];
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, record)) = place.as_ref().filter(|(held, _)| *held == key) {
+            return Ok(ask(record));
+        }
+        let (_, record) = place.insert((key, read()?));
+        Ok(ask(record))
+    }
 }
 
 /// Leaves that may be going to be written.
@@ -94,6 +134,7 @@ impl<'a> Tries<'a> {
             last_rows: Vec::new(),
             changed_leaves: BTreeSet::new(),
             classes: BTreeMap::new(),
+            recent: if apart { Recent::new() } else { Recent::default() },
         }
     }
 
@@ -119,6 +160,11 @@ impl<'a> Tries<'a> {
             entry.into_iter().for_each(|entry| leaves.insert(trie, path, entry.record));
         }
         Ok(leaves)
+    }
+
+    /// The record at a path; empty if it has no row.
+    pub fn record(&self, trie: TrieId, path: Path) -> Result<Record, StateError> {
+        Ok(self.read(&[(trie, path)])?.pop().unwrap_or_default())
     }
 
     /// Reads records. One that has no row is empty.
@@ -285,9 +331,9 @@ impl NodeSource for Tries<'_> {
                 return Ok(node);
             }
         }
-        // A sibling that a deletion must look at; a commitment asks for nothing else that was not prepared.
-        let record = self.read(&[(at.trie, path)])?.pop();
-        Ok(record.and_then(|record| record.get(&at.path)))
+        // A sibling that a deletion must look at, or a walk: commitments ask for nothing else that was not prepared.
+        let read = || self.record(at.trie, path);
+        self.recent.ask((at.trie, path), read, |record| record.get(&at.path))
     }
 
     fn reader(&self, trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {

@@ -5,9 +5,9 @@ use flagstone_core::store::keyspace::LAYOUT_FIRST;
 use flagstone_core::trie::NodeRef;
 use flagstone_core::types::{ClassHash, ContractAddress};
 
-const NODE: u8 = LAYOUT_FIRST;
-const CONTRACT_LEAF: u8 = LAYOUT_FIRST + 1;
-const CLASS_LEAF: u8 = LAYOUT_FIRST + 2;
+pub const NODE: u8 = LAYOUT_FIRST;
+pub const CONTRACT_LEAF: u8 = LAYOUT_FIRST + 1;
+pub const CLASS_LEAF: u8 = LAYOUT_FIRST + 2;
 
 /// Keys of the rows of nodes and leaves.
 pub trait Addressing: Send + Sync + 'static {

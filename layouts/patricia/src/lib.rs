@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
 mod addressing;
+mod audit;
 
 pub use addressing::{Addressing, ByHash, ByPath};
 
-use flagstone_core::codec::{Reader, put_short_felt};
+use flagstone_core::audit::{Findings, Visited};
+use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
 use flagstone_core::commit::{BlockChanges, Overlaid, TrieRows, commit_blocks};
 use flagstone_core::commitment::ContractLeaf;
 use flagstone_core::diff::{StateDiff, Subject};
@@ -112,11 +114,15 @@ impl<A: Addressing> TrieRows for Tries<'_, A> {
         }
         let what = || format!("leaf of class {class_hash}");
         let row = self.leaf_row(&self.addressing.class_leaf_key(class_hash, &hash), what)?;
-        let mut from = Reader::new(&row);
-        let compiled = from.short_felt("compiled class hash").map_err(StateError::undecodable(what()))?;
-        from.end("class leaf").map_err(StateError::undecodable(what()))?;
-        Ok(CompiledClassHash(compiled))
+        decode_class_leaf(&row).map_err(StateError::undecodable(what()))
     }
+}
+
+fn decode_class_leaf(row: &[u8]) -> Result<CompiledClassHash, DecodeError> {
+    let mut from = Reader::new(row);
+    let compiled = from.short_felt("compiled class hash")?;
+    from.end("class leaf")?;
+    Ok(CompiledClassHash(compiled))
 }
 
 impl<A: Addressing> Layout for Patricia<A> {
@@ -192,6 +198,19 @@ impl<A: Addressing> Layout for Patricia<A> {
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
         Box::new(Tries { addressing: &self.0, state })
+    }
+
+    fn audit(
+        &self,
+        state: StateAt<'_>,
+        visited: &Visited,
+        hasher: &dyn Hasher,
+        findings: &Findings,
+    ) -> Result<(), StateError> {
+        if self.0.removes() {
+            return audit::by_path(&Tries { addressing: &self.0, state }, visited, findings);
+        }
+        audit::by_hash(state, visited, hasher, findings)
     }
 }
 

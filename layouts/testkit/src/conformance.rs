@@ -29,6 +29,10 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 
 use crate::reference::ReferenceState;
 use crate::strategies::blocks;
+pub use crate::whole_states::{
+    an_audit_passes_sound_states_and_finds_damage, differences_are_those_of_the_maps,
+    walks_visit_every_leaf_in_order,
+};
 
 /// Runs the whole suite on a layout, as one test for each fact.
 #[macro_export]
@@ -53,6 +57,9 @@ macro_rules! conformance {
             a_witness_without_a_node_is_refused
             ranges_have_exactly_the_leaves_of_the_reference
             a_range_with_other_leaves_is_refused
+            walks_visit_every_leaf_in_order
+            differences_are_those_of_the_maps
+            an_audit_passes_sound_states_and_finds_damage
         );
     };
     (@tests $layout:expr; $($name:ident)*) => {
@@ -106,11 +113,11 @@ impl<'a, L: Layout + ?Sized> Driver<'a, L> {
         Self { layout, store: MemoryStore::new(), roots: Roots::default(), pending: Vec::new() }
     }
 
-    fn state(&self) -> StateAt<'_> {
+    pub(crate) fn state(&self) -> StateAt<'_> {
         StateAt { store: &self.store, roots: self.roots }
     }
 
-    fn write(&self, batch: WriteBatch) {
+    pub(crate) fn write(&self, batch: WriteBatch) {
         // A store in memory does not fail.
         let written = self.store.write(batch);
         assert_eq!(written, Ok(()));
@@ -156,7 +163,7 @@ impl<'a, L: Layout + ?Sized> Driver<'a, L> {
         check_reads(self.layout, self.state(), touched, expected)
     }
 
-    fn rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         rows(&self.store)
     }
 }
@@ -199,7 +206,7 @@ fn check_reads<L: Layout + ?Sized>(
 }
 
 /// Runs a property over random block sequences with a fixed seed; a failure prints the shrunk input.
-fn for_random_blocks(
+pub(crate) fn for_random_blocks(
     cases: u32,
     count: std::ops::Range<usize>,
     property: impl Fn(Vec<StateDiff>) -> Result<(), TestCaseError>,
@@ -213,7 +220,7 @@ fn for_random_blocks(
     assert!(outcome.is_ok(), "{}", outcome.err().map(|error| error.to_string()).unwrap_or_default());
 }
 
-fn fail(error: StateError) -> TestCaseError {
+pub(crate) fn fail(error: StateError) -> TestCaseError {
     TestCaseError::fail(error.to_string())
 }
 
@@ -529,7 +536,7 @@ fn sample_blocks() -> Vec<StateDiff> {
     (0..10).filter_map(|n| build(n).ok()).collect()
 }
 
-fn sample_driver<L: Layout>(layout: &L) -> Driver<'_, L> {
+pub(crate) fn sample_driver<L: Layout>(layout: &L) -> Driver<'_, L> {
     let mut driver = Driver::new(layout);
     for diff in sample_blocks() {
         driver.close(&diff);

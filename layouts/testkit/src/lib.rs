@@ -11,3 +11,4 @@
 pub mod conformance;
 pub mod reference;
 pub mod strategies;
+mod whole_states;

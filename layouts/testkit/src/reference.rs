@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use bitvec::prelude::{BitSlice, Msb0};
 use flagstone_core::commitment::{CommitmentRule, ContractLeaf, Roots};
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::felt::Felt;
 use flagstone_core::trie::TrieId;
 use flagstone_core::types::{
@@ -82,6 +82,23 @@ impl ReferenceState {
     pub fn compiled_class_hash(&self, class_hash: &ClassHash) -> CompiledClassHash {
         let key = TrieKey::try_from(class_hash.0).ok();
         key.and_then(|key| self.classes.get(&key)).copied().unwrap_or_default()
+    }
+
+    /// Every value that is not zero, by what it is.
+    pub fn values(&self) -> Vec<(Subject, Felt)> {
+        let mut values = Vec::new();
+        for (address, contract) in &self.contracts {
+            values.push((Subject::ClassHash(*address), contract.class_hash.0));
+            values.push((Subject::Nonce(*address), contract.nonce.0));
+            let storage = contract.storage.iter();
+            values.extend(storage.map(|(key, value)| (Subject::Storage(*address, *key), value.0)));
+        }
+        let classes = self.classes.iter();
+        values.extend(
+            classes.map(|(key, compiled)| (Subject::CompiledClassHash(ClassHash(key.to_felt())), compiled.0)),
+        );
+        values.retain(|(_, value)| *value != Felt::ZERO);
+        values
     }
 
     /// What a contract's leaf commits to; all zero if it has none.

@@ -5,14 +5,18 @@
 //! [`ShapedTrie::into_changes`] says what to write and what to remove. All three work on one arena of new nodes.
 
 mod forest;
+mod lockstep;
 mod node;
 mod path;
 mod shape;
+mod walk;
 
 pub use forest::{HashFunction, hash_forest, hash_pairs};
+pub use lockstep::{Differences, LeafDifference, Side};
 pub use node::{Node, NodeRef, TrieId};
 pub use path::Path;
 pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_in_memory};
+pub use walk::{Broken, Leaves};
 
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;

@@ -1,0 +1,192 @@
+//! `flagstone export`, `import` and `convert`: states as files, and from one database to another.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read};
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use flagstone::engine::{ImportProgress, Imported};
+use flagstone::snapshot::{self, Counts, Exported};
+use flagstone::{EngineConfig, database, registry};
+use serde_json::json;
+
+use super::output::Output;
+use super::{Convert, Export, Failure, Import, exit_code};
+
+/// The name of standard input and output.
+const DASH: &str = "-";
+
+/// The longest piece that is read or written at a time.
+const BUFFER_BYTES: usize = 1 << 18;
+
+pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
+    let started = Instant::now();
+    let engine = database::open(&args.data, None, EngineConfig::default())?;
+    engine.commit()?;
+    engine.commit()?;
+    output.start_spinner();
+    let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
+    let to_stdout = args.out.as_deref().is_none_or(|out| out == Path::new(DASH));
+    let exported = if to_stdout {
+        snapshot::export(
+            &engine,
+            args.block,
+            BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock()),
+            &mut progress,
+        )
+    } else {
+        let path = args.out.as_deref().unwrap_or(Path::new(DASH));
+        let file = File::create(path)
+            .map_err(|error| Failure::store(format!("cannot create {}: {error}", path.display())))?;
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+        let exported = snapshot::export(&engine, args.block, &mut out, &mut progress)?;
+        out.into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| Failure::store(format!("cannot write {}: {error}", path.display())))?;
+        Ok(exported)
+    };
+    output.end_progress();
+    let report = exported_line(&exported?, started, args.json);
+    // The dump itself is what standard output is for.
+    if to_stdout {
+        output.note(&report)
+    } else {
+        output.line(&report)
+    }
+    Ok(())
+}
+
+pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {
+    let started = Instant::now();
+    let (input, total): (Box<dyn Read + Send>, _) = if args.file == Path::new(DASH) {
+        (Box::new(io::stdin()), None)
+    } else {
+        let cannot_read =
+            |error: io::Error| Failure::usage(format!("cannot read {}: {error}", args.file.display()));
+        let file = File::open(&args.file).map_err(cannot_read)?;
+        let total = file.metadata().map_err(cannot_read)?.len();
+        (Box::new(file), Some(total))
+    };
+    output.start_progress(total);
+    let target = Target {
+        data: &args.data,
+        layout: args.layout.as_deref(),
+        store: args.store.as_deref(),
+        threads: args.threads,
+    };
+    let mut progress = |at: ImportProgress| output.progress(at.bytes, || rate(at.counts.items(), started));
+    let imported = target.fill(BufReader::with_capacity(BUFFER_BYTES, input), &mut progress);
+    output.end_progress();
+    let name = args.file.display().to_string();
+    let imported = imported.map_err(|error| Failure::at(&name, &error))?;
+    output.line(&imported_line(&imported, started, args.json));
+    Ok(())
+}
+
+pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
+    let started = Instant::now();
+    let from = database::open(&args.from, None, EngineConfig::default())?;
+    from.commit()?;
+    from.commit()?;
+    let (reader, writer) =
+        io::pipe().map_err(|error| Failure::store(format!("cannot make a pipe: {error}")))?;
+    let target = Target {
+        data: &args.to,
+        layout: args.layout.as_deref(),
+        store: args.store.as_deref(),
+        threads: args.threads,
+    };
+    output.start_progress(None);
+    let (exported, imported) = thread::scope(|scope| {
+        let exporting = scope.spawn(|| {
+            let out = BufWriter::with_capacity(BUFFER_BYTES, writer);
+            snapshot::export(&from, args.block, out, &mut |_| {})
+        });
+        let mut progress =
+            |at: ImportProgress| output.progress(at.bytes, || rate(at.counts.items(), started));
+        let imported = target.fill(reader, &mut progress);
+        (exporting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), imported)
+    });
+    output.end_progress();
+    match (exported, imported) {
+        (Ok(_), Ok(imported)) => {
+            output.line(&imported_line(&imported, started, args.json));
+            Ok(())
+        }
+        // Whichever failed first, the other end of the pipe broke: a dump that was cut short is not the cause.
+        (Err(error), Err(flagstone::Error::Snapshot(_)) | Ok(_)) => Err(error.into()),
+        (_, Err(error)) => Err(Failure { message: error.to_string(), code: exit_code(&error) }),
+    }
+}
+
+/// The database to be made.
+struct Target<'a> {
+    data: &'a Path,
+    layout: Option<&'a str>,
+    store: Option<&'a str>,
+    threads: usize,
+}
+
+impl Target<'_> {
+    fn fill(
+        &self,
+        dump: impl Read + Send,
+        progress: &mut dyn FnMut(ImportProgress),
+    ) -> Result<Imported, flagstone::Error> {
+        let layout = self.layout.map(registry::layout).transpose()?;
+        let store = self.store.map(database::store).transpose()?;
+        let config = EngineConfig { threads: self.threads, ..EngineConfig::default() };
+        database::import(self.data, layout, store, dump, &config, progress)
+    }
+}
+
+fn rate(items: u64, since: Instant) -> String {
+    format!("{items} items, {:.0}/s", items as f64 / since.elapsed().as_secs_f64().max(0.001))
+}
+
+fn counts_text(counts: Counts) -> String {
+    let Counts { contracts, storage_entries, classes } = counts;
+    format!("{contracts} contracts, {storage_entries} storage entries, {classes} classes")
+}
+
+fn counts_json(counts: Counts) -> serde_json::Value {
+    json!({
+        "contracts": counts.contracts,
+        "storage_entries": counts.storage_entries,
+        "classes": counts.classes,
+    })
+}
+
+fn exported_line(exported: &Exported, since: Instant, as_json: bool) -> String {
+    let Exported { header, counts, bytes } = *exported;
+    let seconds = since.elapsed().as_secs_f64();
+    if as_json {
+        let facts = json!({
+            "block": header.block.0, "root": header.commitment.to_string(), "holds": counts_json(counts),
+            "bytes": bytes, "seconds": seconds,
+        });
+        return facts.to_string();
+    }
+    let (block, root, holds) = (header.block, header.commitment, counts_text(counts));
+    format!("exported block {block}, root {root}: {holds}; {bytes} bytes, {seconds:.2} s")
+}
+
+fn imported_line(imported: &Imported, since: Instant, as_json: bool) -> String {
+    let Imported { header, counts, resumed_after } = *imported;
+    let seconds = since.elapsed().as_secs_f64();
+    if as_json {
+        let facts = json!({
+            "block": header.block.0, "root": header.commitment.to_string(), "holds": counts_json(counts),
+            "resumed_after": resumed_after, "seconds": seconds,
+        });
+        return facts.to_string();
+    }
+    let resumed = match resumed_after {
+        0 => String::new(),
+        items => format!(", the first {items} of them by an earlier run"),
+    };
+    let (block, root, holds) = (header.block, header.commitment, counts_text(counts));
+    format!("imported block {block}, root {root}: {holds}{resumed}; {seconds:.2} s")
+}

@@ -1,0 +1,301 @@
+//! Everything a database has, visited and held against everything else.
+//!
+//! The tries from the leaves up, the layout's rows against the tries, the engine's rows against both, states of earlier
+//! blocks if the layout keeps them, and the journal against the store. Nothing is changed, and nothing ends at damage:
+//! each thing that is wrong is a finding with its place.
+//!
+//! One thing cannot be noticed: roots of the first blocks that are gone, as a database may begin at any block.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use flagstone_core::audit::{Finding, Findings, Place, Visited, audit_tries, scan_rows};
+use flagstone_core::commit::{BlockChanges, CommitmentSource, Overlaid, commit_blocks};
+use flagstone_core::commitment::CommitmentRule;
+use flagstone_core::compare::{StateTries, compare};
+use flagstone_core::error::StateError;
+use flagstone_core::hash::Hasher;
+use flagstone_core::layout::StateAt;
+use flagstone_core::store::{StoreRead, keyspace};
+use flagstone_core::types::BlockNumber;
+
+use super::meta::{self, BlockRoot, Head, PendingBlock};
+use super::{Engine, Shared};
+use crate::error::Error;
+use crate::journal::{Journal, Position, Recovered};
+
+/// What a check has visited and found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckReport {
+    /// The state that was checked.
+    pub head: Head,
+    /// What it has.
+    pub visited: Visited,
+    /// Blocks whose roots are known.
+    pub blocks: u64,
+    /// Blocks in the journal.
+    pub journal_blocks: u64,
+    /// What is wrong, in the order of places; at most [`FINDINGS_MAX`](flagstone_core::audit::FINDINGS_MAX).
+    pub findings: Vec<Finding>,
+    /// How much is wrong.
+    pub findings_total: u64,
+    /// What is worth telling and not wrong, with how often.
+    pub notes: BTreeMap<&'static str, u64>,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong.
+    pub const fn is_sound(&self) -> bool {
+        self.findings_total == 0
+    }
+}
+
+impl Engine {
+    /// Checks the whole database, after committing what is closed. No block closes meanwhile. `progress` is told of
+    /// storage entries now and then.
+    ///
+    /// # Errors
+    /// As [`Engine::commit`], and [`Error::State`] if the store fails otherwise than by damage.
+    pub fn check(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<CheckReport, Error> {
+        self.commit()?;
+        self.at_rest(|shared, head, journal| {
+            let findings = Findings::default();
+            let check = Check { shared, head, findings: &findings };
+            let visited = shared.pool.install(|| check.state(shared.hasher.as_ref(), progress))?;
+            let blocks = check.engine_rows()?;
+            check.refusal(journal)?;
+            shared.pool.install(|| check.history(shared.hasher.as_ref()))?;
+            if shared.layout.keeps_old_states() {
+                check.old_states()?;
+            }
+            let journal_blocks = journal.map_or(Ok(0), |journal| check.journal(journal))?;
+            let findings_total = findings.total();
+            let (findings, notes) = findings.into_parts();
+            Ok(CheckReport { head, visited, blocks, journal_blocks, findings, findings_total, notes })
+        })
+    }
+}
+
+struct Check<'a> {
+    shared: &'a Shared,
+    head: Head,
+    findings: &'a Findings,
+}
+
+impl Check<'_> {
+    fn store(&self) -> &dyn StoreRead {
+        self.shared.rows.store()
+    }
+
+    /// Tries and the layout's rows.
+    fn state(&self, hasher: &dyn Hasher, progress: &(dyn Fn(u64) + Sync)) -> Result<Visited, StateError> {
+        let roots = self.head.root.roots;
+        let state = StateAt { store: self.store(), roots };
+        let tries = self.shared.layout.tries(state);
+        let visited = audit_tries(tries.as_ref(), roots, hasher, self.findings, progress)?;
+        self.shared.layout.audit(state, &visited, hasher, self.findings)?;
+        Ok(visited)
+    }
+
+    /// The head, the roots of blocks, and that there is nothing else. Returns how many blocks have roots.
+    fn engine_rows(&self) -> Result<u64, Error> {
+        let head_row = || Place::Named("the head row".to_owned());
+        if self.head.committed.is_none() && self.head.root != BlockRoot::default() {
+            self.findings.add(head_row(), "it has roots, and no block is committed");
+        }
+        check_commitment(self.findings, head_row(), &self.head.root);
+        let blocks = self.block_roots()?;
+        if let Some(committed) = self.head.committed {
+            match meta::read_block_root(self.store(), committed) {
+                Ok(Some(root)) if root == self.head.root => {}
+                Ok(Some(_)) => {
+                    self.findings.add(head_row(), format!("its roots are not those of block {committed}"));
+                }
+                Ok(None) => self.findings.add(Place::Block(committed), "the row of its roots is missing"),
+                Err(Error::State(error)) => self.findings.damage(Place::Block(committed), error)?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.unknown_rows()?;
+        Ok(blocks)
+    }
+
+    /// Roots of blocks come without gaps, up to the head's.
+    fn block_roots(&self) -> Result<u64, Error> {
+        let (mut blocks, mut next) = (0, None);
+        scan_rows(self.store(), &[keyspace::BLOCK], self.findings, &mut |key, row| {
+            let Some(block) = meta::block_of_key(key) else {
+                self.findings.add(Place::Row(key.to_vec()), "it is no key of a block's roots");
+                return;
+            };
+            blocks += 1;
+            if let Some(next) = next.filter(|next| *next != block) {
+                self.findings.add(Place::Block(next), "the row of its roots is missing");
+            }
+            next = block.next();
+            if Some(block) > self.head.committed {
+                self.findings.add(Place::Block(block), "it has roots, and is not committed");
+            }
+            match meta::decode_block_root(row) {
+                Ok(root) => check_commitment(self.findings, Place::Block(block), &root),
+                Err(error) => self.findings.add(Place::Block(block), error.to_string()),
+            }
+        })?;
+        Ok(blocks)
+    }
+
+    /// What takes blocks back leads, from the head on, from state to state, each with the roots that it states and that were
+    /// stored. (A database may begin at any block, so how far back is not known.)
+    fn history(&self, hasher: &dyn Hasher) -> Result<(), Error> {
+        let mut left = meta::undo_blocks(self.store()).unwrap_or_default();
+        let (mut at, mut roots) = (self.head.committed, self.head.root.roots);
+        let state = StateAt { store: self.store(), roots };
+        let mut tries = Overlaid::new(self.shared.layout.tries(state));
+        while let Some(block) = left.pop() {
+            let place = || Place::Named(format!("what takes block {block} back"));
+            if at != Some(block) {
+                self.findings.add(place(), format!("it is not known how the state gets there from {at:?}"));
+                return Ok(());
+            }
+            let undo = match meta::read_undo(self.store(), block) {
+                Ok(undo) => undo.unwrap_or_default(),
+                Err(Error::State(error)) => return Ok(self.findings.damage(place(), error)?),
+                Err(error) => return Err(error),
+            };
+            let mut changes = BlockChanges::default();
+            let keep = |block: &BlockChanges| changes = block.clone();
+            let staged = commit_blocks(&mut tries, roots, &[&undo.diff], hasher, keep);
+            let computed = match staged {
+                Ok(staged) => staged.roots.first().copied().unwrap_or(roots),
+                // The tries are damaged, which was found already.
+                Err(_) => return Ok(()),
+            };
+            tries.absorb(&changes, false)?;
+            let stored = match undo.before {
+                Some(before) => meta::read_block_root(self.store(), before).unwrap_or_default(),
+                None => Some(BlockRoot::default()),
+            };
+            if computed != undo.root.roots || stored.is_some_and(|stored| stored != undo.root) {
+                self.findings.add(place(), "it does not lead to the roots that the block before had");
+                return Ok(());
+            }
+            (at, roots) = (undo.before, computed);
+        }
+        Ok(())
+    }
+
+    /// The head takes account of a refusal that the journal can have.
+    fn refusal(&self, journal: Option<&Journal>) -> Result<(), Error> {
+        let stored = meta::read_head(self.store()).unwrap_or_default();
+        if stored.refusal > journal.map_or_else(Position::default, Journal::position) {
+            let problem = "it speaks of a refusal that is behind the journal's end";
+            self.findings.add(Place::Named("the head row".to_owned()), problem);
+        }
+        Ok(())
+    }
+
+    /// Rows that are nobody's.
+    fn unknown_rows(&self) -> Result<(), Error> {
+        let nobodys = |key: &[u8]| self.findings.add(Place::Row(key.to_vec()), "a row that nobody writes");
+        let mut first = None;
+        // A damaged row is found by the scans of what it is among.
+        let _ = self.store().scan(&[], &mut |key, _| {
+            first = Some(key.is_empty());
+            ControlFlow::Break(())
+        });
+        if first == Some(true) {
+            nobodys(&[]);
+        }
+        for byte in 0..keyspace::LAYOUT_FIRST {
+            scan_rows(self.store(), &[byte], self.findings, &mut |key, _| match byte {
+                keyspace::META if meta::is_known(key) => {}
+                keyspace::BLOCK | keyspace::UNDO | keyspace::BLOB => {}
+                _ => nobodys(key),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// States of earlier blocks: what differs from the state after them is there.
+    fn old_states(&self) -> Result<(), Error> {
+        let Some(mut newer) = self.head.committed.map(|block| (block, self.head.root)) else { return Ok(()) };
+        while let Some(number) = newer.0.0.checked_sub(1).map(BlockNumber) {
+            let Ok(Some(older)) = meta::read_block_root(self.store(), number) else { break };
+            let [new, old] = [newer.1, older].map(|root| StateAt { store: self.store(), roots: root.roots });
+            let (new_tries, old_tries) = (self.shared.layout.tries(new), self.shared.layout.tries(old));
+            let mut failed = Ok(());
+            compare(
+                StateTries { rows: old_tries.as_ref(), roots: old.roots },
+                StateTries { rows: new_tries.as_ref(), roots: new.roots },
+                &mut |found| {
+                    if let Err(broken) = found {
+                        failed = self.findings.broken(broken);
+                    }
+                    failed.is_ok()
+                },
+            );
+            failed?;
+            newer = (number, older);
+        }
+        Ok(())
+    }
+
+    /// The journal's frames can be read, and say of blocks what the store says. Returns how many there are.
+    fn journal(&self, journal: &Journal) -> Result<u64, Error> {
+        let mut blocks = 0;
+        for recovered in journal.replay() {
+            blocks += 1;
+            match recovered {
+                Ok(recovered) => self.frame(&recovered)?,
+                Err(error) => self.findings.damage(
+                    Place::Named("the journal".to_owned()),
+                    StateError::from(flagstone_core::store::StoreError::from(error)),
+                )?,
+            }
+        }
+        if let (Some(next), Some(closed)) = (journal.next_block(), self.head.closed)
+            && Some(next) != closed.next()
+        {
+            let problem = format!("it goes on with block {next}, the store with the one after {closed}");
+            self.findings.add(Place::Named("the journal".to_owned()), problem);
+        }
+        Ok(blocks)
+    }
+
+    fn frame(&self, recovered: &Recovered) -> Result<(), Error> {
+        let number = recovered.block;
+        let block = match PendingBlock::decode(number, &recovered.payload) {
+            Ok(block) => block,
+            Err(error) => {
+                self.findings.add(Place::Block(number), format!("its frame in the journal: {error}"));
+                return Ok(());
+            }
+        };
+        let before = number.0.checked_sub(1).map(BlockNumber);
+        let stated = [(Some(number), block.new_root), (before, block.old_root)];
+        for (of, stated) in stated {
+            let (Some(of), Some(stated)) = (of, stated) else { continue };
+            // A damaged or missing row was told already.
+            let Ok(Some(root)) = meta::read_block_root(self.store(), of) else { continue };
+            if root.commitment != stated {
+                let problem = format!(
+                    "its frame in the journal states root {stated} after block {of}, the store says {}",
+                    root.commitment
+                );
+                self.findings.add(Place::Block(number), problem);
+            }
+        }
+        if Some(number) > self.head.closed {
+            self.findings.add(Place::Block(number), "it is in the journal, and not in the store");
+        }
+        Ok(())
+    }
+}
+
+/// A commitment is one that its roots can have.
+fn check_commitment(findings: &Findings, place: Place, root: &BlockRoot) {
+    let possible = [CommitmentRule::ContractsRootAlone, CommitmentRule::AlwaysBoth];
+    if !possible.iter().any(|rule| root.roots.commitment(*rule) == root.commitment) {
+        findings.add(place, format!("the state commitment {} is not that of its roots", root.commitment));
+    }
+}

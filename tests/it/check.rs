@@ -1,0 +1,433 @@
+//! `check` and `diff`: what is wrong with a database, and where two of them differ.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use flagstone::core::compare::{StateTries, compare};
+use flagstone::core::felt::Felt;
+use flagstone::core::types::{BlockNumber, ContractAddress};
+use flagstone::engine::CheckReport;
+use flagstone::registry::{LAYOUTS, LayoutEntry};
+use flagstone::store::{MemoryStore, SEAL_BYTES, Sealed, Store, StoreRead, keyspace};
+use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate, database};
+use flagstone_testkit::reference::ReferenceState;
+use flagstone_testkit::strategies;
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+use serde_json::Value;
+
+use crate::store_conformance::batch;
+
+type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn config() -> EngineConfig {
+    EngineConfig { threads: 1, read_cache_bytes: 0, cadence: Cadence::AtClose, ..EngineConfig::default() }
+}
+
+/// Small blocks with changes and deletions in all tries.
+fn blocks() -> Vec<StateUpdate> {
+    let build = |n: u64| {
+        let contract = ContractAddress::from(n % 3);
+        let diff = StateDiff::builder()
+            .class_hash(contract, (n + 1).into())
+            .nonce(contract, n.into())
+            .storage(contract, (n * 5).into(), (n + 9).into())
+            .storage(contract, (n + 1).into(), (n % 4).into())
+            .storage(0x1234_5678.into(), (n << 40).into(), (n + 3).into())
+            .class((n % 5 + 20).into(), (n + 40).into());
+        StateUpdate {
+            block_number: Some(BlockNumber(n)),
+            starknet_version: "0.13.5".parse().ok(),
+            ..StateUpdate::from(diff.build().unwrap())
+        }
+    };
+    (0..8).map(build).collect()
+}
+
+/// Rows as the engine wrote them, without their seals, after so many blocks.
+fn rows_after(layout: &LayoutEntry, count: usize) -> Rows {
+    let store = Arc::new(MemoryStore::new());
+    let engine = Engine::open(Box::new(Arc::clone(&store)), layout.make(), config()).unwrap();
+    blocks().iter().take(count).for_each(|update| drop(engine.close_block(update).unwrap()));
+    drop(engine);
+    let mut rows = Rows::new();
+    store
+        .scan(&[], &mut |key, row| {
+            rows.insert(key.to_vec(), row[..row.len() - SEAL_BYTES].to_vec());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    rows
+}
+
+/// A store with these rows, each with its seal.
+fn sealed(rows: &Rows) -> Arc<MemoryStore> {
+    let store = Arc::new(MemoryStore::new());
+    Sealed::new(Arc::clone(&store))
+        .write(batch(rows.iter().map(|(key, row)| (key.as_slice(), Some(row.as_slice())))))
+        .unwrap();
+    store
+}
+
+/// What a check says of a store; an error if it cannot even be opened.
+fn check(layout: &LayoutEntry, store: &Arc<MemoryStore>) -> Result<CheckReport, Error> {
+    Engine::open(Box::new(Arc::clone(store)), layout.make(), config())?.check(&|_| ())
+}
+
+fn is_sound(layout: &LayoutEntry, store: &Arc<MemoryStore>) -> bool {
+    check(layout, store).is_ok_and(|report| report.is_sound())
+}
+
+/// Writes a row behind the engine's back, with its seal.
+fn put(store: &Arc<MemoryStore>, key: &[u8], row: Option<&[u8]>) {
+    Sealed::new(Arc::clone(store)).write(batch([(key, row)])).unwrap();
+}
+
+#[test]
+fn sound_databases_have_no_findings() {
+    for layout in LAYOUTS {
+        for count in 0..=blocks().len() {
+            let report = check(layout, &sealed(&rows_after(layout, count))).unwrap();
+            assert!(report.is_sound(), "{}: {:?}", layout.name, report.findings);
+            assert_eq!(report.blocks, count as u64);
+        }
+    }
+}
+
+/// Any row of any kind, changed behind a valid seal, or removed. Two things are no damage: that the roots of the first block
+/// are gone, and what takes it back.
+#[test]
+fn every_changed_or_removed_row_is_found() {
+    for layout in LAYOUTS {
+        let rows = rows_after(layout, blocks().len());
+        let store = sealed(&rows);
+        let of_first = |space| [&[space][..], &[0; 8]].concat();
+        let no_damage =
+            |key: &[u8]| key == of_first(keyspace::BLOCK) || key.starts_with(&of_first(keyspace::UNDO));
+        let mut undo_changes: Vec<bool> = Vec::new();
+        for (key, row) in &rows {
+            for at in (0..row.len()).step_by(9).chain(row.len().checked_sub(1)) {
+                let mut changed = row.clone();
+                changed[at] ^= 1 << (at % 8);
+                put(&store, key, Some(&changed));
+                // A change of what takes a block back may leave what it leads to as it was; then it is no damage.
+                let found = !is_sound(layout, &store);
+                assert!(found || key[0] == keyspace::UNDO, "{}: byte {at} of {key:02x?}", layout.name);
+                undo_changes.extend((key[0] == keyspace::UNDO).then_some(found));
+            }
+            put(&store, key, None);
+            assert_eq!(is_sound(layout, &store), no_damage(key), "{}: without {key:02x?}", layout.name);
+            put(&store, key, Some(row));
+        }
+        assert!(is_sound(layout, &store));
+        let found = undo_changes.iter().filter(|found| **found).count();
+        assert!(found * 10 > undo_changes.len() * 9, "{found} of {}", undo_changes.len());
+    }
+}
+
+/// Also where the seal is broken, whichever row it is, and with others behind it still visited.
+#[test]
+fn every_broken_seal_is_found() {
+    for layout in LAYOUTS {
+        let store = sealed(&rows_after(layout, blocks().len()));
+        let mut raw = Vec::new();
+        store
+            .scan(&[], &mut |key, row| {
+                raw.push((key.to_vec(), row.to_vec()));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        for (key, row) in &raw {
+            let mut changed = row.clone();
+            changed[0] ^= 4;
+            store.write(batch([(key.as_slice(), Some(changed.as_slice()))])).unwrap();
+            assert!(!is_sound(layout, &store), "{}: {key:02x?}", layout.name);
+            store.write(batch([(key.as_slice(), Some(row.as_slice()))])).unwrap();
+        }
+        // Two at once, the last two: both are told.
+        let broken: Vec<_> = raw.iter().rev().take(2).collect();
+        for (key, _) in &broken {
+            store.write(batch([(key.as_slice(), Some(&b"broken"[..]))])).unwrap();
+        }
+        let findings = check(layout, &store).unwrap().findings;
+        for (key, _) in broken {
+            let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(findings.iter().any(|finding| finding.problem.contains(&hex)), "{hex}: {findings:?}");
+        }
+    }
+}
+
+#[test]
+fn every_added_row_is_found() {
+    for layout in LAYOUTS {
+        let rows = rows_after(layout, blocks().len());
+        let store = sealed(&rows);
+        for (key, row) in &rows {
+            let mut others: Vec<Vec<u8>> = (0..key.len())
+                .filter(|at| at % 4 == 0 || at + 1 == key.len())
+                .map(|at| {
+                    let mut other = key.clone();
+                    other[at] ^= 1 << (at % 8);
+                    other
+                })
+                .collect();
+            others.extend([[key.as_slice(), &[0]].concat(), key[..key.len() - 1].to_vec()]);
+            for other in others.iter().filter(|other| !rows.contains_key(*other)) {
+                put(&store, other, Some(row));
+                assert!(!is_sound(layout, &store), "{}: {other:02x?}", layout.name);
+                put(&store, other, None);
+            }
+        }
+        put(&store, &[], Some(b"row"));
+        assert!(!is_sound(layout, &store));
+    }
+}
+
+/// A store that fell back to an older version of some row, which has its own valid seal.
+#[test]
+fn every_row_of_an_older_time_is_found() {
+    for layout in LAYOUTS {
+        let count = blocks().len();
+        let rows = rows_after(layout, count);
+        let store = sealed(&rows);
+        let mut seen = 0;
+        for older in (1..count).map(|count| rows_after(layout, count)) {
+            let keys = rows.keys().chain(older.keys()).collect::<std::collections::BTreeSet<_>>();
+            for key in keys.into_iter().filter(|key| rows.get(*key) != older.get(*key)) {
+                // Rows that were not there yet are those of `every_changed_or_removed_row_is_found`.
+                let Some(before) = older.get(key) else { continue };
+                put(&store, key, Some(before));
+                assert!(!is_sound(layout, &store), "{}: {key:02x?}", layout.name);
+                put(&store, key, rows.get(key).map(Vec::as_slice));
+                seen += 1;
+            }
+        }
+        assert!(seen > 0 && is_sound(layout, &store));
+    }
+}
+
+#[test]
+fn findings_name_the_trie_and_the_path_or_key() {
+    let flat = &LAYOUTS[0];
+    let rows = rows_after(flat, blocks().len());
+    let value_row =
+        [&[0x10][..], ContractAddress::from(0x1234_5678).as_be(), ContractAddress::from(1 << 40).as_be()]
+            .concat();
+    for (row, finding) in [
+        (
+            None,
+            "leaf 0x10000000000 of the storage trie of contract 0x12345678: its storage value is missing or cannot be read",
+        ),
+        (
+            Some(&[1, 99][..]),
+            "leaf 0x10000000000 of the storage trie of contract 0x12345678: its storage value does not say what the trie says",
+        ),
+    ] {
+        let store = sealed(&rows);
+        put(&store, &value_row, row);
+        let report = check(flat, &store).unwrap();
+        assert_eq!(report.findings_total, 1);
+        assert_eq!(report.findings[0].to_string(), finding);
+    }
+    // A node gone, by path: the contracts trie's root.
+    let by_path = &LAYOUTS[1];
+    let store = sealed(&rows_after(by_path, blocks().len()));
+    put(&store, &[0x10, 0, 0], None);
+    let report = check(by_path, &store).unwrap();
+    let first =
+        report.findings.iter().find(|finding| finding.to_string().contains("contracts trie")).unwrap();
+    assert!(first.to_string().starts_with("node at 0x0/0 of the contracts trie: node 0x"), "{first}");
+    assert!(first.to_string().contains("is missing from the store"));
+}
+
+fn flagstone<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flagstone")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn run(args: &[&str], code: i32) -> (String, String) {
+    let output = flagstone(args);
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(code), "{args:?}\nstdout: {out}\nstderr: {err}");
+    (out, err)
+}
+
+fn database(dir: &Path, name: &str, layout: usize, updates: &[StateUpdate]) -> String {
+    let path = dir.join(name);
+    let engine = database::open_or_create(&path, Some(&LAYOUTS[layout]), None, config()).unwrap();
+    updates.iter().for_each(|update| drop(engine.close_block(update).unwrap()));
+    path.to_str().unwrap().to_owned()
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_command_checks_and_says_so_by_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let sound = database(dir.path(), "sound", 2, &blocks());
+    let (out, _) = run(&["check", "--data", &sound], 0);
+    assert!(out.starts_with("sound: block 7, 4 contracts, "), "{out}");
+    let (out, _) = run(&["check", "--json", "--data", &sound], 0);
+    assert_eq!(lines(&out)[0]["summary"]["journal_blocks"], 8);
+    run(&["check", "--data", dir.path().join("none").to_str().unwrap()], 3);
+
+    // The journal of another history.
+    let mut others = blocks();
+    others[5] = StateUpdate { diff: StateDiff::default(), ..others[5].clone() };
+    let other = database(dir.path(), "other", 2, &others);
+    let roots: Vec<_> = {
+        let engine = database::open(Path::new(&other), None, config()).unwrap();
+        (0..8).map(|number| engine.block_root(BlockNumber(number)).unwrap().unwrap().commitment).collect()
+    };
+    let stated = others
+        .iter()
+        .zip(&roots)
+        .map(|(update, root)| StateUpdate { new_root: Some(*root), ..update.clone() });
+    let stated = database(dir.path(), "stated", 2, &stated.collect::<Vec<_>>());
+    fs::remove_dir_all(Path::new(&sound).join("journal")).unwrap();
+    fs::rename(Path::new(&stated).join("journal"), Path::new(&sound).join("journal")).unwrap();
+    let (out, _) = run(&["check", "--json", "--data", &sound], 1);
+    let (summary, findings) = {
+        let mut all = lines(&out);
+        (all.pop().unwrap(), all)
+    };
+    assert_eq!(summary["summary"]["findings"], findings.len() as u64);
+    assert_eq!(findings[0]["finding"]["block"], 5);
+    assert!(
+        findings[0]["finding"]["problem"].as_str().unwrap().contains("its frame in the journal states root")
+    );
+}
+
+#[test]
+fn the_command_tells_where_two_databases_differ() {
+    let dir = tempfile::tempdir().unwrap();
+    let updates = blocks();
+    let a = database(dir.path(), "a", 0, &updates);
+    let b = database(dir.path(), "b", 1, &updates);
+    let older = database(dir.path(), "older", 2, &updates[..7]);
+    let (out, _) = run(&["diff", &a, &b], 0);
+    assert_eq!(out, "the states are the same\n");
+    run(&["diff", &a, &a], 0);
+
+    let (out, err) = run(&["diff", &a, &older], 1);
+    assert_eq!(out.lines().count(), 1, "{out}");
+    assert!(out.starts_with("class hash of contract 0x1: 0x8 | 0x5  (in the contracts trie, from "), "{out}");
+    assert!(err.contains("--all"));
+    let (out, _) = run(&["diff", "--all", "--json", &a, &older], 1);
+    let mut told = lines(&out);
+    assert_eq!(told.pop().unwrap()["summary"]["told"], told.len() as u64);
+    let subjects: Vec<&str> =
+        told.iter().map(|line| line["difference"]["subject"].as_str().unwrap()).collect();
+    assert_eq!(
+        subjects,
+        [
+            "class hash of contract 0x1",
+            "nonce of contract 0x1",
+            "storage 0x8 of contract 0x1",
+            "storage 0x23 of contract 0x1",
+            "storage 0x70000000000 of contract 0x12345678",
+            "compiled class hash of class 0x16",
+        ]
+    );
+    assert_eq!(told[3]["difference"]["a"], "0x10");
+    assert_eq!(told[3]["difference"]["b"], "0x0");
+
+    // A height that is not there to be read.
+    let (_, err) = run(&["diff", "--block-a", "9", &a, &b], 2);
+    assert!(err.contains("block 9 is not there: the last block is block 7"), "{err}");
+    // Two heights of one database.
+    run(&["diff", "--block-a", "5", "--block-b", "5", &a, &a], 0);
+    run(&["diff", "--block-a", "5", "--block-b", "7", &a, &a], 1);
+    run(&["diff", "--block-a", "7", "--block-b", "7", &a, &b], 0);
+}
+
+#[test]
+fn the_command_moves_states() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let from = database(dir.path(), "from", 1, &blocks());
+    let (out, _) = run(&["export", "--data", &from, "--out", &path("dump")], 0);
+    assert!(out.starts_with("exported block 7, root 0x"), "{out}");
+    let piped = flagstone(["export", "--data", &from]);
+    assert_eq!(piped.stdout, fs::read(path("dump")).unwrap());
+    let (out, _) =
+        run(&["import", "--json", "--data", &path("to"), "--layout", "patricia-hash", &path("dump")], 0);
+    assert_eq!(lines(&out)[0]["holds"]["contracts"], 4);
+    run(&["convert", "--from", &path("to"), "--to", &path("third"), "--layout", "flat"], 0);
+    run(&["diff", &from, &path("third")], 0);
+    run(&["check", "--data", &path("third")], 0);
+
+    // What is wrong, by exit code.
+    let (_, err) = run(&["import", "--data", &path("to"), &path("dump")], 2);
+    assert!(err.contains("holds a database already"), "{err}");
+    let mut dump = fs::read(path("dump")).unwrap();
+    let middle = dump.len() / 2;
+    dump[middle] ^= 1;
+    fs::write(path("damaged"), &dump).unwrap();
+    let (_, err) = run(&["import", "--data", &path("fresh"), &path("damaged")], 2);
+    assert!(err.contains("the dump is damaged in chunk 0: checksum"), "{err}");
+    let (_, err) = run(&["get", "--data", &path("fresh"), "nonce", "0x1"], 3);
+    assert!(err.contains("run the same `flagstone import` again"), "{err}");
+    run(&["import", "--data", &path("fresh"), &path("dump")], 0);
+    run(&["diff", &from, &path("fresh")], 0);
+    run(&["export", "--data", &from, "--block", "99"], 2);
+    run(&["import", "--data", &path("more"), &path("none")], 2);
+    run(&["convert", "--from", &from, "--to", &path("to")], 2);
+    run(&["convert", "--from", &from, "--to", &path("unmade"), "--block", "99"], 2);
+}
+
+/// Two random states in any two layouts differ as their maps do.
+#[test]
+fn differences_do_not_depend_on_the_layouts() {
+    let config_of_cases =
+        ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() };
+    // The same cases on every run; a failure prints the shrunk blocks.
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let state = |layout: &LayoutEntry, diffs: &[StateDiff]| {
+        let engine = Engine::open(Box::new(MemoryStore::new()), layout.make(), config()).unwrap();
+        let mut reference = ReferenceState::new();
+        for (number, diff) in (0..).zip(diffs) {
+            let block_number = Some(BlockNumber(number));
+            let starknet_version = "0.13.5".parse().ok();
+            let update = StateUpdate { block_number, starknet_version, ..StateUpdate::from(diff.clone()) };
+            engine.close_block(&update).unwrap();
+            reference.apply(diff);
+        }
+        let values: BTreeMap<String, Felt> =
+            reference.values().iter().map(|(subject, value)| (subject.to_string(), *value)).collect();
+        (engine, values)
+    };
+    let property = |diffs: Vec<StateDiff>| {
+        for (one, other) in LAYOUTS.iter().flat_map(|one| LAYOUTS.iter().map(move |other| (one, other))) {
+            let (a, in_a) = state(one, &diffs[..diffs.len() - 1]);
+            let (b, in_b) = state(other, &diffs[1..]);
+            let mut found = BTreeMap::new();
+            a.at_block(None, |a, _, a_root| {
+                b.at_block(None, |b, _, b_root| {
+                    let a = StateTries { rows: a, roots: a_root.roots };
+                    let b = StateTries { rows: b, roots: b_root.roots };
+                    compare(a, b, &mut |difference| {
+                        let difference = difference.unwrap();
+                        found.insert(difference.subject.to_string(), difference.values).is_none()
+                    });
+                    Ok(())
+                })
+            })
+            .unwrap();
+            let value = |of: &BTreeMap<String, Felt>, subject| of.get(subject).copied().unwrap_or_default();
+            let subjects = in_a.keys().chain(in_b.keys());
+            let both =
+                subjects.map(|subject| (subject.clone(), [value(&in_a, subject), value(&in_b, subject)]));
+            let expected: BTreeMap<_, _> = both.filter(|(_, [a, b])| a != b).collect();
+            prop_assert_eq!(&found, &expected, "{} and {}", one.name, other.name);
+        }
+        Ok(())
+    };
+    TestRunner::new_with_rng(config_of_cases, rng).run(&strategies::blocks(2..6), property).unwrap();
+}
