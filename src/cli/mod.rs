@@ -5,7 +5,9 @@
 
 mod inspect;
 mod output;
+mod place;
 mod replay;
+mod sequence;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -39,6 +41,9 @@ enum Command {
     /// Apply the state updates of blocks, and check each root
     #[command(after_help = EXIT_CODES)]
     Replay(Replay),
+    /// Execute blocks of generated transactions on a state, with StarkWare's executor (feature `blockifier`)
+    #[command(after_help = EXIT_CODES)]
+    Sequence(Sequence),
     /// Read one value
     Get(Get),
     /// Print the state commitment of the last committed block
@@ -83,6 +88,47 @@ struct Replay {
     /// `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+#[cfg_attr(
+    not(feature = "blockifier"),
+    expect(dead_code, reason = "taken, so that the answer is how to get the command")
+)]
+struct Sequence {
+    /// Blocks to produce, besides the genesis
+    #[arg(long, value_name = "B", default_value_t = 5)]
+    blocks: u64,
+    /// Transactions of each block
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    txs: usize,
+    /// What the transactions do: transfers, multicall, contended or mixed
+    #[arg(long, value_name = "NAME", default_value = "mixed")]
+    workload: String,
+    /// Threads that execute; 0 executes one transaction after the other
+    #[arg(long, value_name = "W", default_value_t = 2)]
+    workers: usize,
+    /// Another seed gives other transactions
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Layout of the state [default: what the database has, or flat]
+    #[arg(long, value_name = "NAME")]
+    layout: Option<String>,
+    /// Where the rows are kept: memory or sled [default: what the database has, or sled]
+    #[arg(long, value_name = "NAME")]
+    store: Option<String>,
+    /// Directory of the database, made if missing, continued if not; without it a temporary one is used and removed
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Do not compare roots with those of another layout in memory
+    #[arg(long)]
+    no_verify: bool,
+    /// Do not read ahead what transactions will read
+    #[arg(long)]
+    no_hints: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -163,7 +209,11 @@ impl Failure {
 }
 
 fn exit_code(error: &Error) -> u8 {
-    match error.kind() {
+    exit_code_of(error.kind())
+}
+
+const fn exit_code_of(kind: ErrorKind) -> u8 {
+    match kind {
         ErrorKind::Root => 1,
         ErrorKind::Input => 2,
         ErrorKind::Expired | ErrorKind::Store => 3,
@@ -187,6 +237,7 @@ pub fn run() -> ExitCode {
     let mut output = Output::new();
     let outcome = match Cli::parse().command {
         Command::Replay(args) => replay::run(&args, &mut output),
+        Command::Sequence(args) => sequence::run(&args, &mut output),
         Command::Get(args) => inspect::get(&args, &mut output),
         Command::Root(args) => inspect::root(&args, &mut output),
         Command::Info(args) => inspect::info(&args, &mut output),

@@ -34,6 +34,8 @@ use flagstone_core::update::StateUpdate;
 
 pub use config::{Cadence, EngineConfig};
 pub use meta::{BlockRoot, Head, Identity};
+#[cfg(feature = "blockifier")]
+pub(crate) use overlay::ValueKey;
 pub use read_cache::ReadCacheStats;
 pub use view::View;
 

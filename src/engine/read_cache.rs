@@ -272,6 +272,15 @@ impl ReadCache {
         Lookup::Unknown(Vacancy { epoch, key })
     }
 
+    /// A place for a key's value that is not known, for one who asks ahead of readers. Neither a hit nor a miss.
+    #[cfg(feature = "blockifier")]
+    pub fn vacancy(&self, epoch: u64, key: ValueKey) -> Option<Vacancy> {
+        let key = self.hashed(key);
+        let entries = self.shard(&key)?.lock();
+        let known = entries.epoch != epoch || entries.values.contains(&key);
+        (!known).then_some(Vacancy { epoch, key })
+    }
+
     /// Keeps what the layout answered, zero if the key is absent. The caller has seen, after reading, that the engine's
     /// epoch was still the one it asked for. Refused if the values have moved on since.
     pub fn fill(&self, vacancy: Vacancy, value: Felt) {

@@ -86,12 +86,36 @@ impl View {
             Lookup::Known(value) => return self.check_current().map(|()| value),
             Lookup::Unknown(vacancy) => vacancy,
         };
-        let state = StateAt { store: self.shared.store.as_ref(), roots: self.head.root.roots };
-        let value = of_layout(self.shared.layout.as_ref(), state);
+        let value = of_layout(self.shared.layout.as_ref(), self.state());
         self.check_current()?;
         let value = value?;
         self.shared.read_cache.fill(vacancy, value);
         Ok(value)
+    }
+
+    /// Reads a value ahead of those who will ask for it, into the read cache and nowhere else. It counts as no read there.
+    #[cfg(feature = "blockifier")]
+    pub(crate) fn warm(&self, key: ValueKey) -> Result<(), Error> {
+        let overlaid = self.head.closed.is_some_and(|block| self.shared.overlay().get(&key, block).is_some());
+        let Some(vacancy) = self.shared.read_cache.vacancy(self.epoch, key).filter(|_| !overlaid) else {
+            return self.check_current();
+        };
+        let (layout, state) = (self.shared.layout.as_ref(), self.state());
+        let value = match key {
+            ValueKey::Storage(address, key) => layout.storage_at(state, &address, &key).map(|value| value.0),
+            ValueKey::Nonce(address) => layout.nonce_at(state, &address).map(|value| value.0),
+            ValueKey::ClassHash(address) => layout.class_hash_at(state, &address).map(|value| value.0),
+            ValueKey::CompiledClassHash(class) => {
+                layout.compiled_class_hash(state, &class).map(|value| value.0)
+            }
+        };
+        self.check_current()?;
+        self.shared.read_cache.fill(vacancy, value?);
+        Ok(())
+    }
+
+    fn state(&self) -> StateAt<'_> {
+        StateAt { store: self.shared.store.as_ref(), roots: self.head.root.roots }
     }
 
     /// Whether what was read until now is of this view's block.
