@@ -15,6 +15,8 @@ mod engine;
 mod load;
 mod properties;
 mod read_cache;
+#[cfg(feature = "blockifier")]
+mod sequencer;
 mod store_conformance;
 mod store_damage;
 mod store_sled;

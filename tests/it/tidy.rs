@@ -70,6 +70,14 @@ fn only_its_own_file_knows_sled() {
 }
 
 #[test]
+fn only_the_sequencer_knows_the_executor() {
+    for below in ["src", "layouts"] {
+        check_only_in(below, "blockifier::", &["src/sequencer/"]);
+        check_only_in(below, "starknet_api", &["src/sequencer/"]);
+    }
+}
+
+#[test]
 fn unsafe_code_is_allowed_nowhere_but_in_the_hash_module() {
     for below in ["src", "layouts"] {
         check_only_in(below, "allow(unsafe_code", &["layouts/core/src/hash/"]);
