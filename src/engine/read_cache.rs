@@ -274,7 +274,7 @@ impl ReadCache {
 
     /// A place for a key's value that is not known, for one who asks ahead of readers. Neither a hit nor a miss.
     #[cfg(feature = "blockifier")]
-    pub fn vacancy(&self, epoch: u64, key: ValueKey) -> Option<Vacancy> {
+    pub fn place_ahead(&self, epoch: u64, key: ValueKey) -> Option<Vacancy> {
         let key = self.hashed(key);
         let entries = self.shard(&key)?.lock();
         let known = entries.epoch != epoch || entries.values.contains(&key);

@@ -97,7 +97,7 @@ impl View {
     #[cfg(feature = "blockifier")]
     pub(crate) fn warm(&self, key: ValueKey) -> Result<(), Error> {
         let overlaid = self.head.closed.is_some_and(|block| self.shared.overlay().get(&key, block).is_some());
-        let Some(vacancy) = self.shared.read_cache.vacancy(self.epoch, key).filter(|_| !overlaid) else {
+        let Some(vacancy) = self.shared.read_cache.place_ahead(self.epoch, key).filter(|_| !overlaid) else {
             return self.check_current();
         };
         let (layout, state) = (self.shared.layout.as_ref(), self.state());
