@@ -17,6 +17,7 @@
 //!
 //! A read that fails makes the block fail. The executor takes a failed read for a fault of the transaction, so a
 //! [`ViewReader`] remembers the first failure, and [`Producer::execute`] asks it.
+#![doc = include_str!("example.md")]
 
 pub mod classes;
 mod convert;

@@ -110,3 +110,15 @@ fn every_layout_documents_its_format() {
         }
     }
 }
+
+#[test]
+fn the_readmes_sequencer_is_the_one_that_is_tested() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let (tested, readme) = (read("src/sequencer/example.md"), read("README.md"));
+    let program = tested.split("```").nth(1).unwrap();
+    assert!(program.contains("fn main()"));
+    assert!(
+        readme.contains(&format!("```rust,ignore{program}```")),
+        "README.md and src/sequencer/example.md differ"
+    );
+}
