@@ -91,10 +91,6 @@ struct Replay {
 }
 
 #[derive(Args)]
-#[cfg_attr(
-    not(feature = "blockifier"),
-    expect(dead_code, reason = "taken, so that the answer is how to get the command")
-)]
 struct Sequence {
     /// Blocks to produce, besides the genesis
     #[arg(long, value_name = "B", default_value_t = 5)]
