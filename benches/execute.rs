@@ -19,11 +19,11 @@ use blockifier::state::state_api::{StateReader, StateResult};
 use flagstone::core::felt::Felt;
 use flagstone::core::types::ClassHash;
 use flagstone::registry::LAYOUTS;
-use flagstone::sequencer::classes::{MemoryBlobs, ReadyClasses, StoredClasses};
+use flagstone::sequencer::classes::{EngineClasses, ReadyClasses};
 use flagstone::sequencer::workload::{self, BlockOf, Genesis, Workload};
 use flagstone::sequencer::{BlockInput, ClassStore, Producer, ProducerConfig, SequencerError, ViewReader};
-use flagstone::store::{SledConfig, SledStore, Store};
-use flagstone::{Cadence, Engine, EngineConfig, layout};
+use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
+use flagstone::{Engine, EngineConfig, layout};
 use flagstone_benches::interleaved::{Contender, compare};
 use starknet_api::core as api;
 use starknet_api::state::StorageKey;
@@ -75,7 +75,7 @@ struct State {
 }
 
 fn open(store: &Arc<dyn Store>, name: &str, read_cache_bytes: usize) -> Result<Arc<Engine>, SequencerError> {
-    let config = EngineConfig { cadence: Cadence::EVERY_BLOCK, read_cache_bytes, ..EngineConfig::default() };
+    let config = EngineConfig { read_cache_bytes, ..EngineConfig::default() };
     Ok(Arc::new(Engine::open(Box::new(Arc::clone(store)), layout(name)?.make(), config)?))
 }
 
@@ -96,11 +96,13 @@ fn state(
         Arc::new(SledStore::open(dir, SledConfig::default()).map_err(flagstone::Error::from)?);
     let engine = open(&store, name, EngineConfig::default().read_cache_bytes)?;
     let producer = Producer::new(Arc::clone(&engine), Arc::clone(classes), ProducerConfig::default());
-    producer.close_update(&genesis.update, &[])?;
+    producer.close_update(&genesis.update, &genesis.classes)?;
     for _ in 0..WARM_BLOCKS {
         producer.close(&producer.execute(&block(&engine, workload)?)?)?;
     }
     drop(producer);
+    engine.commit()?;
+    engine.sync()?;
     let no_cache = open(&store, name, 0)?;
     Ok(State { name, engine, no_cache })
 }
@@ -162,9 +164,12 @@ fn bench(
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let genesis = workload::genesis()?;
-    let classes = ReadyClasses::new(StoredClasses::new(MemoryBlobs::default()), usize::MAX);
-    classes.put(&genesis.classes)?;
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let engine = open(&store, "flat", 0)?;
+    let classes = ReadyClasses::new(EngineClasses::new(Arc::clone(&engine)), usize::MAX);
     let classes: Arc<dyn ClassStore> = Arc::new(classes);
+    let declarer = Producer::new(engine, Arc::clone(&classes), ProducerConfig::default());
+    declarer.close_update(&genesis.update, &genesis.classes)?;
     Workload::ALL
         .into_iter()
         .filter(|workload| *workload != Workload::Mixed)

@@ -3,6 +3,30 @@
 
 pub mod workload_s;
 
+/// What the system says of this process. Zero where it does not say.
+pub mod process {
+    use std::fs;
+    use std::time::Duration;
+
+    /// CPU time of all threads that are there now.
+    pub fn cpu_time() -> Duration {
+        let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+        let of_task = |task: fs::DirEntry| -> Option<u64> {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse().ok()
+        };
+        Duration::from_nanos(tasks.filter_map(of_task).sum())
+    }
+
+    /// Bytes of memory that no file backs.
+    pub fn anonymous_memory() -> usize {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+        kibibytes.unwrap_or(0) * 1024
+    }
+}
+
 /// Interleaved measurements: every contender runs a short slice in turn, so that a slow spell of the machine
 /// hits all of them alike.
 pub mod interleaved {

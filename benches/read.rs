@@ -129,6 +129,8 @@ impl Case {
         base.iter().for_each(|diff| close(&writer, diff.clone()));
         #[expect(clippy::expect_used, reason = "a bench over a damaged state measures nothing")]
         writer.commit().expect("no root is stated");
+        // What is committed is in the store when the engine ends.
+        drop(writer);
         let name = format!("layout={layout} store={}", store.name());
         let open = |bytes| engine(&store, layout, bytes);
         Self { name, cached: open(CACHE_BYTES), small: open(SMALL_CACHE_BYTES), off: open(0), store }

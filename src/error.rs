@@ -65,13 +65,34 @@ pub enum Error {
         /// The block.
         block: BlockNumber,
     },
-    /// The view's block is gone from where it was read.
-    #[error("view expired: view is at {view}, store has moved to {store}; take a new view", view = at(.view), store = at(.store))]
+    /// The view's block is no longer kept, or was taken back.
+    #[error("view expired: view is at {view}, the state has moved to {now}; take a new view", view = at(.view), now = at(.now))]
     ViewExpired {
         /// The view's block.
         view: Option<BlockNumber>,
-        /// The store's block.
-        store: Option<BlockNumber>,
+        /// The last closed block.
+        now: Option<BlockNumber>,
+    },
+    /// The block is not there yet.
+    #[error("block {block} is not there: the last block is {closed}", closed = at(.closed))]
+    NotClosed {
+        /// The block asked for.
+        block: BlockNumber,
+        /// The last block there is.
+        closed: Option<BlockNumber>,
+    },
+    /// The state after the block is not kept any more, or never had a root of its own.
+    #[error(
+        "the state after block {block} is not kept: history reaches from {oldest} to {newest}",
+        oldest = at(.oldest), newest = at(.newest)
+    )]
+    HistoryGone {
+        /// The block asked for.
+        block: BlockNumber,
+        /// The oldest block whose state is kept.
+        oldest: Option<BlockNumber>,
+        /// The last committed block.
+        newest: Option<BlockNumber>,
     },
     /// The database is not what it is opened as.
     #[error("{what} mismatch: database was written by {stored}, opened as {opened}")]
@@ -119,9 +140,10 @@ impl Error {
             Self::WrongParent { .. }
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
+            | Self::NotClosed { .. }
             | Self::UnknownName { .. }
             | Self::Config(_) => ErrorKind::Input,
-            Self::ViewExpired { .. } => ErrorKind::Expired,
+            Self::ViewExpired { .. } | Self::HistoryGone { .. } => ErrorKind::Expired,
             Self::State(_) | Self::IdentityMismatch { .. } | Self::NoDatabase(_) | Self::Stopped { .. } => {
                 ErrorKind::Store
             }
@@ -144,7 +166,9 @@ impl Error {
             Self::RootMismatch { block, .. }
             | Self::WrongParent { block, .. }
             | Self::WrongNumber { got: block, .. }
-            | Self::VersionNeeded { block } => Some(*block),
+            | Self::VersionNeeded { block }
+            | Self::NotClosed { block, .. }
+            | Self::HistoryGone { block, .. } => Some(*block),
             _ => None,
         }
     }

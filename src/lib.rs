@@ -9,6 +9,7 @@ pub mod registry;
 #[cfg(feature = "blockifier")]
 pub mod sequencer;
 pub mod store;
+pub mod wire;
 
 pub use engine::{Cadence, Engine, EngineConfig, View};
 pub use error::{Error, ErrorKind};

@@ -1,21 +1,26 @@
-//! Commands that look at a database and change nothing.
+//! Commands that look at a database and change nothing, and the one that goes back.
 
 use flagstone::core::types::BlockNumber;
 use flagstone::database::{self, bytes_on_disk};
 use flagstone::engine::Head;
 use flagstone::registry::LAYOUTS;
-use flagstone::{Engine, EngineConfig};
+use flagstone::{Cadence, Engine, EngineConfig};
 use serde_json::json;
 
 use super::output::{DIM, Output, styled};
-use super::{Failure, Get, GetWhat, Inspect};
+use super::{Failure, Get, GetWhat, Inspect, Revert};
 
 fn open(data: &std::path::Path) -> Result<Engine, Failure> {
-    Ok(database::open(data, None, EngineConfig::default())?)
+    // Looking at a database commits nothing.
+    Ok(database::open(data, None, EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() })?)
 }
 
 pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
-    let view = open(&args.data)?.view();
+    let engine = open(&args.data)?;
+    let view = match args.block {
+        Some(block) => engine.view_at(BlockNumber(block))?,
+        None => engine.view(),
+    };
     let value = match &args.what {
         GetWhat::Storage { address, key } => view.storage_at(address, key)?.to_string(),
         GetWhat::Nonce { address } => view.nonce_at(address)?.to_string(),
@@ -43,11 +48,23 @@ pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     Ok(())
 }
 
+pub fn revert(args: &Revert, output: &mut Output) -> Result<(), Failure> {
+    let engine = open(&args.data)?;
+    let root = engine.revert_to(BlockNumber(args.block))?;
+    if args.json {
+        output.line(&head_json(&engine.head()).to_string());
+    } else {
+        output.line(&root.commitment.to_string());
+    }
+    Ok(())
+}
+
 fn head_json(head: &Head) -> serde_json::Value {
     let number = |block: Option<BlockNumber>| block.map(|block| block.0);
     json!({
         "closed": number(head.closed),
         "committed": number(head.committed),
+        "persisted": number(head.persisted),
         "root": head.root.commitment.to_string(),
         "contracts_root": head.root.roots.contracts.to_string(),
         "classes_root": head.root.roots.classes.to_string(),
@@ -79,6 +96,7 @@ pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
         ("scheme", identity.scheme),
         ("closed", block(head.closed)),
         ("committed", block(head.committed)),
+        ("persisted", block(head.persisted)),
         ("root", head.root.commitment.to_string()),
         ("contracts root", head.root.roots.contracts.to_string()),
         ("classes root", head.root.roots.classes.to_string()),

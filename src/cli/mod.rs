@@ -6,8 +6,10 @@
 mod inspect;
 mod output;
 mod place;
+mod prove;
 mod replay;
 mod sequence;
+mod witness;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -16,7 +18,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use flagstone::core::commitment::StarknetVersion;
-use flagstone::core::types::{ClassHash, ContractAddress, StorageKey};
+use flagstone::core::types::{BlockHash, ClassHash, ContractAddress, StateCommitment, StorageKey};
 use flagstone::input::InputError;
 use flagstone::{Cadence, Error, ErrorKind};
 
@@ -24,7 +26,7 @@ use output::Output;
 
 const EXIT_CODES: &str = "Exit codes:
   0  fine
-  1  a root did not match; nothing of that block was kept
+  1  a root, proof or witness did not hold; nothing of that block was kept
   2  bad usage or bad input; what came before stays committed
   3  the store failed, is damaged, or is not what it was opened as";
 
@@ -50,6 +52,18 @@ enum Command {
     Root(Inspect),
     /// Say what a database is and how far it has come
     Info(Inspect),
+    /// Go back to an earlier block: take back all blocks after it, and print its root
+    #[command(after_help = EXIT_CODES)]
+    Revert(Revert),
+    /// Make a storage proof of the committed state, with its block and the request, as JSON
+    #[command(after_help = EXIT_CODES)]
+    Prove(Prove),
+    /// Verify a storage proof; needs no database
+    #[command(after_help = EXIT_CODES)]
+    VerifyProof(VerifyProof),
+    /// Apply a block's state update to its witness, and check the roots; needs no database
+    #[command(after_help = EXIT_CODES)]
+    VerifyWitness(VerifyWitness),
     /// List the layouts there are
     Layouts {
         /// Print JSON
@@ -69,8 +83,9 @@ struct Replay {
     /// Directory of the database, made if missing; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// When roots are computed: every block, every N blocks, or at the end
-    #[arg(long, value_name = "every|N|end", default_value = "every", value_parser = parse_cadence)]
+    /// When roots are computed: with every block before it counts as closed, behind every block, behind every N blocks,
+    /// or at the end
+    #[arg(long, value_name = "close|every|N|end", default_value = "every", value_parser = parse_cadence)]
     commit: Cadence,
     /// Starknet version of blocks whose update does not say it
     #[arg(long, value_name = "V")]
@@ -78,6 +93,12 @@ struct Replay {
     /// Do not compare with the roots that the updates state
     #[arg(long)]
     no_verify: bool,
+    /// Write the witness of each block to DIR/BLOCK.witness; needs `--commit every` or `close`
+    #[arg(long, value_name = "DIR")]
+    witness: Option<PathBuf>,
+    /// Write witnesses as JSON
+    #[arg(long, requires = "witness")]
+    witness_json: bool,
     /// Threads for commitment [default: one for each core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     threads: usize,
@@ -138,10 +159,25 @@ struct Inspect {
 }
 
 #[derive(Args)]
+struct Revert {
+    /// Directory of the database
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The block to go back to
+    block: u64,
+}
+
+#[derive(Args)]
 struct Get {
     /// Directory of the database
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    /// Read the state after this block [default: the last one]
+    #[arg(long, value_name = "N")]
+    block: Option<u64>,
     #[command(subcommand)]
     what: GetWhat,
 }
@@ -172,13 +208,84 @@ enum GetWhat {
     },
 }
 
+#[derive(Args)]
+struct Prove {
+    /// Directory of the database
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The block whose state is proven [default: the last committed one]
+    #[arg(long, value_name = "N")]
+    block: Option<u64>,
+    /// A class; may be given more than once
+    #[arg(long, value_name = "CLASS")]
+    class: Vec<ClassHash>,
+    /// A contract; may be given more than once
+    #[arg(long, value_name = "ADDRESS")]
+    contract: Vec<ContractAddress>,
+    /// A storage slot, and its contract with it; may be given more than once
+    #[arg(long, value_name = "ADDRESS:KEY", value_parser = parse_slot)]
+    storage: Vec<(ContractAddress, StorageKey)>,
+    /// The parameters of starknet_getStorageProof as JSON, in place of the above; `-` is standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["class", "contract", "storage"])]
+    request: Option<PathBuf>,
+    /// Hash of the block, to be stated in the proof: the database does not have it
+    #[arg(long, value_name = "HASH")]
+    block_hash: Option<BlockHash>,
+}
+
+#[derive(Args)]
+struct VerifyProof {
+    /// The block's state commitment (`new_root` in its header), which you trust
+    #[arg(long, value_name = "STATE_COMMITMENT")]
+    root: Option<StateCommitment>,
+    /// Starknet version of the block, which decides how its state commitment is made
+    #[arg(long, value_name = "V")]
+    starknet_version: Option<StarknetVersion>,
+    /// The block's hash, which you trust
+    #[arg(long, value_name = "HASH")]
+    block_hash: Option<BlockHash>,
+    /// The parameters that were asked with, if FILE does not have them; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    request: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// The proof: what `flagstone prove` prints, the result of starknet_getStorageProof, or the whole response; plain,
+    /// .gz or .zst; `-` is standard input
+    #[arg(value_name = "FILE")]
+    proof: PathBuf,
+}
+
+#[derive(Args)]
+struct VerifyWitness {
+    /// The witness, in bytes or as JSON; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    witness: PathBuf,
+    /// State updates with that of the witness's block among them; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    update: PathBuf,
+    /// Starknet version of the block, if its update does not say it
+    #[arg(long, value_name = "V")]
+    starknet_version: Option<StarknetVersion>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_slot(text: &str) -> Result<(ContractAddress, StorageKey), String> {
+    let (address, key) = text.split_once(':').ok_or("expected ADDRESS:KEY, such as 0x1234:0x5")?;
+    let address = address.parse().map_err(|error| format!("address {address:?}: {error}"))?;
+    Ok((address, key.parse().map_err(|error| format!("key {key:?}: {error}"))?))
+}
+
 fn parse_cadence(text: &str) -> Result<Cadence, String> {
     match text {
+        "close" => Ok(Cadence::AtClose),
         "every" => Ok(Cadence::EVERY_BLOCK),
         "end" => Ok(Cadence::OnRequest),
         number => match NonZeroU32::from_str(number) {
             Ok(count) => Ok(Cadence::Blocks(count)),
-            Err(_) => Err("expected `every`, `end`, or a number of blocks from 1 on".to_owned()),
+            Err(_) => Err("expected `close`, `every`, `end`, or a number of blocks from 1 on".to_owned()),
         },
     }
 }
@@ -198,6 +305,11 @@ impl Failure {
         Self { message: message.into(), code: 3 }
     }
 
+    /// Something that was to be verified does not hold.
+    fn refused(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 1 }
+    }
+
     /// An engine's error about the block whose update is at `location`.
     fn at(location: &str, error: &Error) -> Self {
         Self { message: format!("{location}: {error}"), code: exit_code(error) }
@@ -211,8 +323,8 @@ fn exit_code(error: &Error) -> u8 {
 const fn exit_code_of(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::Root => 1,
-        ErrorKind::Input => 2,
-        ErrorKind::Expired | ErrorKind::Store => 3,
+        ErrorKind::Input | ErrorKind::Expired => 2,
+        ErrorKind::Store => 3,
     }
 }
 
@@ -237,6 +349,10 @@ pub fn run() -> ExitCode {
         Command::Get(args) => inspect::get(&args, &mut output),
         Command::Root(args) => inspect::root(&args, &mut output),
         Command::Info(args) => inspect::info(&args, &mut output),
+        Command::Revert(args) => inspect::revert(&args, &mut output),
+        Command::Prove(args) => prove::prove(&args, &mut output),
+        Command::VerifyProof(args) => prove::verify(&args, &mut output),
+        Command::VerifyWitness(args) => witness::verify(&args, &mut output),
         Command::Layouts { json } => inspect::layouts(json, &mut output),
     };
     match outcome {

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
+use flagstone::core::witness::Witness;
 use flagstone::engine::BlockRoot;
 use flagstone::input::{LocatedUpdate, UpdateReader};
-use flagstone::{Engine, EngineConfig, Error, registry};
+use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, registry};
 use serde_json::json;
 
 use super::output::{BAD, DIM, GOOD, Output, styled};
 use super::place::Place;
-use super::{Failure, Replay};
+use super::{Failure, Replay, witness};
 
 /// A closed block whose line is not printed yet, because its root is not known yet.
 struct Waiting {
@@ -35,6 +36,11 @@ struct Replayer<'a> {
 
 pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
+    if args.witness.is_some() && ![Cadence::EVERY_BLOCK, Cadence::AtClose].contains(&args.commit) {
+        return Err(Failure::usage(
+            "--witness is of blocks as they are committed, one by one; use --commit every",
+        ));
+    }
     let place = Place::new(args.data.as_deref(), args.store.as_deref())?;
     let config = EngineConfig { cadence: args.commit, threads: args.threads, ..EngineConfig::default() };
     let layout = args.layout.as_deref().map(registry::layout).transpose()?;
@@ -92,8 +98,11 @@ impl Replayer<'_> {
             writes: update.diff.writes(),
             stated: update.new_root,
         };
-        match self.engine.close_block(&update) {
-            Ok(_) => {
+        match self.close(&update) {
+            Ok(witness) => {
+                if let (Some(witness), Some(dir)) = (witness, &self.args.witness) {
+                    witness::write(&witness, block.number, dir, self.args.witness_json)?;
+                }
                 self.blocks += 1;
                 self.writes += block.writes as u64;
                 self.waiting.push_back(block);
@@ -104,6 +113,14 @@ impl Replayer<'_> {
                 self.finish(Some(failure))
             }
         }
+    }
+
+    /// Closes a block, and returns its witness if witnesses are written.
+    fn close(&self, update: &StateUpdate) -> Result<Option<Witness>, Error> {
+        if self.args.witness.is_none() {
+            return self.engine.close_block(update).map(|_| None);
+        }
+        self.engine.close_block_with_witness(update, &[]).map(|(_, witness)| Some(witness))
     }
 
     /// Commits what is closed, prints it, and passes on the failure that ended the replay, if one did. A failure of

@@ -17,15 +17,11 @@ mod with_executor {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
-    use flagstone::registry::{self, LAYOUTS};
-    use flagstone::sequencer::classes::{
-        Blobs, ClassStore, DirectoryBlobs, MemoryBlobs, ReadyClasses, StoredClasses,
-    };
-    use flagstone::sequencer::hints::ReadAhead;
+    use flagstone::sequencer::classes::{EngineClasses, ReadyClasses};
     use flagstone::sequencer::run::{self, BlockReport, RunConfig, Summary};
     use flagstone::sequencer::workload::Workload;
-    use flagstone::sequencer::{Producer, ProducerConfig, SequencerError, cadence};
-    use flagstone::{EngineConfig, database};
+    use flagstone::sequencer::{Producer, ProducerConfig, SequencerError};
+    use flagstone::{EngineConfig, registry};
     use serde_json::{Value, json};
 
     use crate::cli::output::{BAD, DIM, GOOD, Output, styled};
@@ -34,8 +30,6 @@ mod with_executor {
 
     /// Bytes of classes that are kept ready to run.
     const CLASS_CACHE_BYTES: usize = 256 << 20;
-    /// Directory of the compiled classes, in that of the database.
-    const CLASSES: &str = "classes";
 
     pub fn run(args: &Sequence, output: &mut Output) -> Result<(), Failure> {
         let workload: Workload = args.workload.parse().map_err(Failure::usage)?;
@@ -75,33 +69,12 @@ mod with_executor {
     }
 
     fn producer(args: &Sequence, place: &Place) -> Result<Producer, Failure> {
-        let asked = args.layout.as_deref().map(registry::layout).transpose()?;
-        let marker = place.directory().map(database::Marker::read).transpose()?.flatten();
-        let layout = match (asked, &marker) {
-            (Some(layout), _) => layout,
-            (None, Some(marker)) => registry::layout(&marker.identity.layout)?,
-            (None, None) => &LAYOUTS[0],
-        };
-        let config = EngineConfig { cadence: cadence(layout), ..EngineConfig::default() };
-        let engine = Arc::new(place.open(asked, args.store.as_deref(), config)?);
-        let blobs: Arc<dyn ClassStore> = match place.directory() {
-            Some(directory) => {
-                cached(DirectoryBlobs::open(&directory.join(CLASSES)).map_err(SequencerError::from)?)
-            }
-            None => cached(MemoryBlobs::default()),
-        };
+        let layout = args.layout.as_deref().map(registry::layout).transpose()?;
+        let engine = Arc::new(place.open(layout, args.store.as_deref(), EngineConfig::default())?);
+        let classes = ReadyClasses::new(EngineClasses::new(Arc::clone(&engine)), CLASS_CACHE_BYTES);
         let workers = ProducerConfig { workers: args.workers, ..ProducerConfig::default() };
-        let producer = Producer::new(engine, blobs, workers);
-        if args.no_hints {
-            return Ok(producer);
-        }
-        let ahead = ReadAhead::start()
-            .map_err(|error| Failure::store(format!("cannot start a thread that reads ahead: {error}")))?;
-        Ok(producer.with_prefetch(Arc::new(ahead)))
-    }
-
-    fn cached(blobs: impl Blobs + 'static) -> Arc<dyn ClassStore> {
-        Arc::new(ReadyClasses::new(StoredClasses::new(blobs), CLASS_CACHE_BYTES))
+        let producer = Producer::new(Arc::clone(&engine), Arc::new(classes), workers);
+        Ok(if args.no_hints { producer } else { producer.with_prefetch(engine) })
     }
 
     fn ms(duration: Duration) -> f64 {

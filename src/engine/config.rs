@@ -5,14 +5,18 @@ use std::num::NonZeroU32;
 /// When closed blocks are committed. The roots are the same whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cadence {
-    /// When this many blocks are closed and not committed; 1 commits each block as it closes.
+    /// Before the block is acknowledged: closing returns with its root, and refuses a block whose root is not the stated
+    /// one before anything of it is kept.
+    AtClose,
+    /// In the background, when this many blocks are closed and not committed; then all of them.
     Blocks(NonZeroU32),
-    /// When [`Engine::commit`](crate::engine::Engine::commit) is called, or a bound is reached.
+    /// In the background, when [`Engine::commit`](crate::engine::Engine::commit) or
+    /// [`Engine::wait_for_root`](crate::engine::Engine::wait_for_root) asks, or a bound is reached.
     OnRequest,
 }
 
 impl Cadence {
-    /// Each block as it closes.
+    /// In the background, each block as soon as it is closed.
     pub const EVERY_BLOCK: Self = Self::Blocks(NonZeroU32::MIN);
 }
 
@@ -21,29 +25,50 @@ impl Cadence {
 pub struct EngineConfig {
     /// When closed blocks are committed.
     pub cadence: Cadence,
+    /// Whether blocks that are committed together may share one commitment: only the last of them then gets a root (and
+    /// only its stated root is compared), and they are taken back together.
+    pub coalesce: bool,
     /// Threads for commitment; 0 means as many as the machine has cores.
     pub threads: usize,
-    /// Most blocks that may be closed and not committed. At the bound, closing a block commits them first.
+    /// Most blocks that may be closed and not committed. At the bound, closing a block waits for the commitment.
     pub pending_blocks_max: usize,
-    /// Most values that may be closed and not committed. At the bound, closing a block commits them first.
+    /// Most values that may be closed and not committed. At the bound, closing a block waits for the commitment.
     pub pending_writes_max: usize,
+    /// Most batches that may be committed and not written to the store. At the bound, commitment waits for the store.
+    pub unwritten_batches_max: usize,
+    /// About how many bytes of batches may be committed and not written to the store. At the bound, commitment waits.
+    pub unwritten_bytes_max: usize,
     /// With a journal, the store is synced after so many blocks (or 32 MiB of their diffs). More mean a longer replay
     /// after a crash, and nothing else.
     pub persist_every: u32,
-    /// Most bytes of the cache of values in front of the layout; 0 turns it off. At the bound, the values that were
+    /// Most bytes of cached values in front of the layout; 0 turns the cache off. At the bound, the values that were
     /// longest not used leave it.
     pub read_cache_bytes: usize,
+    /// About how many bytes values of blocks in the store may take, which keep views of the last blocks alive. At the
+    /// bound the oldest block's leave, and views from before it expire.
+    pub recent_bytes_max: usize,
+    /// Of how many blocks in the store the values are kept so.
+    pub recent_blocks_max: usize,
+    /// How many of the last committed blocks can be taken back ([`Engine::revert_to`](crate::engine::Engine::revert_to)),
+    /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted.
+    pub history_blocks: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             cadence: Cadence::EVERY_BLOCK,
+            coalesce: false,
             threads: 0,
             pending_blocks_max: 1024,
             pending_writes_max: 1 << 20,
+            unwritten_batches_max: 8,
+            unwritten_bytes_max: 64 << 20,
             persist_every: 64,
             read_cache_bytes: 32 << 20,
+            recent_bytes_max: 16 << 20,
+            recent_blocks_max: 64,
+            history_blocks: 64,
         }
     }
 }

@@ -1,109 +1,161 @@
-//! How a closed block becomes durable.
+//! How blocks become durable, and stay so.
 //!
-//! With a journal: its frame is appended and synced, and that is the block's durability point; the store is written right
-//! after and synced only now and then. Without one (a store in memory, or one that was opened by itself) the store is
-//! synced with every batch.
+//! With a journal: a block's frame is appended and synced, and that is its durability point; the store follows behind.
+//! Without one (a store in memory, or one that was opened by itself) a durable store is written and synced before a block
+//! is acknowledged.
 //!
 //! In order, where a crash may come between any two:
 //!
 //! 1. The block's frame is appended to the journal,
-//! 2. and synced. From here on the block survives, and only now is anything of it shown or acknowledged.
-//! 3. Its batch is written to the store, as one unit. A store that is lost back to an earlier batch is brought forward by
-//!    replaying the frames behind its head.
+//! 2. and synced. From here on the block survives, and only now is anything of it shown or acknowledged. (A block that is
+//!    committed as it closes has its root compared before step 1.)
+//! 3. Its commitment's rows, its values, what takes it back, and the head are written to the store as one unit, alone or
+//!    with those of blocks after it. A store that is lost back to an earlier unit is brought forward by replaying the
+//!    frames behind its head.
 //! 4. Every [`persist_every`](super::EngineConfig::persist_every) blocks the store is synced,
-//! 5. and only then are journal segments trimmed that hold no block after the last committed one: a block that may yet be
-//!    taken back stays in the journal.
+//! 5. and only then are journal segments trimmed that hold no block after the store's head.
 //!
-//! When blocks are taken back because a root did not hold, the store goes first:
+//! When blocks are taken back, because a root did not hold or because the caller reverts:
 //!
-//! 6. The batch that restores the values is written and synced,
-//! 7. and then their refusal is appended to the journal and synced. A crash between the two replays them; their roots do not
-//!    hold then either, and they are taken back again.
+//! 6. A refusal is appended to the journal and synced. From here on they are gone: what replays does not see them.
+//! 7. If the store has them (only reverts reach that far), rows that restore what was before them are written as one unit.
+//!    The head row says up to which refusal it takes account of the journal, so that a crash between 6 and 7 is noticed
+//!    at the next opening, which then does 7.
+//!
+//! An orderly end writes what is committed, syncs the store, and leaves a mark in the journal.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use flagstone_core::store::{Store, StoreError, WriteBatch};
+use flagstone_core::store::{Store, StoreError};
 use flagstone_core::types::BlockNumber;
 
-use super::meta::{Head, PendingBlock};
+use super::meta::{PendingBlock, StoredHead};
 use crate::error::Error;
-use crate::journal::{Files, Journal, JournalConfig};
+use crate::journal::{Acknowledged, Files, Journal, JournalConfig, Position};
 
 /// Bytes of frames after which the store is synced, however few blocks they are.
 const PERSIST_BYTES: u64 = 32 << 20;
 
-/// What a batch is about.
-#[derive(Clone, Copy)]
-pub enum Step<'a> {
-    /// A block closes.
-    Close(&'a PendingBlock),
-    /// A block closes that the journal has already.
-    Replay,
-    /// Closed blocks are committed.
-    Commit,
-    /// Closed blocks from this one on are taken back.
-    Drop(BlockNumber),
-}
-
-/// Writes batches and sees to it that what is acknowledged lasts.
+/// Where blocks are made durable.
 pub enum Durability {
-    /// Every batch is synced.
+    /// In the store: each unit is synced.
     Store,
-    /// Blocks are durable in a journal.
+    /// In a journal.
     Journal(Box<Journaled>),
 }
 
-/// A journal, and how far the store is behind it.
+/// A journal, and how far the synced store is behind it.
 pub struct Journaled {
     journal: Journal,
     persist_every: u32,
     unsynced_blocks: u32,
     unsynced_bytes: u64,
+    refusal: Position,
+}
+
+/// What the journal has that the store has not.
+pub struct Behind {
+    /// The first block that was taken back and that the store still has.
+    pub taken_back: Option<BlockNumber>,
+    /// Blocks to close again, in order.
+    pub missing: Vec<PendingBlock>,
 }
 
 impl Durability {
-    /// Opens the journal of a database whose store is at `head`, and returns the blocks that the store does not have.
+    /// Opens the journal of a database whose store is at `head`.
     pub fn open(
         files: Arc<dyn Files>,
         dir: &Path,
-        head: &Head,
+        head: &StoredHead,
         persist_every: u32,
-    ) -> Result<(Self, Vec<PendingBlock>), Error> {
-        let (journal, _) = Journal::open(files, dir, JournalConfig::default(), head.closed)?;
-        check_reach(&journal, head)?;
+    ) -> Result<(Self, Behind), Error> {
+        let acknowledged = head.block.map(|block| Acknowledged { block, refusal: head.refusal });
+        let (journal, recovery) = Journal::open(files, dir, JournalConfig::default(), acknowledged)?;
+        let later = recovery.refusals.iter().filter(|refusal| refusal.at > head.refusal);
+        let taken_back = later.map(|refusal| refusal.block).min().filter(|first| Some(*first) <= head.block);
+        let refusal = recovery.refusals.last().map_or(head.refusal, |refusal| refusal.at.max(head.refusal));
+        let from = match taken_back {
+            Some(first) => Some(first),
+            None => {
+                check_reach(&journal, head)?;
+                head.block.map_or(Some(BlockNumber(0)), BlockNumber::next)
+            }
+        };
         let mut missing = Vec::new();
         for recovered in journal.replay() {
             let recovered = recovered?;
-            if Some(recovered.block) > head.closed {
+            if from.is_some_and(|from| recovered.block >= from) {
                 missing.push(PendingBlock::decode(recovered.block, &recovered.payload).map_err(|error| {
                     Error::damaged(format!("the journal's frame of block {}", recovered.block), error)
                 })?);
             }
         }
-        let journaled = Journaled { journal, persist_every, unsynced_blocks: 0, unsynced_bytes: 0 };
-        Ok((Self::Journal(Box::new(journaled)), missing))
+        let journaled = Journaled { journal, persist_every, unsynced_blocks: 0, unsynced_bytes: 0, refusal };
+        Ok((Self::Journal(Box::new(journaled)), Behind { taken_back, missing }))
     }
 
-    /// Writes a batch; on return what it is about is durable.
-    pub fn write(
-        &mut self,
-        store: &dyn Store,
-        batch: WriteBatch,
-        step: Step<'_>,
-        committed: Option<BlockNumber>,
-    ) -> Result<(), StoreError> {
+    /// Whether a block is durable before the store has it.
+    pub const fn is_journal(&self) -> bool {
+        matches!(self, Self::Journal(_))
+    }
+
+    /// Makes a closed block durable, if it is not its store that does.
+    pub fn close(&mut self, block: &PendingBlock) -> Result<(), StoreError> {
+        if let Self::Journal(journaled) = self {
+            let payload = block.encode();
+            journaled.journal.append(block.number, &payload)?; // 1
+            journaled.journal.sync()?; // 2
+            journaled.unsynced_bytes += payload.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// The last refusal, for the next head row.
+    pub fn refusal(&self) -> Position {
         match self {
-            Self::Store => {
-                store.write(batch)?;
-                store.sync()
-            }
-            Self::Journal(journaled) => journaled.write(store, batch, step, committed),
+            Self::Store => Position::default(),
+            Self::Journal(journaled) => journaled.refusal,
         }
     }
 
-    /// An orderly end: the store has everything, and the journal says so.
-    pub fn close(self, store: &dyn Store) -> Result<(), StoreError> {
+    /// Takes back a block and all after it.
+    pub fn refuse_from(&mut self, first: BlockNumber) -> Result<(), StoreError> {
+        if let Self::Journal(journaled) = self
+            && journaled.journal.next_block().is_some_and(|next| first < next)
+        {
+            journaled.refusal = journaled.journal.refuse_from(first)?;
+            journaled.journal.sync()?; // 6
+        }
+        Ok(())
+    }
+
+    /// Whether the store must be synced now that so many more blocks were written to it.
+    pub fn sync_is_due(&mut self, blocks: u32) -> bool {
+        match self {
+            Self::Store => true,
+            Self::Journal(journaled) => {
+                journaled.unsynced_blocks += blocks;
+                journaled.unsynced_blocks >= journaled.persist_every
+                    || journaled.unsynced_bytes >= PERSIST_BYTES
+            }
+        }
+    }
+
+    /// The store was synced while its head was this block.
+    pub fn synced(&mut self, head: Option<BlockNumber>) -> Result<(), StoreError> {
+        if let Self::Journal(journaled) = self {
+            if let Some(head) = head {
+                journaled.journal.trim(head)?; // 5
+            }
+            journaled.unsynced_blocks = 0;
+            journaled.unsynced_bytes = 0;
+        }
+        Ok(())
+    }
+
+    /// An orderly end: the store has everything that was committed, and the journal says so.
+    pub fn end(self, store: &dyn Store) -> Result<(), StoreError> {
         store.sync()?;
         match self {
             Self::Store => Ok(()),
@@ -112,55 +164,12 @@ impl Durability {
     }
 }
 
-impl Journaled {
-    fn write(
-        &mut self,
-        store: &dyn Store,
-        batch: WriteBatch,
-        step: Step<'_>,
-        committed: Option<BlockNumber>,
-    ) -> Result<(), StoreError> {
-        match step {
-            Step::Close(block) => {
-                let payload = block.encode();
-                self.journal.append(block.number, &payload)?; // 1
-                self.journal.sync()?; // 2
-                store.write(batch)?; // 3
-                self.unsynced_blocks += 1;
-                self.unsynced_bytes += payload.len() as u64;
-                self.persist(store, committed)
-            }
-            Step::Replay | Step::Commit => store.write(batch),
-            Step::Drop(first) => {
-                store.write(batch)?;
-                store.sync()?; // 6
-                self.journal.refuse_from(first)?;
-                self.journal.sync().map(|_| ())?; // 7
-                Ok(())
-            }
-        }
-    }
-
-    fn persist(&mut self, store: &dyn Store, committed: Option<BlockNumber>) -> Result<(), StoreError> {
-        if self.unsynced_blocks < self.persist_every && self.unsynced_bytes < PERSIST_BYTES {
-            return Ok(());
-        }
-        store.sync()?; // 4
-        if let Some(committed) = committed {
-            self.journal.trim(committed)?; // 5
-        }
-        self.unsynced_blocks = 0;
-        self.unsynced_bytes = 0;
-        Ok(())
-    }
-}
-
 /// Refuses a store that has fewer blocks than the journal can bring back.
-fn check_reach(journal: &Journal, head: &Head) -> Result<(), Error> {
+fn check_reach(journal: &Journal, head: &StoredHead) -> Result<(), Error> {
     // All blocks before this one were acknowledged, and are not in the journal any more.
     let first = journal.held().map(|held| held.first).or(journal.next_block());
-    let reaches = match head.closed {
-        Some(closed) => first <= closed.next(),
+    let reaches = match head.block {
+        Some(block) => first <= block.next(),
         None => journal.is_whole(),
     };
     if reaches {
@@ -170,7 +179,7 @@ fn check_reach(journal: &Journal, head: &Head) -> Result<(), Error> {
         |block: Option<BlockNumber>| block.map_or("no block".to_owned(), |block| format!("block {block}"));
     let problem = format!(
         "it has {}, and the journal begins with {}: blocks are lost",
-        number(head.closed),
+        number(head.block),
         number(first)
     );
     Err(Error::damaged("the store", problem))

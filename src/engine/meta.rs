@@ -1,33 +1,36 @@
-//! The engine's own rows: what the database is, how far it has come, roots of blocks, and diffs that are closed but
-//! not committed. All numbers big-endian.
+//! The engine's own rows: what the database is, how far it has come, roots of blocks, how to take the last ones back, and
+//! what callers keep beside the state. All numbers big-endian.
 //!
 //! ```text
 //! 0x00 "identity"             text, one fact a line
-//! 0x00 "head"                 closed | committed | contracts root[32] | classes root[32] | commitment[32]
-//!                             closed, committed = 0, or 1 and a u64
-//! 0x01 | block u64 | part u32 a piece of the block's facts and diff (at most PART_BYTES)
+//! 0x00 "head"                 block | contracts root[32] | classes root[32] | commitment[32] | refusal u64 u64
+//!                             block = 0, or 1 and a u64; refusal = place of the last refusal in the journal
 //! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32]
+//! 0x03 | block u64 | part u32 a piece of what takes the block back (at most PART_BYTES)
+//! 0x04 | length u8 | key | part u32   a piece of a blob (at most PART_BYTES); the first begins with the length, a u64
 //! ```
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use flagstone_core::codec::{DecodeError, Reader};
 use flagstone_core::commitment::{Roots, StarknetVersion};
 use flagstone_core::diff::StateDiff;
 use flagstone_core::layout::Layout;
-use flagstone_core::store::{StoreRead, WriteBatch, keyspace};
+use flagstone_core::store::{StoreError, StoreRead, WriteBatch, keyspace};
 use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommitment};
 
 use crate::error::Error;
+use crate::journal::Position;
 
 /// Version of the rows in this file.
-const ENGINE_FORMAT: u32 = 1;
+const ENGINE_FORMAT: u32 = 2;
 
 /// The commitment scheme: tries of height 251, Pedersen and Poseidon, state commitment v0.
 const SCHEME: &str = "starknet-state-v0";
 
-/// Largest piece of a pending block: stores move larger rows out of line.
+/// Largest piece of an undo or a blob: stores move larger rows out of line.
 const PART_BYTES: usize = 4 << 10;
 
 /// What a database is. A mismatch refuses to open, naming both sides.
@@ -94,15 +97,39 @@ impl fmt::Display for Identity {
     }
 }
 
-/// How far a database has come.
+/// How far a database has come, each height at or below the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Head {
-    /// Last closed block: its values are visible.
+    /// Last closed block: its values are visible, and it is durable.
     pub closed: Option<BlockNumber>,
     /// Last committed block: its root is known.
     pub committed: Option<BlockNumber>,
+    /// Last block whose rows are in the store.
+    pub persisted: Option<BlockNumber>,
     /// Roots and state commitment after the last committed block; zero before the first.
     pub root: BlockRoot,
+}
+
+impl Head {
+    /// How many closed blocks have no root yet.
+    pub fn lag(&self) -> u64 {
+        let count = |block: Option<BlockNumber>| block.map_or(0, |block| block.0 + 1);
+        match self.committed {
+            Some(_) => count(self.closed).saturating_sub(count(self.committed)),
+            None => u64::from(self.closed.is_some()),
+        }
+    }
+}
+
+/// What the store's head row says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoredHead {
+    /// The block that the store's rows are at.
+    pub block: Option<BlockNumber>,
+    /// Its roots.
+    pub root: BlockRoot,
+    /// The last refusal in the journal that they take account of.
+    pub refusal: Position,
 }
 
 /// Roots after a block.
@@ -130,32 +157,54 @@ impl BlockRoot {
 }
 
 /// A closed block: what was stated of it, and its diff.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PendingBlock {
     pub number: BlockNumber,
     pub version: Option<StarknetVersion>,
     pub old_root: Option<StateCommitment>,
     pub new_root: Option<StateCommitment>,
     pub diff: StateDiff,
+    pub blobs: Vec<Blob>,
+}
+
+/// Bytes that a caller keeps beside the state, such as a compiled class by its hash. Written with the block that brings
+/// them, and kept by their key whatever becomes of the block once it is committed: for content that never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// At most 255 bytes.
+    pub key: Vec<u8>,
+    /// Less than 4 GiB.
+    pub bytes: Arc<[u8]>,
+}
+
+impl Blob {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(self.key.len() as u8);
+        out.extend_from_slice(&self.key);
+        out.extend_from_slice(&(self.bytes.len() as u32).to_be_bytes());
+        out.extend_from_slice(&self.bytes);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let length = from.u8("length of a blob's key")?;
+        let key = from.bytes("blob's key", usize::from(length))?.to_vec();
+        let length = from.u32("blob's length")?;
+        Ok(Self { key, bytes: from.bytes("blob", length as usize)?.into() })
+    }
 }
 
 impl PendingBlock {
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(128 + self.diff.encoded_len());
         put_option(&mut bytes, &self.version, |version, out| {
             version.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
         });
         put_option(&mut bytes, &self.old_root, |root, out| out.extend_from_slice(&root.to_be()));
         put_option(&mut bytes, &self.new_root, |root, out| out.extend_from_slice(&root.to_be()));
         self.diff.encode(&mut bytes);
+        bytes.extend_from_slice(&(self.blobs.len() as u32).to_be_bytes());
+        self.blobs.iter().for_each(|blob| blob.encode(&mut bytes));
         bytes
-    }
-
-    /// How many bytes [`PendingBlock::encode`] gives.
-    fn encoded_len(&self) -> usize {
-        let version = if self.version.is_some() { 8 } else { 0 };
-        let roots = usize::from(self.old_root.is_some()) + usize::from(self.new_root.is_some());
-        3 + version + 32 * roots + self.diff.encoded_len()
     }
 
     pub fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -168,8 +217,10 @@ impl PendingBlock {
         let old_root = option(&mut from, "old root flag", |from| from.felt("old root").map(StateCommitment))?;
         let new_root = option(&mut from, "new root flag", |from| from.felt("new root").map(StateCommitment))?;
         let diff = StateDiff::decode(&mut from)?;
+        let blobs = from.u32("number of blobs")?;
+        let blobs = (0..blobs).map(|_| Blob::decode(&mut from)).collect::<Result<_, _>>()?;
         from.end("pending block")?;
-        Ok(Self { number, version, old_root, new_root, diff })
+        Ok(Self { number, version, old_root, new_root, diff, blobs })
     }
 }
 
@@ -225,30 +276,27 @@ pub fn put_identity(batch: &mut WriteBatch, identity: &Identity) {
     batch.put(meta_key("identity"), identity.to_string().into_bytes());
 }
 
-pub fn put_head(batch: &mut WriteBatch, head: &Head) {
-    let mut row = Vec::with_capacity(114);
-    for block in [&head.closed, &head.committed] {
-        put_option(&mut row, block, |block, out| out.extend_from_slice(&block.0.to_be_bytes()));
-    }
+pub fn put_head(batch: &mut WriteBatch, head: &StoredHead) {
+    let mut row = Vec::with_capacity(121);
+    put_option(&mut row, &head.block, |block, out| out.extend_from_slice(&block.0.to_be_bytes()));
     head.root.encode(&mut row);
+    row.extend_from_slice(&head.refusal.sequence.to_be_bytes());
+    row.extend_from_slice(&head.refusal.offset.to_be_bytes());
     batch.put(meta_key("head"), row);
 }
 
-pub fn read_head(store: &dyn StoreRead) -> Result<Head, Error> {
+pub fn read_head(store: &dyn StoreRead) -> Result<StoredHead, Error> {
     let row = store.get(&meta_key("head"))?.ok_or_else(|| Error::damaged("the head row", "it is missing"))?;
     decode_head(&row).map_err(|error| Error::damaged("the head row", error))
 }
 
-fn decode_head(row: &[u8]) -> Result<Head, DecodeError> {
+fn decode_head(row: &[u8]) -> Result<StoredHead, DecodeError> {
     let mut from = Reader::new(row);
-    let closed = option(&mut from, "closed flag", |from| from.u64("closed").map(BlockNumber))?;
-    let committed = option(&mut from, "committed flag", |from| from.u64("committed").map(BlockNumber))?;
+    let block = option(&mut from, "block flag", |from| from.u64("block").map(BlockNumber))?;
     let root = BlockRoot::decode(&mut from)?;
+    let refusal = Position { sequence: from.u64("refusal")?, offset: from.u64("refusal")? };
     from.end("head")?;
-    if committed > closed {
-        return Err(DecodeError::new("committed", "is after the last closed block"));
-    }
-    Ok(Head { closed, committed, root })
+    Ok(StoredHead { block, root, refusal })
 }
 
 pub fn put_block_root(batch: &mut WriteBatch, block: BlockNumber, root: &BlockRoot) {
@@ -266,89 +314,172 @@ pub fn read_block_root(store: &dyn StoreRead, block: BlockNumber) -> Result<Opti
     Ok(Some(root))
 }
 
-fn part_key(block: BlockNumber, part: u32) -> Vec<u8> {
-    let mut key = block_key(keyspace::PENDING, block);
-    key.extend_from_slice(&part.to_be_bytes());
-    key
+pub fn delete_block_root(batch: &mut WriteBatch, block: BlockNumber) {
+    batch.delete(block_key(keyspace::BLOCK, block));
 }
 
-pub fn put_pending(batch: &mut WriteBatch, block: &PendingBlock) {
-    for (part, bytes) in (0u32..).zip(block.encode().chunks(PART_BYTES)) {
-        batch.put(part_key(block.number, part), bytes.to_vec());
+/// Puts bytes as rows of at most [`PART_BYTES`], at `prefix` and a part number.
+fn put_parts(batch: &mut WriteBatch, prefix: &[u8], bytes: &[u8]) {
+    for (part, piece) in (0u32..).zip(bytes.chunks(PART_BYTES)) {
+        batch.put([prefix, &part.to_be_bytes()].concat(), piece.to_vec());
     }
 }
 
-pub fn delete_pending(batch: &mut WriteBatch, block: &PendingBlock) {
-    let parts = block.encoded_len().div_ceil(PART_BYTES) as u32;
-    (0..parts).for_each(|part| batch.delete(part_key(block.number, part)));
+/// The rows at a prefix, put together; `None` if there are none. `what` names them.
+fn read_parts(
+    store: &dyn StoreRead,
+    prefix: &[u8],
+    what: impl Fn() -> String,
+) -> Result<Option<Vec<u8>>, Error> {
+    let (mut bytes, mut parts) = (Vec::new(), 0u32);
+    let mut stray = None;
+    store.scan(prefix, &mut |key, row| {
+        if key.get(prefix.len()..) != Some(&parts.to_be_bytes()[..]) {
+            stray = Some(format!("part {parts} is missing, there is a row at {key:02x?}"));
+            return ControlFlow::Break(());
+        }
+        parts += 1;
+        bytes.extend_from_slice(row);
+        ControlFlow::Continue(())
+    })?;
+    match stray {
+        Some(problem) => Err(Error::damaged(what(), problem)),
+        None => Ok((parts > 0).then_some(bytes)),
+    }
 }
 
-/// The blocks that are closed and not committed, in order; exactly those that the head says.
-pub fn read_pending(store: &dyn StoreRead, head: &Head) -> Result<Vec<PendingBlock>, Error> {
-    let mut blocks: Vec<(BlockNumber, u32, Vec<u8>)> = Vec::new();
-    let mut bad_key = None;
-    store.scan(&[keyspace::PENDING], &mut |key, row| {
-        let mut from = Reader::new(&key[1..]);
-        let (Ok(number), Ok(part), 0) = (from.u64("block"), from.u32("part"), from.remaining()) else {
-            bad_key = Some(format!("a pending block's key {key:02x?}"));
-            return ControlFlow::Break(());
-        };
-        match blocks.last_mut() {
-            Some((last, parts, bytes)) if last.0 == number && *parts == part => {
-                bytes.extend_from_slice(row);
-                *parts += 1;
-            }
-            _ if part == 0 => blocks.push((BlockNumber(number), 1, row.to_vec())),
-            _ => {
-                bad_key = Some(format!("part {part} of pending block {number}"));
-                return ControlFlow::Break(());
-            }
+fn blob_prefix(key: &[u8]) -> Vec<u8> {
+    [&[keyspace::BLOB, key.len() as u8], key].concat()
+}
+
+pub fn put_blob(batch: &mut WriteBatch, blob: &Blob) {
+    let bytes = [&(blob.bytes.len() as u64).to_be_bytes()[..], &blob.bytes].concat();
+    put_parts(batch, &blob_prefix(&blob.key), &bytes);
+}
+
+/// A blob's bytes; `None` if there is none of this key.
+pub fn read_blob(store: &dyn StoreRead, key: &[u8]) -> Result<Option<Arc<[u8]>>, Error> {
+    let what = || format!("the blob at {key:02x?}");
+    let Some(bytes) = read_parts(store, &blob_prefix(key), what)? else { return Ok(None) };
+    match bytes.split_first_chunk::<8>() {
+        Some((length, rest)) if u64::from_be_bytes(*length) == rest.len() as u64 => Ok(Some(rest.into())),
+        _ => Err(Error::damaged(what(), "it is not as long as it says")),
+    }
+}
+
+/// What takes blocks back: one, or several that were committed as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undo {
+    /// The block before them.
+    pub before: Option<BlockNumber>,
+    /// Its roots.
+    pub root: BlockRoot,
+    /// Every value that they set, as it was before.
+    pub diff: StateDiff,
+}
+
+pub fn put_undo(batch: &mut WriteBatch, block: BlockNumber, undo: &Undo) {
+    let mut bytes = Vec::with_capacity(160 + undo.diff.encoded_len());
+    put_option(&mut bytes, &undo.before, |block, out| out.extend_from_slice(&block.0.to_be_bytes()));
+    undo.root.encode(&mut bytes);
+    undo.diff.encode(&mut bytes);
+    put_parts(batch, &block_key(keyspace::UNDO, block), &bytes);
+}
+
+/// What takes a block back; `None` if that is not kept (any more).
+pub fn read_undo(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<Undo>, Error> {
+    let what = || format!("the undo of block {block}");
+    let Some(bytes) = read_parts(store, &block_key(keyspace::UNDO, block), what)? else { return Ok(None) };
+    let decode = || {
+        let mut from = Reader::new(&bytes);
+        let before = option(&mut from, "block flag", |from| from.u64("block").map(BlockNumber))?;
+        let root = BlockRoot::decode(&mut from)?;
+        let diff = StateDiff::decode(&mut from)?;
+        from.end("undo")?;
+        Ok(Undo { before, root, diff })
+    };
+    decode().map(Some).map_err(|error: DecodeError| Error::damaged(what(), error))
+}
+
+/// Blocks whose undo is there, ascending.
+pub fn undo_blocks(store: &dyn StoreRead) -> Result<Vec<BlockNumber>, Error> {
+    let mut blocks: Vec<BlockNumber> = Vec::new();
+    store.scan(&[keyspace::UNDO], &mut |key, _| {
+        let mut from = Reader::new(key.get(1..).unwrap_or_default());
+        if let Ok(block) = from.u64("block").map(BlockNumber)
+            && blocks.last() != Some(&block)
+        {
+            blocks.push(block);
         }
         ControlFlow::Continue(())
     })?;
-    if let Some(what) = bad_key {
-        return Err(Error::damaged(what, "it does not follow the one before"));
-    }
-    let first = match head.committed {
-        Some(committed) => committed.0.saturating_add(1),
-        None => blocks.first().map_or(0, |(number, ..)| number.0),
-    };
-    let expected = head
-        .closed
-        .filter(|_| head.closed != head.committed)
-        .map_or(first..first, |closed| first..closed.0.saturating_add(1));
-    if !blocks.iter().map(|(number, ..)| number.0).eq(expected.clone()) {
-        let found: Vec<u64> = blocks.iter().map(|(number, ..)| number.0).collect();
-        return Err(Error::damaged(
-            "the list of pending blocks",
-            format!("expected {expected:?}, found {found:?}"),
-        ));
-    }
-    let decode = |(number, _, bytes): (BlockNumber, u32, Vec<u8>)| {
-        PendingBlock::decode(number, &bytes)
-            .map_err(|error| Error::damaged(format!("pending block {number}"), error))
-    };
-    blocks.into_iter().map(decode).collect()
+    Ok(blocks)
+}
+
+/// Deletes what takes a block back, in the store and in the batch.
+pub fn delete_undo(
+    batch: &mut WriteBatch,
+    store: &dyn StoreRead,
+    block: BlockNumber,
+) -> Result<(), StoreError> {
+    let prefix = block_key(keyspace::UNDO, block);
+    store.scan(&prefix, &mut |key, _| {
+        batch.delete(key.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    let unwritten: Vec<Vec<u8>> = batch
+        .range(&prefix)
+        .map(|(key, _)| key.to_vec())
+        .take_while(|key| key.starts_with(&prefix))
+        .collect();
+    unwritten.into_iter().for_each(|key| batch.delete(key));
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use flagstone_core::store::{MemoryStore, Store};
+
     use super::*;
 
+    fn undo(values: u64) -> Undo {
+        let diff =
+            (0..values).fold(StateDiff::builder(), |diff, key| diff.storage(1.into(), key.into(), 7.into()));
+        let root = BlockRoot { commitment: 9.into(), ..BlockRoot::default() };
+        Undo { before: Some(BlockNumber(values)), root, diff: diff.build().unwrap() }
+    }
+
     #[test]
-    fn taking_a_pending_block_away_leaves_none_of_its_parts() {
-        let many =
-            (0..500u64).fold(StateDiff::builder(), |diff, key| diff.storage(1.into(), key.into(), 7.into()));
-        for (diff, facts) in [(StateDiff::default(), false), (many.build().unwrap(), true)] {
-            let root = facts.then(|| StateCommitment::from(9));
-            let version = facts.then(|| StarknetVersion::from_numbers([0, 13, 5, 0]));
-            let block =
-                PendingBlock { number: BlockNumber(3), version, old_root: root, new_root: None, diff };
-            assert_eq!(block.encode().len(), block.encoded_len());
-            let (mut put, mut deleted) = (WriteBatch::default(), WriteBatch::default());
-            put_pending(&mut put, &block);
-            delete_pending(&mut deleted, &block);
-            assert!(put.iter().map(|(key, _)| key).eq(deleted.iter().map(|(key, _)| key)));
+    fn undo_of_any_size_is_read_back_and_deleted_whole() {
+        let store = MemoryStore::new();
+        let mut batch = WriteBatch::default();
+        put_undo(&mut batch, BlockNumber(3), &undo(0));
+        put_undo(&mut batch, BlockNumber(4), &undo(500));
+        store.write(batch).unwrap();
+        assert_eq!(undo_blocks(&store).unwrap(), [BlockNumber(3), BlockNumber(4)]);
+        assert_eq!(read_undo(&store, BlockNumber(3)).unwrap(), Some(undo(0)));
+        assert_eq!(read_undo(&store, BlockNumber(4)).unwrap(), Some(undo(500)));
+        assert_eq!(read_undo(&store, BlockNumber(5)).unwrap(), None);
+        for block in [3, 4] {
+            let mut batch = WriteBatch::default();
+            delete_undo(&mut batch, &store, BlockNumber(block)).unwrap();
+            store.write(batch).unwrap();
+        }
+        assert!(store.is_empty());
+    }
+
+    #[test]
+    fn an_undo_without_one_of_its_parts_is_damaged() {
+        let mut batch = WriteBatch::default();
+        put_undo(&mut batch, BlockNumber(4), &undo(500));
+        let keys: Vec<Vec<u8>> = batch.iter().map(|(key, _)| key.to_vec()).collect();
+        assert!(keys.len() > 5);
+        for key in keys {
+            let store = MemoryStore::new();
+            let mut damaged = batch.clone();
+            damaged.delete(key);
+            store.write(damaged).unwrap();
+            assert!(read_undo(&store, BlockNumber(4)).is_err());
         }
     }
 }

@@ -1,54 +1,58 @@
-//! The engine: one place that writes.
+//! The engine: closes blocks, commits them behind the caller's back, writes them to the store, and serves views.
 //!
-//! A block is *closed* when its values are visible to the next block's executor, *committed* when its root is known.
-//! Closing returns when the block is synced. Commitment happens as the [`Cadence`] says; every block gets its own
-//! root, the same one whatever the cadence. A block whose computed root is not the stated one is refused: nothing of
-//! it is kept.
+//! A block is *closed* when it is durable and its values are visible to the next block's executor, *committed* when its
+//! root is known, *persisted* when its rows are in the store. Closing is the caller's; the other two happen on threads of
+//! the engine, in order, as the [`Cadence`] says. Every block gets its own root, the same one whatever the cadence. What
+//! is on its way is bounded; at a bound the one before waits.
 //!
-//! Each change of the database is one batch, so that at any instant it is wholly at one height:
-//! - closing and committing at once: values, nodes, the block's root, the head;
-//! - closing: values, the block's diff as a pending block, the head;
-//! - committing pending blocks: nodes, their roots, their removal from the pending ones, the head;
-//! - dropping refused blocks: the values they overwrote, their removal from the pending ones, the head.
+//! A failure on the way reaches the next caller. After one of the store or the journal the engine has stopped, and
+//! nothing more is written. A block whose computed root is not the stated one is taken back, with all after it: the state
+//! is again that of the last block before, and the engine goes on from there.
+//!
+//! The store is at one height at any instant: a block's rows (its values, its commitment's nodes, its root, what takes it
+//! back, and the head) are written as one unit.
 
+mod base;
+mod chain;
+mod closing;
+mod commit;
 mod config;
 mod durable;
+mod hints;
+mod history;
 pub(crate) mod meta;
-mod overlay;
-mod read_cache;
+mod persist;
+mod values;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
+use std::thread::JoinHandle;
 
 use flagstone_core::commit::HashCounts;
-use flagstone_core::commitment::{CommitmentRule, Roots, StarknetVersion};
-use flagstone_core::diff::StateDiff;
 use flagstone_core::hash::{Bulk, Hasher};
-use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
+use flagstone_core::layout::Layout;
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
-use flagstone_core::types::{BlockNumber, StateCommitment};
-use flagstone_core::update::StateUpdate;
+use flagstone_core::types::BlockNumber;
 
 pub use config::{Cadence, EngineConfig};
-pub use meta::{BlockRoot, Head, Identity};
-#[cfg(feature = "blockifier")]
-pub(crate) use overlay::ValueKey;
-pub use read_cache::ReadCacheStats;
+pub use hints::HintStats;
+pub use meta::{Blob, BlockRoot, Head, Identity};
+pub use values::ReadCacheStats;
 pub use view::View;
 
 use crate::error::Error;
 use crate::journal::Files;
 use crate::store::Sealed;
-use durable::{Durability, Step};
-use meta::PendingBlock;
-use overlay::Overlay;
-use read_cache::ReadCache;
-
-/// Values of one batch of commitments: bounds the size of a store batch, whatever the backlog.
-const GROUP_WRITES_MAX: usize = 4_000;
+use base::Rows;
+use chain::{Chain, Ending};
+use durable::{Behind, Durability};
+use hints::Hints;
+use meta::StoredHead;
+use values::Values;
 
 /// A state database: a layout over a store.
 ///
@@ -59,30 +63,42 @@ const GROUP_WRITES_MAX: usize = 4_000;
 /// let engine = Engine::open(Box::new(MemoryStore::new()), layout("flat")?.make(), EngineConfig::default())?;
 /// let diff = StateDiff::builder().storage(1.into(), 2.into(), 3.into()).build()?;
 /// let update = StateUpdate { starknet_version: "0.13.5".parse().ok(), ..StateUpdate::from(diff) };
-/// let closed = engine.close_block(&update)?;
-/// assert_eq!(closed.committed.len(), 1);
+/// engine.close_block(&update)?;
 /// assert_eq!(engine.view().storage_at(&1.into(), &2.into())?, 3.into());
+/// let committed = engine.commit()?.committed;
+/// assert_eq!(engine.wait_for_root(committed[0].number)?, committed[0].root);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Engine {
     shared: Arc<Shared>,
-    writer: Mutex<Writer>,
-    pool: rayon::ThreadPool,
-    config: EngineConfig,
-    hasher: Box<dyn Hasher>,
-    durability: Mutex<Durability>,
+    committer: Option<JoinHandle<()>>,
+    persister: Option<JoinHandle<()>>,
+    reader_ahead: Option<JoinHandle<()>>,
 }
 
-/// What views share with the engine.
+/// What the engine's threads and its views share.
 struct Shared {
-    store: Box<dyn Store>,
     layout: Box<dyn Layout>,
-    /// Counts the moves of readable values; a view of another epoch has expired.
-    epoch: AtomicU64,
+    hasher: Box<dyn Hasher>,
+    config: EngineConfig,
+    pool: rayon::ThreadPool,
+    rows: Rows,
+    values: Values,
+    hints: Hints,
+    /// Blobs of blocks that are closed and not committed.
+    blobs: RwLock<HashMap<Vec<u8>, Arc<[u8]>>>,
     tip: RwLock<Tip>,
-    overlay: RwLock<Overlay>,
-    /// What the layout answered in this epoch.
-    read_cache: ReadCache,
+    chain: Mutex<Chain>,
+    /// Something in the chain is new.
+    changed: Condvar,
+    /// Held by who closes or takes back blocks. Taken before any other lock.
+    closer: Mutex<()>,
+    durability: Mutex<Durability>,
+    /// Whether a closed block is durable before the store has it, or nothing is.
+    ahead_of_store: bool,
+    /// Blocks that can be taken back, ascending.
+    history: Mutex<VecDeque<BlockNumber>>,
+    taken_back: TakenBack,
     /// The failure after which the store's content is not known.
     stopped: OnceLock<String>,
 }
@@ -90,38 +106,16 @@ struct Shared {
 /// What a new view begins with.
 #[derive(Clone, Copy)]
 struct Tip {
-    head: Head,
-    epoch: u64,
+    stamp: u64,
+    block: Option<BlockNumber>,
 }
 
-/// What a batch does to the values that the layout answers with.
-#[derive(Clone, Copy)]
-enum Moves<'a> {
-    /// Nothing: they are the same before and after.
-    Nothing,
-    /// These blocks' values become readable, in order.
-    Blocks(&'a [&'a StateDiff]),
-    /// Values of closed blocks are taken back.
-    Back,
-}
-
-/// A batch's part in a block's life.
-#[derive(Clone, Copy)]
-struct Write<'a> {
-    step: Step<'a>,
-    moves: Moves<'a>,
-}
-
-impl<'a> Write<'a> {
-    const fn new(step: Step<'a>, moves: Moves<'a>) -> Self {
-        Self { step, moves }
-    }
-}
-
-struct Writer {
-    head: Head,
-    pending: VecDeque<PendingBlock>,
-    pending_writes: usize,
+/// Stamps of blocks that were taken back because a root did not hold: no view answers for them.
+#[derive(Default)]
+struct TakenBack {
+    any: AtomicBool,
+    /// First and last stamps.
+    stamps: RwLock<Vec<(u64, u64)>>,
 }
 
 /// A block that was committed.
@@ -137,47 +131,43 @@ pub struct CommittedBlock {
     pub verified: bool,
 }
 
-/// The outcome of closing a block or of a commitment.
+/// What was done, and what commitments have brought since the caller was last told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
     /// The block that was closed, if one was.
     pub closed: Option<BlockNumber>,
-    /// Blocks that were committed, in order.
+    /// Blocks whose roots became known, in order.
     pub committed: Vec<CommittedBlock>,
     /// Hashes that took.
     pub hashes: HashCounts,
 }
 
-impl Shared {
-    fn tip(&self) -> Tip {
-        *self.tip.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn overlay(&self) -> RwLockReadGuard<'_, Overlay> {
-        self.overlay.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// After a failed write the store's content is not known: nothing more is read from it or written on top of it.
-    fn check_running(&self) -> Result<(), Error> {
-        match self.stopped.get() {
-            Some(cause) => Err(Error::Stopped { cause: cause.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    fn state_at(&self, roots: Roots) -> StateAt<'_> {
-        StateAt { store: self.store.as_ref(), roots }
-    }
-}
-
 impl Engine {
     /// Opens the database in a store, or creates one if the store is empty.
+    ///
+    /// There is no journal: if the store is durable, closing a block commits it and waits until the store has synced it,
+    /// whatever the cadence; if it is not, nothing is durable.
     ///
     /// # Errors
     /// [`Error::IdentityMismatch`] if the store holds another layout, format version or scheme; [`Error::State`] if
     /// its rows are damaged or the store fails; [`Error::Config`] if the store or a setting cannot serve.
     pub fn open(store: Box<dyn Store>, layout: Box<dyn Layout>, config: EngineConfig) -> Result<Self, Error> {
         Self::open_with_hasher(store, layout, config, Box::new(Bulk))
+    }
+
+    /// Like [`Engine::open`], with another hash engine. All of them give the same roots.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_with_hasher(
+        store: Box<dyn Store>,
+        layout: Box<dyn Layout>,
+        config: EngineConfig,
+        hasher: Box<dyn Hasher>,
+    ) -> Result<Self, Error> {
+        let opening = Opening::new(Sealed::from_box(store), layout, config, hasher)?;
+        let behind = Behind { taken_back: None, missing: Vec::new() };
+        opening.start(Durability::Store, behind)
     }
 
     /// Like [`Engine::open`], with a journal in the directory `dir`: a block is durable once its frame is synced there,
@@ -203,36 +193,191 @@ impl Engine {
         files: Arc<dyn Files>,
         dir: &Path,
     ) -> Result<Self, Error> {
-        let engine = Self::start(Box::new(store), layout, config, Box::new(Bulk))?;
-        let (durability, missing) = Durability::open(files, dir, &engine.head(), config.persist_every)?;
-        *engine.durability() = durability;
-        let mut writer = engine.writer()?;
-        for block in missing {
-            engine.close_pending(&mut writer, block, true)?;
+        let opening = Opening::new(store, layout, config, Box::new(Bulk))?;
+        let (durability, behind) = Durability::open(files, dir, &opening.head, config.persist_every)?;
+        opening.start(durability, behind)
+    }
+
+    /// The state after the last closed block, pinned there. Waits for nothing.
+    pub fn view(&self) -> View {
+        let Tip { stamp, block } = self.shared.tip();
+        View { shared: Arc::clone(&self.shared), stamp, block, past: None }
+    }
+
+    /// How far the database has come, and the root there.
+    pub fn head(&self) -> Head {
+        self.shared.chain().head()
+    }
+
+    /// The root of a committed block; `None` if this database has not committed it, or not by itself (see
+    /// [`EngineConfig::coalesce`]).
+    ///
+    /// # Errors
+    /// [`Error::State`] if the store fails or the row is damaged.
+    pub fn block_root(&self, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
+        let base = self.shared.rows.base();
+        meta::read_block_root(&self.shared.rows.of(&base), block)
+    }
+
+    /// What the values in front of the layout have done since the opening, and what they hold.
+    pub fn read_cache_stats(&self) -> ReadCacheStats {
+        self.shared.values.stats()
+    }
+
+    /// What the database says it is.
+    pub fn identity(&self) -> Identity {
+        Identity::of(self.shared.layout.as_ref())
+    }
+
+    /// Name of the store it is in.
+    pub fn store_name(&self) -> &'static str {
+        self.shared.rows.store().name()
+    }
+
+    /// Commits all closed blocks and waits until that is done.
+    ///
+    /// # Errors
+    /// [`Error::RootMismatch`] or [`Error::WrongParent`] if a block's stated root does not hold: that block and those
+    /// after it are taken back. [`Error::State`] if the store fails or is damaged.
+    pub fn commit(&self) -> Result<Progress, Error> {
+        let mut chain = self.shared.chain();
+        chain.want_all();
+        let through = chain.closed;
+        self.shared.changed.notify_all();
+        let mut chain = self.shared.wait(chain, |chain| chain.committed >= through)?;
+        Ok(chain.take_news())
+    }
+
+    /// Commits blocks up to this one, if they are not, and returns its root.
+    ///
+    /// # Errors
+    /// As [`Engine::commit`]; [`Error::NotClosed`] if no block of this number is closed, [`Error::HistoryGone`] if it has
+    /// no root of its own.
+    pub fn wait_for_root(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
+        let mut chain = self.shared.chain();
+        if chain.closed < Some(block) && chain.failure.is_none() && !chain.refusing {
+            return Err(Error::NotClosed { block, closed: chain.closed });
         }
-        drop(writer);
-        Ok(engine)
+        chain.wanted = chain.wanted.max(Some(block));
+        self.shared.changed.notify_all();
+        drop(self.shared.wait(chain, |chain| chain.committed >= Some(block))?);
+        self.block_root(block)?.ok_or_else(|| self.shared.history_gone(block))
+    }
+
+    /// Waits until everything that is committed is in the store, and syncs it.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the store fails, or an earlier failure that was not told yet.
+    pub fn sync(&self) -> Result<(), Error> {
+        let chain = self.shared.chain();
+        let through = chain.committed;
+        drop(self.shared.wait(chain, |chain| chain.persisted >= through && chain.unwritten.is_empty())?);
+        Ok(self.shared.rows.store().sync()?)
+    }
+}
+
+impl Chain {
+    /// What was committed since the caller was last told.
+    fn take_news(&mut self) -> Progress {
+        let committed = std::mem::take(&mut self.news);
+        Progress { closed: None, committed, hashes: std::mem::take(&mut self.hashes) }
+    }
+}
+
+impl Shared {
+    fn tip(&self) -> Tip {
+        *self.tip.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_tip(&self, stamp: u64, block: Option<BlockNumber>) {
+        *self.tip.write().unwrap_or_else(PoisonError::into_inner) = Tip { stamp, block };
+    }
+
+    fn chain(&self) -> MutexGuard<'_, Chain> {
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn durability(&self) -> MutexGuard<'_, Durability> {
         self.durability.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Like [`Engine::open`], with another hash engine. All of them give the same roots.
-    ///
-    /// # Errors
-    /// As [`Engine::open`].
-    pub fn open_with_hasher(
-        store: Box<dyn Store>,
-        layout: Box<dyn Layout>,
-        config: EngineConfig,
-        hasher: Box<dyn Hasher>,
-    ) -> Result<Self, Error> {
-        Self::start(Box::new(Sealed::from_box(store)), layout, config, hasher)
+    fn history(&self) -> MutexGuard<'_, VecDeque<BlockNumber>> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(
-        store: Box<dyn Store>,
+    fn blobs(&self) -> RwLockWriteGuard<'_, HashMap<Vec<u8>, Arc<[u8]>>> {
+        self.blobs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After a failed write the store's content is not known: nothing more is read from it or written on top of it.
+    fn check_running(&self) -> Result<(), Error> {
+        match self.stopped.get() {
+            Some(cause) => Err(Error::Stopped { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until something holds of the chain; a failure that comes first, or was there already, is the caller's.
+    fn wait<'a>(
+        &self,
+        mut chain: MutexGuard<'a, Chain>,
+        holds: impl Fn(&Chain) -> bool,
+    ) -> Result<MutexGuard<'a, Chain>, Error> {
+        loop {
+            if let Some(failure) = chain.failure.take() {
+                return Err(failure);
+            }
+            self.check_running()?;
+            if !chain.refusing && holds(&chain) {
+                return Ok(chain);
+            }
+            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Stops the engine. The next caller learns why.
+    fn stop(&self, error: Error) {
+        let mut chain = self.chain();
+        if self.stopped.set(error.to_string()).is_ok() {
+            chain.failure = Some(error);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Runs a thread's loop; whatever ends it other than the engine's end stops the engine.
+    fn run(self: &Arc<Self>, what: &str, work: impl Fn(&Arc<Self>) -> Result<(), Error>) {
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| work(self)));
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.stop(error),
+            Err(_) => self.stop(Error::Stopped { cause: format!("the {what} panicked") }),
+        }
+    }
+
+    fn is_taken_back(&self, stamp: u64) -> bool {
+        let ranges = || self.taken_back.stamps.read().unwrap_or_else(PoisonError::into_inner);
+        self.taken_back.any.load(Ordering::SeqCst)
+            && ranges().iter().any(|(first, last)| (*first..=*last).contains(&stamp))
+    }
+
+    fn note_taken_back(&self, first: u64, last: u64) {
+        self.taken_back.stamps.write().unwrap_or_else(PoisonError::into_inner).push((first, last));
+        self.taken_back.any.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A database that is checked and not running yet.
+struct Opening {
+    store: Sealed<dyn Store>,
+    layout: Box<dyn Layout>,
+    hasher: Box<dyn Hasher>,
+    config: EngineConfig,
+    head: StoredHead,
+}
+
+impl Opening {
+    fn new(
+        store: Sealed<dyn Store>,
         layout: Box<dyn Layout>,
         config: EngineConfig,
         hasher: Box<dyn Hasher>,
@@ -244,333 +389,89 @@ impl Engine {
             );
             return Err(StoreError::new(StoreErrorKind::Unsupported, problem).into());
         }
+        let head = open_or_create(&store, layout.as_ref())?;
+        Ok(Self { store, layout, hasher, config, head })
+    }
+
+    /// Brings the store to where the journal is, and starts the threads.
+    fn start(self, durability: Durability, behind: Behind) -> Result<Engine, Error> {
+        let Self { store, layout, hasher, config, head } = self;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.threads)
-            .thread_name(|index| format!("flagstone-commit-{index}"))
+            .thread_name(|index| format!("flagstone-pool-{index}"))
             .build()
             .map_err(|error| {
                 Error::Config(format!("cannot start {} commitment threads: {error}", config.threads))
             })?;
-        let head = open_or_create(store.as_ref(), layout.as_ref())?;
-        let pending = meta::read_pending(store.as_ref(), &head)?;
-        let mut overlay = Overlay::default();
-        if layout.values_readable() == ValuesReadable::AtCommitment {
-            pending.iter().for_each(|block| overlay.push(block.number, &block.diff));
-        }
-        let shared = Shared {
-            store,
+        let ahead_of_store = durability.is_journal() || !store.capabilities().durable;
+        let chain = Chain {
+            closed: head.block,
+            committed: head.block,
+            persisted: head.block,
+            root: head.root,
+            refusal: durability.refusal(),
+            ..Chain::default()
+        };
+        let history = meta::undo_blocks(&store)?;
+        let shared = Arc::new(Shared {
             layout,
-            epoch: AtomicU64::new(0),
-            tip: RwLock::new(Tip { head, epoch: 0 }),
-            overlay: RwLock::new(overlay),
-            read_cache: ReadCache::new(config.read_cache_bytes),
-            stopped: OnceLock::new(),
-        };
-        let pending_writes = pending.iter().map(|block| block.diff.writes()).sum();
-        let writer = Writer { head, pending: pending.into(), pending_writes };
-        Ok(Self {
-            shared: Arc::new(shared),
-            writer: Mutex::new(writer),
-            pool,
-            config,
             hasher,
-            durability: Mutex::new(Durability::Store),
-        })
-    }
-
-    /// The state after the last closed block, pinned there. Waits while a batch is being applied.
-    pub fn view(&self) -> View {
-        let Tip { head, epoch } = self.shared.tip();
-        View { shared: Arc::clone(&self.shared), head, epoch }
-    }
-
-    /// How far the database has come, and the root there.
-    pub fn head(&self) -> Head {
-        self.shared.tip().head
-    }
-
-    /// The root of a committed block; `None` if this database has not committed it.
-    ///
-    /// # Errors
-    /// [`Error::State`] if the store fails or the row is damaged.
-    pub fn block_root(&self, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
-        meta::read_block_root(self.shared.store.as_ref(), block)
-    }
-
-    /// What the cache of values in front of the layout has done since the opening, and what it holds.
-    pub fn read_cache_stats(&self) -> ReadCacheStats {
-        self.shared.read_cache.stats()
-    }
-
-    /// What the database says it is.
-    pub fn identity(&self) -> Identity {
-        Identity::of(self.shared.layout.as_ref())
-    }
-
-    /// Name of the store it is in.
-    pub fn store_name(&self) -> &'static str {
-        self.shared.store.name()
-    }
-
-    /// Closes the next block: checks that it follows, makes its values visible, syncs it, and commits if the cadence
-    /// or a bound says so. On an error nothing of the block is kept, unless the error says [`Error::Stopped`] or
-    /// comes from the store: then a reopen tells.
-    ///
-    /// # Errors
-    /// [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow, [`Error::VersionNeeded`] if
-    /// its commitment would not be defined, [`Error::RootMismatch`] if a committed block's root is not the stated
-    /// one (that block and those after it are dropped), [`Error::State`] if the store fails or is damaged.
-    pub fn close_block(&self, update: &StateUpdate) -> Result<Progress, Error> {
-        let mut writer = self.writer()?;
-        let block = self.accept(&writer, update)?;
-        let number = block.number;
-        let mut progress = Progress::default();
-        if !writer.pending.is_empty() && self.is_full(&writer, block.diff.writes()) {
-            self.commit_pending(&mut writer, &mut progress)?;
+            config,
+            pool,
+            rows: Rows::new(Box::new(store), head.block, head.root),
+            values: Values::new(config.read_cache_bytes),
+            hints: Hints::default(),
+            blobs: RwLock::default(),
+            tip: RwLock::new(Tip { stamp: 0, block: head.block }),
+            chain: Mutex::new(chain),
+            changed: Condvar::new(),
+            closer: Mutex::new(()),
+            durability: Mutex::new(durability),
+            ahead_of_store,
+            history: Mutex::new(history.into()),
+            taken_back: TakenBack::default(),
+            stopped: OnceLock::new(),
+        });
+        if let Some(first) = behind.taken_back {
+            shared.finish_taking_back(first)?;
         }
-        if writer.pending.is_empty() && self.config.cadence == Cadence::EVERY_BLOCK {
-            self.close_and_commit(&mut writer, block, &mut progress)?;
-        } else {
-            self.close_pending(&mut writer, block, false)?;
-            if matches!(self.config.cadence, Cadence::Blocks(count) if writer.pending.len() >= count.get() as usize)
-            {
-                self.commit_pending(&mut writer, &mut progress)?;
-            }
-        }
-        progress.closed = Some(number);
-        Ok(progress)
-    }
-
-    /// Commits all closed blocks.
-    ///
-    /// # Errors
-    /// [`Error::RootMismatch`] or [`Error::WrongParent`] if a block's stated root does not hold: that block and those
-    /// after it are dropped. [`Error::State`] if the store fails or is damaged.
-    pub fn commit(&self) -> Result<Progress, Error> {
-        let mut progress = Progress::default();
-        self.commit_pending(&mut *self.writer()?, &mut progress)?;
-        Ok(progress)
-    }
-
-    fn writer(&self) -> Result<MutexGuard<'_, Writer>, Error> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.check_running()?;
-        Ok(writer)
-    }
-
-    /// Whether a block of `writes` values would exceed a bound on pending blocks.
-    fn is_full(&self, writer: &Writer, writes: usize) -> bool {
-        writer.pending.len() >= self.config.pending_blocks_max
-            || writer.pending_writes + writes > self.config.pending_writes_max
-    }
-
-    /// Checks that a block follows and that its commitment will be defined.
-    fn accept(&self, writer: &Writer, update: &StateUpdate) -> Result<PendingBlock, Error> {
-        let expected = match writer.head.closed {
-            Some(closed) => Some(
-                closed.next().ok_or_else(|| Error::Config("no block follows the last of 64 bits".into()))?,
-            ),
-            None => None,
+        behind.missing.into_iter().for_each(|block| shared.close_again(block));
+        let start = |name: &str, work: fn(&Arc<Shared>) -> Result<(), Error>| {
+            let (shared, what) = (Arc::clone(&shared), name.to_owned());
+            let thread = std::thread::Builder::new().name(format!("flagstone-{name}"));
+            let started = thread.spawn(move || shared.run(&what, work));
+            started.map_err(|error| Error::Config(format!("cannot start the {name} thread: {error}")))
         };
-        let number = update.block_number.or(expected).unwrap_or_default();
-        if let Some(expected) = expected
-            && number != expected
-        {
-            return Err(Error::WrongNumber { expected, got: number });
-        }
-        let parent = writer.pending.back().map_or(Some(writer.head.root.commitment), |block| block.new_root);
-        check_parent(number, update.old_root, parent)?;
-        if update.starknet_version.is_none()
-            && update.new_root.is_none()
-            && rule_may_matter(writer, &update.diff)
-        {
-            return Err(Error::VersionNeeded { block: number });
-        }
-        Ok(PendingBlock {
-            number,
-            version: update.starknet_version,
-            old_root: update.old_root,
-            new_root: update.new_root,
-            diff: update.diff.clone(),
-        })
-    }
-
-    /// Closes and commits a block in one batch.
-    fn close_and_commit(
-        &self,
-        writer: &mut Writer,
-        block: PendingBlock,
-        progress: &mut Progress,
-    ) -> Result<(), Error> {
-        let staged = self.stage(&writer.head, &[&block.diff])?;
-        let mut committed = Vec::new();
-        verify_group(writer.head.root, &[&block], &staged, &mut committed)?;
-        let mut batch = self.shared.layout.stage_values(&block.diff);
-        batch.append(staged.batch);
-        let mut head = writer.head;
-        put_committed(&mut batch, &mut head, &committed);
-        head.closed = Some(block.number);
-        self.write(
-            writer,
-            batch,
-            head,
-            Write::new(Step::Close(&block), Moves::Blocks(&[&block.diff])),
-            |_| {},
-        )?;
-        staged.applied.into_iter().for_each(|applied| applied());
-        progress.committed.extend(committed);
-        progress.hashes += staged.hashes;
-        Ok(())
-    }
-
-    /// Closes a block and leaves its commitment for later. `replayed` blocks are in the journal already.
-    fn close_pending(&self, writer: &mut Writer, block: PendingBlock, replayed: bool) -> Result<(), Error> {
-        let mut batch = self.shared.layout.stage_values(&block.diff);
-        meta::put_pending(&mut batch, &block);
-        let head = Head { closed: Some(block.number), ..writer.head };
-        let at_close = self.shared.layout.values_readable() == ValuesReadable::AtClose;
-        let diffs = [&block.diff];
-        let moves = if at_close { Moves::Blocks(&diffs) } else { Moves::Nothing };
-        let step = if replayed { Step::Replay } else { Step::Close(&block) };
-        self.write(writer, batch, head, Write::new(step, moves), |overlay| {
-            if !at_close {
-                overlay.push(block.number, &block.diff);
-            }
-        })?;
-        writer.pending_writes += block.diff.writes();
-        writer.pending.push_back(block);
-        Ok(())
-    }
-
-    /// Commits pending blocks, a bounded group at a time.
-    fn commit_pending(&self, writer: &mut Writer, progress: &mut Progress) -> Result<(), Error> {
-        while !writer.pending.is_empty() {
-            let mut writes = 0;
-            let fits = |block: &&PendingBlock| {
-                writes += block.diff.writes();
-                writes <= GROUP_WRITES_MAX
-            };
-            let count = writer.pending.iter().take_while(fits).count().max(1);
-            self.commit_group(writer, count, progress)?;
-        }
-        Ok(())
-    }
-
-    /// Commits the first `count` pending blocks, or those before the first one whose root does not hold; then that
-    /// one and all after it are dropped.
-    fn commit_group(&self, writer: &mut Writer, count: usize, progress: &mut Progress) -> Result<(), Error> {
-        let group: Vec<&PendingBlock> = writer.pending.iter().take(count).collect();
-        let diffs: Vec<&StateDiff> = group.iter().map(|block| &block.diff).collect();
-        let mut staged = self.stage(&writer.head, &diffs)?;
-        let mut committed = Vec::new();
-        let refused = verify_group(writer.head.root, &group, &staged, &mut committed).err();
-        if refused.is_some() && !committed.is_empty() {
-            staged = self.stage(&writer.head, &diffs[..committed.len()])?;
-        }
-        if !committed.is_empty() {
-            let mut batch = staged.batch;
-            group[..committed.len()].iter().for_each(|block| meta::delete_pending(&mut batch, block));
-            let mut head = writer.head;
-            put_committed(&mut batch, &mut head, &committed);
-            let at_commitment = self.shared.layout.values_readable() == ValuesReadable::AtCommitment;
-            let moves = if at_commitment { Moves::Blocks(&diffs[..committed.len()]) } else { Moves::Nothing };
-            let rest: Vec<&PendingBlock> = writer.pending.iter().skip(committed.len()).collect();
-            self.write_batch(batch, head, Write::new(Step::Commit, moves), |overlay| {
-                overlay.clear();
-                if at_commitment {
-                    rest.iter().for_each(|block| overlay.push(block.number, &block.diff));
-                }
-            })?;
-            staged.applied.into_iter().for_each(|applied| applied());
-            writer.head = head;
-            let done = writer.pending.drain(..committed.len());
-            writer.pending_writes -= done.map(|block| block.diff.writes()).sum::<usize>();
-            progress.hashes += staged.hashes;
-            progress.committed.extend(committed);
-        }
-        match refused {
-            None => Ok(()),
-            Some(error) => {
-                self.drop_pending(writer)?;
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes all pending blocks back: the state is again that of the last committed block.
-    fn drop_pending(&self, writer: &mut Writer) -> Result<(), Error> {
-        let Some(first) = writer.pending.front().map(|block| block.number) else { return Ok(()) };
-        let dropped: Vec<&StateDiff> = writer.pending.iter().map(|block| &block.diff).collect();
-        let state = self.shared.state_at(writer.head.root.roots);
-        let mut batch = self.shared.layout.stage_rollback(state, &dropped)?;
-        writer.pending.iter().for_each(|block| meta::delete_pending(&mut batch, block));
-        let head = Head { closed: writer.head.committed, ..writer.head };
-        self.write(writer, batch, head, Write::new(Step::Drop(first), Moves::Back), Overlay::clear)?;
-        writer.pending.clear();
-        writer.pending_writes = 0;
-        Ok(())
-    }
-
-    /// Commits diffs on top of the last committed block, on the engine's own threads.
-    fn stage(&self, head: &Head, diffs: &[&StateDiff]) -> Result<StagedCommitment, Error> {
-        let state = self.shared.state_at(head.root.roots);
-        Ok(self.pool.install(|| self.shared.layout.stage_commitment(state, diffs, self.hasher.as_ref()))?)
-    }
-
-    fn write(
-        &self,
-        writer: &mut Writer,
-        batch: WriteBatch,
-        head: Head,
-        write: Write<'_>,
-        update: impl FnOnce(&mut Overlay),
-    ) -> Result<(), Error> {
-        self.write_batch(batch, head, write, update)?;
-        writer.head = head;
-        Ok(())
-    }
-
-    /// The one place that writes: applies a batch with its head, makes it last, and shows it to new views. Views from
-    /// before expire first if the batch moves readable values, and the read cache follows before there are views that
-    /// ask it.
-    fn write_batch(
-        &self,
-        mut batch: WriteBatch,
-        head: Head,
-        Write { step, moves }: Write<'_>,
-        update: impl FnOnce(&mut Overlay),
-    ) -> Result<(), StoreError> {
-        meta::put_head(&mut batch, &head);
-        let cache = &self.shared.read_cache;
-        let moved = cache.prepare(if let Moves::Blocks(diffs) = moves { diffs } else { &[] });
-        let mut tip = self.shared.tip.write().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(moves, Moves::Nothing) {
-            tip.epoch = self.shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
-        }
-        let written = self.durability().write(self.shared.store.as_ref(), batch, step, head.committed);
-        if let Err(error) = written {
-            // The first failure is the one to tell; a later one cannot come, because nothing is written any more.
-            let _ = self.shared.stopped.set(error.to_string());
-            return Err(error);
-        }
-        match moves {
-            Moves::Nothing => {}
-            Moves::Blocks(_) => cache.advance(tip.epoch, moved),
-            Moves::Back => cache.clear(tip.epoch),
-        }
-        update(&mut self.shared.overlay.write().unwrap_or_else(PoisonError::into_inner));
-        tip.head = head;
-        Ok(())
+        let committer = Some(start("commit", |shared| shared.commit_waiting())?);
+        let persister = Some(start("persist", |shared| shared.write_committed())?);
+        let reader_ahead = Some(start("read-ahead", hints::follow)?);
+        Ok(Engine { shared, committer, persister, reader_ahead })
     }
 }
 
 impl Drop for Engine {
-    /// Syncs the store, so that the next opening has nothing to replay. What is acknowledged is durable without it.
+    /// Lets the commitment that is wanted and all writing end, and syncs the store, so that the next opening has little
+    /// to replay. What is acknowledged is durable without it.
     fn drop(&mut self) {
+        let join = |thread: &mut Option<JoinHandle<()>>, ending: Ending| {
+            self.shared.chain().ending = ending;
+            self.shared.changed.notify_all();
+            // A thread that panicked has stopped the engine.
+            let _ = thread.take().map(JoinHandle::join);
+        };
+        let mut chain = self.shared.chain();
+        if !self.shared.durability().is_journal() {
+            chain.want_all();
+        }
+        drop(chain);
+        self.shared.hints.end();
+        join(&mut self.reader_ahead, Ending::No);
+        join(&mut self.committer, Ending::Committing);
+        join(&mut self.persister, Ending::Writing);
         if self.shared.check_running().is_ok() {
-            let durability = std::mem::replace(&mut *self.durability(), Durability::Store);
+            let durability = std::mem::replace(&mut *self.shared.durability(), Durability::Store);
             // Nobody is left to tell; the journal has what the store might not.
-            let _ = durability.close(self.shared.store.as_ref());
+            let _ = durability.end(self.shared.rows.store());
         }
     }
 }
@@ -586,85 +487,17 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-fn open_or_create(store: &dyn Store, layout: &dyn Layout) -> Result<Head, Error> {
+fn open_or_create(store: &dyn Store, layout: &dyn Layout) -> Result<StoredHead, Error> {
     let identity = Identity::of(layout);
     if let Some(stored) = meta::read_identity(store)? {
         identity.check(&stored)?;
         return meta::read_head(store);
     }
-    let head = Head::default();
+    let head = StoredHead::default();
     let mut batch = WriteBatch::default();
     meta::put_identity(&mut batch, &identity);
     meta::put_head(&mut batch, &head);
     store.write(batch)?;
     store.sync()?;
     Ok(head)
-}
-
-/// Whether the state after one more diff may have contracts and no class, so that its commitment depends on the rule.
-fn rule_may_matter(writer: &Writer, diff: &StateDiff) -> bool {
-    let Roots { contracts, classes } = writer.head.root.roots;
-    let declares = |diff: &StateDiff| diff.classes().iter().any(|class| !class.compiled_class_hash.is_zero());
-    let mut diffs = writer.pending.iter().map(|block| &block.diff).chain([diff]);
-    let has_contracts = !contracts.is_zero() || diffs.clone().any(|diff| !diff.is_empty());
-    has_contracts && classes.is_zero() && !diffs.any(declares)
-}
-
-fn check_parent(
-    block: BlockNumber,
-    stated: Option<StateCommitment>,
-    actual: Option<StateCommitment>,
-) -> Result<(), Error> {
-    match (stated, actual) {
-        (Some(stated), Some(actual)) if stated != actual => Err(Error::WrongParent { block, stated, actual }),
-        _ => Ok(()),
-    }
-}
-
-/// Checks computed roots against the stated ones; collects the blocks up to the first that does not hold.
-fn verify_group(
-    before: BlockRoot,
-    group: &[&PendingBlock],
-    staged: &StagedCommitment,
-    committed: &mut Vec<CommittedBlock>,
-) -> Result<(), Error> {
-    let mut parent = before.commitment;
-    for (block, roots) in group.iter().zip(&staged.roots) {
-        check_parent(block.number, block.old_root, Some(parent))?;
-        let commitment = commitment_of(roots, block)?;
-        if let Some(stated) = block.new_root
-            && stated != commitment
-        {
-            return Err(Error::RootMismatch { block: block.number, stated, computed: commitment });
-        }
-        parent = commitment;
-        committed.push(CommittedBlock {
-            number: block.number,
-            writes: block.diff.writes(),
-            root: BlockRoot { roots: *roots, commitment },
-            verified: block.new_root.is_some(),
-        });
-    }
-    Ok(())
-}
-
-/// The state commitment under the block's rule. If the block's version is not known and matters, a stated root tells
-/// which rule was meant: only one of the two can give it, and either way it commits to exactly these roots.
-fn commitment_of(roots: &Roots, block: &PendingBlock) -> Result<StateCommitment, Error> {
-    let by = |rule| roots.commitment(rule);
-    match (block.version.map(StarknetVersion::commitment_rule), block.new_root) {
-        (Some(rule), _) => Ok(by(rule)),
-        (None, _) if !roots.rule_matters() => Ok(by(CommitmentRule::AlwaysBoth)),
-        (None, Some(stated)) if stated == by(CommitmentRule::AlwaysBoth) => Ok(stated),
-        (None, Some(_)) => Ok(by(CommitmentRule::ContractsRootAlone)),
-        (None, None) => Err(Error::VersionNeeded { block: block.number }),
-    }
-}
-
-fn put_committed(batch: &mut WriteBatch, head: &mut Head, committed: &[CommittedBlock]) {
-    for block in committed {
-        meta::put_block_root(batch, block.number, &block.root);
-        head.committed = Some(block.number);
-        head.root = block.root;
-    }
 }

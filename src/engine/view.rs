@@ -1,11 +1,12 @@
 //! A state pinned at a block.
 //!
-//! A view answers for its block or fails with [`Error::ViewExpired`]; it never answers for another block. It holds
-//! no lock: it reads, and then checks that the store's values did not move meanwhile.
+//! A view answers for its block or fails with [`Error::ViewExpired`]; it never answers for another block. It waits for no
+//! commitment and no batch of the store: values of recent blocks are in memory, and so are rows on their way to the store.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
 
+use flagstone_core::diff::Subject;
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::layout::{Layout, StateAt};
@@ -13,34 +14,38 @@ use flagstone_core::types::{
     BlockNumber, ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue,
 };
 
-use super::overlay::ValueKey;
-use super::read_cache::Lookup;
-use super::{Head, Shared};
+use super::Shared;
+use super::meta;
+use super::values::Lookup;
 use crate::error::Error;
+
+/// Values as they were at a block, where they have changed since.
+pub type Past = HashMap<Subject, Felt>;
 
 /// The state after a block (or the empty state), for reading from any number of threads. Cheap to clone.
 #[derive(Clone)]
 pub struct View {
     pub(super) shared: Arc<Shared>,
-    pub(super) head: Head,
-    /// The store's epoch that this view belongs to.
-    pub(super) epoch: u64,
+    pub(super) stamp: u64,
+    pub(super) block: Option<BlockNumber>,
+    /// For a view of a block whose values are not among the recent ones.
+    pub(super) past: Option<Arc<Past>>,
 }
 
 impl View {
     /// The block this view is pinned at; `None` for the empty state.
     pub const fn block(&self) -> Option<BlockNumber> {
-        self.head.closed
+        self.block
     }
 
     /// Value of a storage slot; zero if it was never written.
     ///
     /// # Errors
-    /// [`Error::ViewExpired`] if the store has moved on, [`Error::State`] if reading fails.
+    /// [`Error::ViewExpired`] if its block is no longer kept, [`Error::State`] if reading fails.
     pub fn storage_at(&self, address: &ContractAddress, key: &StorageKey) -> Result<StorageValue, Error> {
         let of_layout =
             |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.storage_at(state, address, key)?.0);
-        self.read(ValueKey::Storage(*address, *key), of_layout).map(StorageValue)
+        self.read(Subject::Storage(*address, *key), of_layout).map(StorageValue)
     }
 
     /// Nonce of a contract; zero if it has none.
@@ -49,7 +54,7 @@ impl View {
     /// As [`View::storage_at`].
     pub fn nonce_at(&self, address: &ContractAddress) -> Result<Nonce, Error> {
         let of_layout = |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.nonce_at(state, address)?.0);
-        self.read(ValueKey::Nonce(*address), of_layout).map(Nonce)
+        self.read(Subject::Nonce(*address), of_layout).map(Nonce)
     }
 
     /// Class hash of a contract; zero if it is not deployed.
@@ -58,7 +63,7 @@ impl View {
     /// As [`View::storage_at`].
     pub fn class_hash_at(&self, address: &ContractAddress) -> Result<ClassHash, Error> {
         let of_layout = |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.class_hash_at(state, address)?.0);
-        self.read(ValueKey::ClassHash(*address), of_layout).map(ClassHash)
+        self.read(Subject::ClassHash(*address), of_layout).map(ClassHash)
     }
 
     /// Compiled class hash of a Sierra class; zero if it was not declared.
@@ -68,63 +73,71 @@ impl View {
     pub fn compiled_class_hash(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, Error> {
         let of_layout =
             |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.compiled_class_hash(state, class_hash)?.0);
-        self.read(ValueKey::CompiledClassHash(*class_hash), of_layout).map(CompiledClassHash)
+        self.read(Subject::CompiledClassHash(*class_hash), of_layout).map(CompiledClassHash)
     }
 
-    /// Reads the overlay, the cache, or the layout, in this order, and then looks at the epoch. While it is the view's
-    /// own, none of the three has moved; if it changed meanwhile, whatever was read (an error included) is not this
-    /// block's. What the layout said goes into the cache only after that look.
+    /// Whatever a diff can set; zero if it is not there.
+    ///
+    /// # Errors
+    /// As [`View::storage_at`].
+    pub fn value(&self, subject: &Subject) -> Result<Felt, Error> {
+        match subject {
+            Subject::Storage(address, key) => self.storage_at(address, key).map(|value| value.0),
+            Subject::Nonce(address) => self.nonce_at(address).map(|nonce| nonce.0),
+            Subject::ClassHash(address) => self.class_hash_at(address).map(|class_hash| class_hash.0),
+            Subject::CompiledClassHash(class_hash) => {
+                self.compiled_class_hash(class_hash).map(|compiled| compiled.0)
+            }
+        }
+    }
+
+    /// Like [`View::value`], if that is in memory; `None` if the layout has to be asked, or the view does not answer.
+    pub fn known(&self, subject: &Subject) -> Option<Felt> {
+        self.shared.check_running().ok()?;
+        if let Some(value) = self.past.as_ref().and_then(|past| past.get(subject)) {
+            return Some(*value);
+        }
+        let value = self.shared.values.recall(self.stamp, *subject);
+        value.filter(|_| !self.shared.is_taken_back(self.stamp))
+    }
+
+    /// The blob of a key, if a block brought one: of any block so far, as blobs never change.
+    ///
+    /// # Errors
+    /// [`Error::State`] if reading fails.
+    pub fn blob(&self, key: &[u8]) -> Result<Option<Arc<[u8]>>, Error> {
+        self.shared.check_running()?;
+        let recent = || self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        if let Some(blob) = recent() {
+            return Ok(Some(blob));
+        }
+        // Committed between the two looks at the earliest: then the rows have it.
+        self.shared.rows.read(|state| meta::read_blob(state.store, key))
+    }
+
+    /// Asks the values in memory, and the layout if they do not know; they then have the last word, because blocks may
+    /// have moved on meanwhile. Whether this view's block was taken back is looked at last, as its values go then.
     fn read(
         &self,
-        key: ValueKey,
-        of_layout: impl FnOnce(&dyn Layout, StateAt<'_>) -> Result<Felt, StateError>,
+        key: Subject,
+        of_layout: impl Fn(&dyn Layout, StateAt<'_>) -> Result<Felt, StateError>,
     ) -> Result<Felt, Error> {
-        if let Some(value) = self.head.closed.and_then(|block| self.shared.overlay().get(&key, block)) {
-            return self.check_current().map(|()| value);
+        self.shared.check_running()?;
+        if let Some(value) = self.past.as_ref().and_then(|past| past.get(&key)) {
+            return Ok(*value);
         }
-        let vacancy = match self.shared.read_cache.get(self.epoch, key) {
-            Lookup::Known(value) => return self.check_current().map(|()| value),
-            Lookup::Unknown(vacancy) => vacancy,
-        };
-        let value = of_layout(self.shared.layout.as_ref(), self.state());
-        self.check_current()?;
-        let value = value?;
-        self.shared.read_cache.fill(vacancy, value);
-        Ok(value)
-    }
-
-    /// Reads a value ahead of those who will ask for it, into the read cache and nowhere else. It counts as no read there.
-    #[cfg(feature = "blockifier")]
-    pub(crate) fn warm(&self, key: ValueKey) -> Result<(), Error> {
-        let overlaid = self.head.closed.is_some_and(|block| self.shared.overlay().get(&key, block).is_some());
-        let Some(vacancy) = self.shared.read_cache.place_ahead(self.epoch, key).filter(|_| !overlaid) else {
-            return self.check_current();
-        };
-        let (layout, state) = (self.shared.layout.as_ref(), self.state());
-        let value = match key {
-            ValueKey::Storage(address, key) => layout.storage_at(state, &address, &key).map(|value| value.0),
-            ValueKey::Nonce(address) => layout.nonce_at(state, &address).map(|value| value.0),
-            ValueKey::ClassHash(address) => layout.class_hash_at(state, &address).map(|value| value.0),
-            ValueKey::CompiledClassHash(class) => {
-                layout.compiled_class_hash(state, &class).map(|value| value.0)
+        let value = match self.shared.values.get(self.stamp, key) {
+            Lookup::Known(value) => Some(value),
+            Lookup::Expired => None,
+            Lookup::Unknown(vacancy) => {
+                let answer = self.shared.rows.read(|state| of_layout(self.shared.layout.as_ref(), state));
+                self.shared.check_running()?;
+                self.shared.values.fill(vacancy, answer?)
             }
         };
-        self.check_current()?;
-        self.shared.read_cache.fill(vacancy, value?);
-        Ok(())
-    }
-
-    fn state(&self) -> StateAt<'_> {
-        StateAt { store: self.shared.store.as_ref(), roots: self.head.root.roots }
-    }
-
-    /// Whether what was read until now is of this view's block.
-    fn check_current(&self) -> Result<(), Error> {
-        self.shared.check_running()?;
-        if self.shared.epoch.load(Ordering::SeqCst) == self.epoch {
-            return Ok(());
-        }
-        Err(Error::ViewExpired { view: self.block(), store: self.shared.tip().head.closed })
+        value
+            .filter(|_| !self.shared.is_taken_back(self.stamp))
+            .ok_or_else(|| Error::ViewExpired { view: self.block, now: self.shared.tip().block })
     }
 }
 

@@ -4,7 +4,7 @@
 //! not closed is held up to the limit, so before blaming the limit or the end of the file we ask the parser for an
 //! error further up: a line that was cut in the middle of a long file is reported where it is.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 
 use super::decompress::Text;
 use super::error::{InputError, InputErrorKind};
@@ -22,6 +22,8 @@ pub(super) struct Frames {
     here: Position,
     place: Place,
     object: Vec<u8>,
+    /// What the objects are, for messages.
+    pub what: &'static str,
     pub bytes_max: usize,
     pub values_max: usize,
 }
@@ -78,6 +80,7 @@ impl Frames {
             here: Position { line: 1, column: 1 },
             place: Place::Top,
             object: Vec::new(),
+            what: "a state update",
             bytes_max: UPDATE_BYTES_MAX,
             values_max: UPDATE_VALUES_MAX,
         }
@@ -85,6 +88,19 @@ impl Frames {
 
     pub fn text(&self) -> &Text {
         &self.text
+    }
+
+    /// All bytes of an input that is not JSON.
+    pub fn rest(&mut self) -> Result<Vec<u8>, InputError> {
+        let mut bytes = Vec::new();
+        match self.text.reader.by_ref().take(self.bytes_max as u64 + 1).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() > self.bytes_max => Err(InputError::new(
+                InputErrorKind::TooLarge,
+                format!("it is larger than {} bytes", self.bytes_max),
+            )),
+            Ok(_) => Ok(bytes),
+            Err(error) => Err(self.text.explain(&error)),
+        }
     }
 
     /// Skips a byte order mark, which some editors put in front of UTF-8.
@@ -153,7 +169,8 @@ impl Frames {
         }
     }
 
-    fn peek(&mut self) -> Result<Option<u8>, InputError> {
+    /// The next byte, which is not taken.
+    pub fn peek(&mut self) -> Result<Option<u8>, InputError> {
         match self.text.reader.fill_buf() {
             Ok(chunk) => Ok(chunk.first().copied()),
             Err(error) => Err(self.text.explain(&error).at_line(self.here.line)),
@@ -181,12 +198,12 @@ impl Frames {
     }
 
     fn too_large(&self, begin: Position) -> InputError {
-        let Self { bytes_max, values_max, .. } = self;
+        let Self { what, bytes_max, values_max, .. } = self;
         InputError::new(
             InputErrorKind::TooLarge,
             format!(
                 "the object that begins here is too large; \
-                 a state update may have at most {bytes_max} bytes and {values_max} values"
+                 {what} may have at most {bytes_max} bytes and {values_max} values"
             ),
         )
         .at_line(begin.line)
@@ -197,8 +214,9 @@ impl Frames {
             b'!'..=b'~' => format!("`{}`", char::from(byte)),
             _ => format!("byte {byte:#04x}"),
         };
+        let top = format!("{} as a JSON object, or an array of them", self.what);
         let (expected, array) = match self.place {
-            Place::Top => ("a state update as a JSON object, or an array of them", None),
+            Place::Top => (top.as_str(), None),
             Place::ArrayBegin(line) => ("an object or `]`", Some(line)),
             Place::AfterItem(line) => ("`,` or `]`", Some(line)),
             Place::AfterComma(line) => ("an object after `,`", Some(line)),

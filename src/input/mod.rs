@@ -1,6 +1,7 @@
-//! State updates from files: the network's JSON, in both of its spellings, plain or compressed.
+//! State updates from files: the network's JSON, in both of its spellings, plain or compressed. Storage proofs and
+//! witnesses too ([`read_proof`], [`read_proof_request`], [`read_witness`]), one to a file.
 //!
-//! What is accepted: one object, an array of them, one per line, or one behind another however they are indented;
+//! What is accepted of updates: one object, an array of them, one per line, or one behind another however they are indented;
 //! as `starknet_getStateUpdate` gives them (alone or in the whole JSON-RPC response) or as the feeder gateway's
 //! `get_state_update` does (alone or beside its block); plain, gzip or zstd, told by the first bytes and not by the
 //! file's name.
@@ -30,7 +31,9 @@ mod error;
 mod frame;
 mod json;
 mod node;
+mod proof;
 mod update;
+mod witness;
 
 use std::fs::File;
 use std::io::Read;
@@ -38,8 +41,10 @@ use std::iter::FusedIterator;
 use std::path::Path;
 
 use flagstone_core::update::StateUpdate;
+use flagstone_core::witness::Witness;
 
 pub use error::{InputError, InputErrorKind};
+pub use proof::{AskedProof, ProofBlock, ProofFile};
 
 use decompress::Text;
 use frame::Frames;
@@ -151,6 +156,67 @@ impl Iterator for UpdateReader {
 }
 
 impl FusedIterator for UpdateReader {}
+
+/// Reads a storage proof: the result of `starknet_getStorageProof`, the whole response, or an object with `request`,
+/// `result` and `block`. `-` is standard input.
+///
+/// # Errors
+/// [`InputError`] if the file cannot be read or is no proof. Whether the proof holds is for
+/// [`StorageProof::verify`](flagstone_core::proof::StorageProof::verify) to say.
+pub fn read_proof(path: &Path) -> Result<ProofFile, InputError> {
+    read_one(UpdateReader::open(path)?, "a storage proof", proof::read_proof)
+}
+
+/// Reads the request for a storage proof: the parameters of `starknet_getStorageProof`, or the whole request. `-` is
+/// standard input.
+///
+/// # Errors
+/// [`InputError`] if the file cannot be read or is no request.
+pub fn read_proof_request(path: &Path) -> Result<AskedProof, InputError> {
+    read_one(UpdateReader::open(path)?, "a request for a storage proof", proof::read_request_file)
+}
+
+/// Reads a witness, in its byte form or as JSON. `-` is standard input.
+///
+/// # Errors
+/// [`InputError`] if the file cannot be read or is no witness. Whether the witness holds is for [`Witness::apply`] to
+/// say.
+pub fn read_witness(path: &Path) -> Result<Witness, InputError> {
+    let mut file = UpdateReader::open(path)?;
+    // The byte form begins as no JSON does.
+    if file.frames.peek().map_err(|error| error.in_file(&file.name))? != Some(Witness::MAGIC[0]) {
+        return read_one(file, "a witness", witness::read_witness);
+    }
+    let bytes = file.frames.rest().map_err(|error| error.in_file(&file.name))?;
+    Witness::decode(&bytes)
+        .map_err(|error| InputError::new(InputErrorKind::Syntax, error.to_string()).in_file(&file.name))
+}
+
+/// Reads a file that holds one object.
+fn read_one<T>(
+    file: UpdateReader,
+    what: &'static str,
+    read: impl FnOnce(&Json<'_>) -> Result<T, InputError>,
+) -> Result<T, InputError> {
+    let UpdateReader { name, mut frames, .. } = file;
+    frames.what = what;
+    let read_object = || {
+        frames.skip_byte_order_mark()?;
+        let empty = || InputError::new(InputErrorKind::Empty, format!("holds nothing; expected {what}"));
+        let frame = frames.next()?.ok_or_else(empty)?;
+        let line = frame.line();
+        let json = Json::parse(frame.bytes).map_err(|problem| frame.explain(&problem))?;
+        let object = read(&json).map_err(|error| error.at_line(line))?;
+        match frames.next()? {
+            Some(second) => {
+                let problem = format!("a second object begins here; expected {what} and nothing else");
+                Err(InputError::new(InputErrorKind::Conflict, problem).at_line(second.line()))
+            }
+            None => Ok(object),
+        }
+    };
+    read_object().map_err(|error: InputError| error.in_file(&name))
+}
 
 #[cfg(test)]
 mod tests;

@@ -65,13 +65,20 @@ impl Node<'_> {
         &self,
         known: [&'static str; N],
     ) -> Result<[Option<Node<'_>>; N], InputError> {
+        self.only_fields(known, "unknown field, which could be a change to the state")
+    }
+
+    /// Like [`Node::fields`], saying of another field what `unknown` says.
+    pub fn only_fields<const N: usize>(
+        &self,
+        known: [&'static str; N],
+        unknown: &str,
+    ) -> Result<[Option<Node<'_>>; N], InputError> {
         for (name, json) in self.object()? {
             if !known.contains(&name.as_ref()) {
                 let node = Node { json, path: Path::Name(&self.path, name) };
                 let known = known.join(", ");
-                return Err(node.wrong(format!(
-                    "unknown field, which could be a change to the state; known here: {known}"
-                )));
+                return Err(node.wrong(format!("{unknown}; known here: {known}")));
             }
         }
         let mut found = [const { None }; N];
@@ -152,7 +159,7 @@ impl Node<'_> {
         }
     }
 
-    fn wrong_type(&self, expected: &str) -> InputError {
+    pub fn wrong_type(&self, expected: &str) -> InputError {
         self.wrong(format!("expected {expected}, found {}", self.json.describe()))
     }
 

@@ -18,7 +18,7 @@ use super::node::{Node, Path};
 pub(super) fn read_update(json: &Json<'_>) -> Result<StateUpdate, InputError> {
     let root = Node { json, path: Path::Root };
     if let (Some(error), None) = (root.get("error")?, root.get("state_diff")?) {
-        return Err(server_error(&error));
+        return Err(server_error(&error, "state", "update"));
     }
     let response = root.unwrap_field("result")?;
     let outer = response.as_ref().unwrap_or(&root);
@@ -31,7 +31,7 @@ pub(super) fn read_update(json: &Json<'_>) -> Result<StateUpdate, InputError> {
     let rest = || {
         let diff = match (update.get("state_diff")?, update.get("code")?) {
             (Some(diff), _) => diff,
-            (None, Some(_)) => return Err(server_error(update)),
+            (None, Some(_)) => return Err(server_error(update, "state", "update")),
             (None, None) => return Err(update.missing("state_diff", "an object with what the block changes")),
         };
         Ok(StateUpdate {
@@ -47,7 +47,7 @@ pub(super) fn read_update(json: &Json<'_>) -> Result<StateUpdate, InputError> {
 }
 
 /// Servers answer what they cannot give with an object too, and scripts save it like any other.
-fn server_error(node: &Node<'_>) -> InputError {
+pub(super) fn server_error(node: &Node<'_>, kind: &str, noun: &str) -> InputError {
     let said = match node.json {
         Json::Object(_) => ["code", "message"]
             .into_iter()
@@ -57,7 +57,7 @@ fn server_error(node: &Node<'_>) -> InputError {
         other => other.shown().unwrap_or_default(),
     };
     let problem =
-        format!("a server's error is here in place of a state update ({said}); fetch the update again");
+        format!("a server's error is here in place of a {kind} {noun} ({said}); fetch the {noun} again");
     InputError::new(InputErrorKind::Field, problem)
 }
 
@@ -81,7 +81,7 @@ fn fact<T: PartialEq + fmt::Display>(
     Ok(known)
 }
 
-fn read_block_number(node: &Node<'_>) -> Result<Option<BlockNumber>, InputError> {
+pub(super) fn read_block_number(node: &Node<'_>) -> Result<Option<BlockNumber>, InputError> {
     let (digits, radix) = match node.json {
         Json::Number(digits) => (digits.as_str(), 10),
         Json::Text(text) => text.strip_prefix("0x").map_or((text.as_ref(), 10), |digits| (digits, 16)),
@@ -94,7 +94,7 @@ fn read_block_number(node: &Node<'_>) -> Result<Option<BlockNumber>, InputError>
     }
 }
 
-fn read_version(node: &Node<'_>) -> Result<Option<StarknetVersion>, InputError> {
+pub(super) fn read_version(node: &Node<'_>) -> Result<Option<StarknetVersion>, InputError> {
     match node.text("a string with a protocol version, such as \"0.13.5\"")? {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| {

@@ -148,7 +148,7 @@ use flagstone_core::types::BlockNumber;
 
 pub use error::{BlockRange, Damage, JournalError, JournalErrorKind, Lost};
 pub use files::{Files, OpenFile, OsFiles};
-pub use recovery::{Cut, Recovery};
+pub use recovery::{Acknowledged, Cut, Recovery, Refusal};
 
 use files::{read_full, write_full};
 use format::{FRAME_HEAD_BYTES, FrameHead, HEADER_BYTES, Header, Kind, SegmentKey, padded, put_frame};
@@ -241,8 +241,8 @@ impl Journal {
     /// Opens the journal in a directory, or begins one; the directory's parent must be there. What it held is then
     /// read with [`Journal::replay`].
     ///
-    /// `acknowledged` is a block of which the caller knows from elsewhere that it was acknowledged and not refused, and
-    /// that the journal must have reached; it must be lowered before [`Journal::refuse_from`].
+    /// `acknowledged` is what the caller knows from elsewhere that the journal must have reached, unless it has taken
+    /// that back since.
     ///
     /// # Errors
     /// [`JournalError::Corrupt`] if something acknowledged is lost, [`JournalError::Format`] if another version wrote
@@ -251,7 +251,7 @@ impl Journal {
         files: Arc<dyn Files>,
         dir: &Path,
         config: JournalConfig,
-        acknowledged: Option<BlockNumber>,
+        acknowledged: Option<Acknowledged>,
     ) -> Result<(Self, Recovery), JournalError> {
         files.create_dir(dir).map_err(|source| io_error("create", dir, source))?;
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -293,18 +293,20 @@ impl Journal {
     }
 
     /// Takes back a block and all after it: they will not be replayed, and the next block to append has this number.
-    /// Durable only after [`Journal::sync`].
+    /// It need not be held any more. Durable only after [`Journal::sync`]. Returns where the refusal stands.
     ///
     /// # Errors
-    /// [`JournalError::NotHeld`] if the journal does not hold the block, [`JournalError::Io`] or
+    /// [`JournalError::NotHeld`] if the journal has never had the block, [`JournalError::Io`] or
     /// [`JournalError::Poisoned`] if writing failed.
     pub fn refuse_from(&mut self, block: BlockNumber) -> Result<Position, JournalError> {
         self.check_running()?;
-        self.find(block)?;
-        self.put(Kind::Refused, block, &[])?;
+        if self.next.is_none_or(|next| block >= next) {
+            return Err(JournalError::NotHeld { block, held: self.held() });
+        }
+        let (sequence, head) = self.put(Kind::Refused, block, &[])?;
         self.held.truncate(self.held.partition_point(|held| held.head.block < block));
         self.next = Some(block);
-        Ok(self.position())
+        Ok(Position { sequence, offset: head.offset })
     }
 
     /// Returns when everything that was appended is on the disk; up to the returned place it may be acknowledged.

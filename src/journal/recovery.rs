@@ -12,7 +12,7 @@ use super::format::{
     ALIGN, FORMAT, FRAME_HEAD_BYTES, FrameHead, HEADER_BYTES, Header, HeaderFlaw, Kind, MARKER, SegmentKey,
     padded,
 };
-use super::{Held, Segment, io_error, parse_name, segment_path};
+use super::{Held, Position, Segment, io_error, parse_name, segment_path};
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 18;
@@ -24,12 +24,30 @@ pub struct Recovery {
     pub segments: usize,
     /// Blocks to replay.
     pub held: Option<BlockRange>,
-    /// Refusals that were found, in order: each took back its block and all after it.
-    pub refused: Vec<BlockNumber>,
+    /// Refusals that were found, in order.
+    pub refusals: Vec<Refusal>,
     /// The torn tail, if there was one. Nothing of it had been acknowledged, as far as the journal can tell.
     pub cut: Option<Cut>,
     /// Whether a segment was found whose creation had been interrupted; it is removed, and held nothing.
     pub unfinished_segment: bool,
+}
+
+/// A block and all after it were taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// The first block that was taken back.
+    pub block: BlockNumber,
+    /// Where the journal says so.
+    pub at: Position,
+}
+
+/// What the caller knows from elsewhere that the journal must have reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The last block that was acknowledged.
+    pub block: BlockNumber,
+    /// The last refusal that this takes account of; a later one may have taken the block back.
+    pub refusal: Position,
 }
 
 /// A torn tail that was cut off.
@@ -86,7 +104,7 @@ struct Replay<'a> {
 pub(super) fn recover(
     files: &dyn Files,
     dir: &Path,
-    acknowledged: Option<BlockNumber>,
+    acknowledged: Option<Acknowledged>,
 ) -> Result<Recovered, JournalError> {
     let report = Recovery::default();
     let recovered = Recovered { segments: Vec::new(), held: Vec::new(), next: None, report };
@@ -221,14 +239,19 @@ impl Replay<'_> {
                 }
                 held.truncate(held.partition_point(|held| held.head.block < head.block));
                 *next = Some(head.block);
-                report.refused.push(head.block);
+                let at = Position { sequence: key.sequence, offset: head.offset };
+                report.refusals.push(Refusal { block: head.block, at });
             }
         }
         Ok(())
     }
 
-    fn check_acknowledged(&self, acknowledged: BlockNumber, last: Option<&Scan>) -> Result<(), JournalError> {
-        if self.recovered.next.is_some_and(|next| next > acknowledged) {
+    fn check_acknowledged(&self, known: Acknowledged, last: Option<&Scan>) -> Result<(), JournalError> {
+        let Acknowledged { block: acknowledged, refusal } = known;
+        let taken_back = |later: &Refusal| later.at > refusal && later.block <= acknowledged;
+        if self.recovered.next.is_some_and(|next| next > acknowledged)
+            || self.recovered.report.refusals.iter().any(taken_back)
+        {
             return Ok(());
         }
         let path = self.recovered.segments.last().map(|segment| self.path(segment.key.sequence));

@@ -6,13 +6,12 @@
 //! [`of_writes`] what the block's end will read for what a transaction wrote. A hint that is wrong costs a read and nothing else.
 
 use std::sync::LazyLock;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 use blockifier::context::BlockContext;
 use blockifier::state::cached_state::StateMaps;
 use blockifier::state::stateful_compression::MIN_VALUE_FOR_ALIAS_ALLOC;
 use blockifier::transaction::transaction_execution::Transaction;
+use flagstone_core::diff::Subject;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::pedersen_many;
 use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
@@ -22,81 +21,18 @@ use starknet_api::core::{self as api, L2_ADDRESS_UPPER_BOUND};
 use starknet_api::executable_transaction::AccountTransaction;
 
 use super::convert;
-use crate::engine::{ValueKey, View};
+use crate::engine::Engine;
 
-/// A value that will be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Hint {
-    /// A storage slot.
-    Storage(ContractAddress, StorageKey),
-    /// The nonce of a contract.
-    Nonce(ContractAddress),
-    /// The class hash of a contract.
-    ClassHash(ContractAddress),
-    /// The compiled class hash of a class.
-    CompiledClassHash(ClassHash),
-}
-
-impl From<Hint> for ValueKey {
-    fn from(hint: Hint) -> Self {
-        match hint {
-            Hint::Storage(address, key) => Self::Storage(address, key),
-            Hint::Nonce(address) => Self::Nonce(address),
-            Hint::ClassHash(address) => Self::ClassHash(address),
-            Hint::CompiledClassHash(class_hash) => Self::CompiledClassHash(class_hash),
-        }
-    }
-}
-
-/// Something that reads ahead.
+/// Something that reads ahead; the [`Engine`] does.
 pub trait Prefetch: Send + Sync {
-    /// Starts reading these values of a view's state, for those who will ask the same state. Returns at once. What cannot
-    /// be read is left to those who ask.
-    fn prefetch(&self, view: &View, hints: Vec<Hint>);
+    /// Starts reading these values of the state after the last closed block. Returns at once. What cannot be read, or not in
+    /// time, is left to those who ask.
+    fn prefetch(&self, hints: Vec<Subject>);
 }
 
-/// Reads ahead on a thread of its own, through the view and so into the engine's read cache. What is asked for faster than
-/// it reads waits; a view that has expired is skipped.
-pub struct ReadAhead {
-    work: Option<Sender<(View, Vec<Hint>)>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl ReadAhead {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// If the system has no thread to give.
-    pub fn start() -> std::io::Result<Self> {
-        let (work, asked) = channel();
-        let thread =
-            std::thread::Builder::new().name("flagstone-read-ahead".into()).spawn(move || read(&asked))?;
-        Ok(Self { work: Some(work), thread: Some(thread) })
-    }
-}
-
-fn read(asked: &Receiver<(View, Vec<Hint>)>) {
-    for (view, hints) in asked {
-        // An error is told to whoever asks for the value itself. The rest of an expired view's hints is of no use.
-        let _ = hints.into_iter().try_for_each(|hint| view.warm(hint.into()));
-    }
-}
-
-impl Prefetch for ReadAhead {
-    fn prefetch(&self, view: &View, hints: Vec<Hint>) {
-        if let Some(work) = &self.work {
-            // Without the thread nothing is read ahead, and nothing is wrong.
-            let _ = work.send((view.clone(), hints));
-        }
-    }
-}
-
-impl Drop for ReadAhead {
-    fn drop(&mut self) {
-        self.work = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+impl Prefetch for Engine {
+    fn prefetch(&self, hints: Vec<Subject>) {
+        Engine::prefetch(self, hints);
     }
 }
 
@@ -115,7 +51,7 @@ pub fn balance_keys(accounts: &[ContractAddress]) -> Vec<StorageKey> {
 /// Collects hints; what cannot be a key of ours is left out.
 struct Hints<'a> {
     context: &'a BlockContext,
-    hints: Vec<Hint>,
+    hints: Vec<Subject>,
     /// Token and account.
     balances: Vec<(ContractAddress, ContractAddress)>,
 }
@@ -126,19 +62,19 @@ impl<'a> Hints<'a> {
     }
 
     /// All hints, with both cells of the balances.
-    fn finish(mut self) -> Vec<Hint> {
+    fn finish(mut self) -> Vec<Subject> {
         let accounts: Vec<ContractAddress> = self.balances.iter().map(|(_, account)| *account).collect();
         for ((token, _), low) in self.balances.iter().zip(balance_keys(&accounts)) {
-            self.hints.push(Hint::Storage(*token, low));
+            self.hints.push(Subject::Storage(*token, low));
             let high = StorageKey::try_from(low.to_felt() + Felt::ONE);
-            self.hints.extend(high.map(|high| Hint::Storage(*token, high)));
+            self.hints.extend(high.map(|high| Subject::Storage(*token, high)));
         }
         self.hints
     }
 
     fn contract(&mut self, address: api::ContractAddress) {
         if let Ok(address) = convert::address(address) {
-            self.hints.extend([Hint::ClassHash(address), Hint::Nonce(address)]);
+            self.hints.extend([Subject::ClassHash(address), Subject::Nonce(address)]);
         }
     }
 
@@ -155,7 +91,7 @@ impl<'a> Hints<'a> {
         let constants = &self.context.versioned_constants().os_constants;
         let contract = convert::address(constants.os_contract_addresses.alias_contract_address());
         if let (Ok(contract), Ok(key)) = (contract, StorageKey::try_from(*key.key())) {
-            self.hints.push(Hint::Storage(contract, key));
+            self.hints.push(Subject::Storage(contract, key));
         }
     }
 
@@ -167,7 +103,7 @@ impl<'a> Hints<'a> {
         match &account.tx {
             AccountTransaction::Invoke(invoke) => self.calls(&invoke.calldata().0),
             AccountTransaction::Declare(declare) => {
-                self.hints.push(Hint::CompiledClassHash(ClassHash(declare.class_hash().0)));
+                self.hints.push(Subject::CompiledClassHash(ClassHash(declare.class_hash().0)));
             }
             AccountTransaction::DeployAccount(_) => {}
         }
@@ -208,7 +144,7 @@ static TRANSFER: LazyLock<Felt> = LazyLock::new(|| selector_from_name("transfer"
 
 /// What transactions will read: nonce and class of each sender, the balances that fees go between, and of the calls the
 /// contracts and, for transfers, the recipient's balance.
-pub fn of_transactions(transactions: &[Transaction], context: &BlockContext) -> Vec<Hint> {
+pub fn of_transactions(transactions: &[Transaction], context: &BlockContext) -> Vec<Subject> {
     let mut hints = Hints::new(context);
     let token = context.chain_info().fee_token_address(&FeeType::Strk);
     hints.contract(token);
@@ -218,7 +154,7 @@ pub fn of_transactions(transactions: &[Transaction], context: &BlockContext) -> 
 }
 
 /// What the block's end will read for a transaction's writes: their aliases, and the leaves of the contracts.
-pub fn of_writes(writes: &StateMaps, context: &BlockContext) -> Vec<Hint> {
+pub fn of_writes(writes: &StateMaps, context: &BlockContext) -> Vec<Subject> {
     let mut hints = Hints::new(context);
     for (address, key) in writes.storage.keys() {
         hints.alias(key.0);

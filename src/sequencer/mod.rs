@@ -31,5 +31,5 @@ pub mod workload;
 pub use classes::{ClassStore, CompiledClassHashes, DeclaredClass, ReadyClass};
 pub use convert::{state_diff, to_executor};
 pub use error::SequencerError;
-pub use producer::{BlockInput, Closed, Executed, Producer, ProducerConfig, cadence};
+pub use producer::{BlockInput, Closed, Executed, Producer, ProducerConfig};
 pub use reader::{ReadCounts, ViewReader};

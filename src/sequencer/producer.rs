@@ -1,7 +1,7 @@
 //! Producing blocks: execute, close, and say the root once it is known.
 //!
 //! Closing returns when the block is durable and visible. From then on the next block can execute, while the root of
-//! this one follows: [`Producer::root`] waits for it, from any thread. [`run`](super::run) puts the three in a loop.
+//! this one follows: [`Producer::wait_for_root`] waits for it, from any thread. [`run`](super::run) puts the three in a loop.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,6 @@ use blockifier::context::BlockContext;
 use blockifier::state::cached_state::CachedState;
 use blockifier::transaction::transaction_execution::Transaction;
 use flagstone_core::commitment::StarknetVersion;
-use flagstone_core::layout::ValuesReadable;
 use flagstone_core::types::{BlockNumber, ClassHash};
 use flagstone_core::update::StateUpdate;
 use starknet_api::block::BlockHashAndNumber;
@@ -26,9 +25,7 @@ use starknet_api::executable_transaction::AccountTransaction;
 use super::classes::{ClassStore, DeclaredClass};
 use super::hints::{self, Prefetch};
 use super::{ReadCounts, SequencerError, ViewReader, convert};
-use crate::engine::{BlockRoot, Cadence, Engine, ReadCacheStats, View};
-use crate::error::Error;
-use crate::registry::LayoutEntry;
+use crate::engine::{BlockRoot, Engine};
 
 /// How long the producer sleeps between looks at what the workers have done.
 const POLL: Duration = Duration::from_micros(200);
@@ -70,8 +67,6 @@ pub struct Executed {
     pub summary: BlockExecutionSummary,
     /// What the executor read.
     pub reads: ReadCounts,
-    /// Reads of values that the engine's read cache did not know; meaningless without a cache.
-    pub misses: u64,
     /// Time from taking the view to having the state diff.
     pub elapsed: Duration,
 }
@@ -83,15 +78,6 @@ pub struct Closed {
     pub number: BlockNumber,
     /// Time that closing took: all that the next block's execution waits for.
     pub elapsed: Duration,
-}
-
-/// The cadence with which an engine lets the root follow behind: a layout whose values show at close commits when
-/// [`Producer::root`] asks, another one at close, because its views end when values come into its tries.
-pub fn cadence(layout: &LayoutEntry) -> Cadence {
-    match layout.make().values_readable() {
-        ValuesReadable::AtClose => Cadence::OnRequest,
-        ValuesReadable::AtCommitment => Cadence::EVERY_BLOCK,
-    }
 }
 
 /// Workers for as long as nobody else is given their results.
@@ -134,10 +120,8 @@ impl Producer {
     /// [`SequencerError::Diff`] if its diff has keys out of range.
     pub fn execute(&self, block: &BlockInput) -> Result<Executed, SequencerError> {
         let started = Instant::now();
-        let before = self.engine.read_cache_stats();
-        let view = self.engine.view();
-        let reader = ViewReader::new(view.clone(), Arc::clone(&self.classes));
-        let ahead = Ahead { prefetch: self.prefetch.as_deref(), view: &view, context: &block.context };
+        let reader = ViewReader::new(self.engine.view(), Arc::clone(&self.classes));
+        let ahead = Ahead { prefetch: self.prefetch.as_deref(), context: &block.context };
         ahead.transactions(&block.transactions);
         let executed = match &self.pool {
             Some(pool) => execute_streaming(block, reader.clone(), pool, &ahead),
@@ -159,14 +143,13 @@ impl Producer {
             ..StateUpdate::from(convert::state_diff(&summary.state_diff, &deprecated)?)
         };
         let elapsed = started.elapsed();
-        let misses = misses(&before, &self.engine.read_cache_stats());
-        Ok(Executed { update, classes, outcomes, summary, reads: reader.counts(), misses, elapsed })
+        Ok(Executed { update, classes, outcomes, summary, reads: reader.counts(), elapsed })
     }
 
-    /// Closes a block that was executed on the last closed one: its classes are kept, its values durable and visible.
+    /// Closes a block that was executed on the last closed one: its values and classes are durable, as one unit, and visible.
     ///
     /// # Errors
-    /// As [`Engine::close_block`], and [`SequencerError::Class`] if a class could not be kept; then nothing was closed.
+    /// As [`Engine::close_block_with`], and [`SequencerError::Class`] if a class could not be kept; then nothing was closed.
     pub fn close(&self, block: &Executed) -> Result<Closed, SequencerError> {
         self.close_update(&block.update, &block.classes)
     }
@@ -181,22 +164,17 @@ impl Producer {
         classes: &[DeclaredClass],
     ) -> Result<Closed, SequencerError> {
         let started = Instant::now();
-        self.classes.put(classes)?;
-        let progress = self.engine.close_block(update)?;
+        let blobs = self.classes.put(classes)?;
+        let progress = self.engine.close_block_with(update, &blobs)?;
         Ok(Closed { number: progress.closed.unwrap_or_default(), elapsed: started.elapsed() })
     }
 
     /// The root of a closed block, once it is known.
     ///
     /// # Errors
-    /// As [`Engine::commit`].
-    pub fn root(&self, block: BlockNumber) -> Result<BlockRoot, SequencerError> {
-        if let Some(root) = self.engine.block_root(block)? {
-            return Ok(root);
-        }
-        self.engine.commit()?;
-        let missing = || Error::Config(format!("block {block} has no root: it was never closed here"));
-        Ok(self.engine.block_root(block)?.ok_or_else(missing)?)
+    /// As [`Engine::wait_for_root`].
+    pub fn wait_for_root(&self, block: BlockNumber) -> Result<BlockRoot, SequencerError> {
+        Ok(self.engine.wait_for_root(block)?)
     }
 }
 
@@ -209,28 +187,23 @@ impl Drop for Producer {
     }
 }
 
-fn misses(before: &ReadCacheStats, after: &ReadCacheStats) -> u64 {
-    after.misses.saturating_sub(before.misses)
-}
-
 /// What is told of a block before the executor asks.
 struct Ahead<'a> {
     prefetch: Option<&'a dyn Prefetch>,
-    view: &'a View,
     context: &'a BlockContext,
 }
 
 impl Ahead<'_> {
     fn transactions(&self, transactions: &[Transaction]) {
         if let Some(prefetch) = self.prefetch {
-            prefetch.prefetch(self.view, hints::of_transactions(transactions, self.context));
+            prefetch.prefetch(hints::of_transactions(transactions, self.context));
         }
     }
 
     fn outcomes(&self, outcomes: &[TransactionExecutorResult<TransactionExecutionOutput>]) {
         let Some(prefetch) = self.prefetch else { return };
         for (_, writes) in outcomes.iter().flatten() {
-            prefetch.prefetch(self.view, hints::of_writes(writes, self.context));
+            prefetch.prefetch(hints::of_writes(writes, self.context));
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use blockifier::execution::contract_class::RunnableCompiledClass;
 use blockifier::state::errors::StateError;
 use blockifier::state::state_api::{StateReader, StateResult};
+use flagstone_core::diff::Subject;
 use flagstone_core::felt::Felt;
 use flagstone_core::types::ClassHash;
 use starknet_api::core as api;
@@ -31,12 +32,20 @@ pub struct ReadCounts {
     pub compiled_class_hashes: u64,
     /// Compiled classes. They come from the [`ClassStore`], not from the view.
     pub classes: u64,
+    /// Of those that went to the view, the ones that were not in memory.
+    pub misses: u64,
 }
 
 impl ReadCounts {
     /// Reads that went to the view.
     pub const fn of_values(&self) -> u64 {
         self.storage + self.nonces + self.class_hashes + self.compiled_class_hashes
+    }
+
+    /// Share of the reads that went to the view and were answered from memory.
+    pub fn hit_rate(&self) -> f64 {
+        let reads = self.of_values();
+        1.0 - self.misses.min(reads) as f64 / reads.max(1) as f64
     }
 }
 
@@ -47,6 +56,7 @@ struct Shared {
     class_hashes: AtomicU64,
     compiled_class_hashes: AtomicU64,
     classes: AtomicU64,
+    misses: AtomicU64,
     failure: OnceLock<String>,
 }
 
@@ -73,6 +83,7 @@ impl ViewReader {
             class_hashes: get(&self.shared.class_hashes),
             compiled_class_hashes: get(&self.shared.compiled_class_hashes),
             classes: get(&self.shared.classes),
+            misses: get(&self.shared.misses),
         }
     }
 
@@ -90,9 +101,17 @@ impl ViewReader {
         })
     }
 
+    fn value(&self, subject: &Subject) -> StateResult<Felt> {
+        if let Some(value) = self.view.known(subject) {
+            return Ok(value);
+        }
+        count(&self.shared.misses);
+        self.checked(self.view.value(subject))
+    }
+
     fn compiled_class_hash(&self, class_hash: ClassHash) -> StateResult<Felt> {
         count(&self.shared.compiled_class_hashes);
-        self.checked(self.view.compiled_class_hash(&class_hash)).map(|hash| hash.0)
+        self.value(&Subject::CompiledClassHash(class_hash))
     }
 
     /// A class that is declared in this view's block.
@@ -119,19 +138,19 @@ impl StateReader for ViewReader {
         count(&self.shared.storage);
         let address = self.checked(convert::address(address))?;
         let key = self.checked(convert::storage_key(key))?;
-        self.checked(self.view.storage_at(&address, &key)).map(|value| value.0)
+        self.value(&Subject::Storage(address, key))
     }
 
     fn get_nonce_at(&self, address: api::ContractAddress) -> StateResult<api::Nonce> {
         count(&self.shared.nonces);
         let address = self.checked(convert::address(address))?;
-        self.checked(self.view.nonce_at(&address)).map(|nonce| api::Nonce(nonce.0))
+        self.value(&Subject::Nonce(address)).map(api::Nonce)
     }
 
     fn get_class_hash_at(&self, address: api::ContractAddress) -> StateResult<api::ClassHash> {
         count(&self.shared.class_hashes);
         let address = self.checked(convert::address(address))?;
-        self.checked(self.view.class_hash_at(&address)).map(|class_hash| api::ClassHash(class_hash.0))
+        self.value(&Subject::ClassHash(address)).map(api::ClassHash)
     }
 
     fn get_compiled_class(&self, class_hash: api::ClassHash) -> StateResult<RunnableCompiledClass> {

@@ -57,7 +57,7 @@ pub struct BlockReport {
     pub lag: u64,
     /// What the executor read.
     pub reads: ReadCounts,
-    /// Share of the values read that the engine's read cache knew.
+    /// Share of the values read that were in memory.
     pub hit_rate: f64,
     /// Its root.
     pub root: StateCommitment,
@@ -96,7 +96,7 @@ struct Waiting {
 ///
 /// # Errors
 /// [`SequencerError::Foreign`] if the database holds something else; otherwise as [`Producer::execute`],
-/// [`Producer::close`] and [`Producer::root`]. What was reported before stays.
+/// [`Producer::close`] and [`Producer::wait_for_root`]. What was reported before stays.
 pub fn run(
     producer: &Producer,
     config: &RunConfig,
@@ -145,8 +145,14 @@ impl Summary {
 fn shadow(producer: &Producer) -> Result<Engine, SequencerError> {
     let layout = producer.engine().identity().layout;
     let other = LAYOUTS.iter().find(|entry| entry.name != layout).unwrap_or(&LAYOUTS[0]);
-    let config =
-        EngineConfig { cadence: Cadence::EVERY_BLOCK, read_cache_bytes: 0, ..EngineConfig::default() };
+    // Closing must say whether the root is the same.
+    let config = EngineConfig {
+        cadence: Cadence::AtClose,
+        read_cache_bytes: 0,
+        recent_blocks_max: 0,
+        history_blocks: 0,
+        ..EngineConfig::default()
+    };
     Ok(Engine::open(Box::new(MemoryStore::new()), other.make(), config)?)
 }
 
@@ -173,7 +179,7 @@ fn produce(
         }
         let view = producer.engine().view();
         let number = view.block().and_then(BlockNumber::next).unwrap_or_default();
-        let old = number.0.checked_sub(10).map(|old| producer.root(BlockNumber(old))).transpose()?;
+        let old = number.0.checked_sub(10).map(|old| producer.wait_for_root(BlockNumber(old))).transpose()?;
         let of = BlockOf {
             workload: config.workload,
             seed: config.seed,
@@ -202,7 +208,7 @@ fn follow(
     rooted: &Sender<BlockReport>,
 ) -> Result<(), SequencerError> {
     for Waiting { mut report, mut update, closed_at } in closed {
-        let root = producer.root(report.number)?;
+        let root = producer.wait_for_root(report.number)?;
         report.root_latency = closed_at.elapsed();
         report.root = root.commitment;
         let newest = producer.engine().head().closed.unwrap_or_default();
@@ -240,13 +246,12 @@ impl BlockReport {
 
     fn of_executed(block: &Executed, close: Duration) -> Self {
         let succeeded = |outcome: &&_| matches!(outcome, Ok((info, _)) if !is_reverted(info));
-        let reads = block.reads.of_values();
         Self {
             transactions: block.outcomes.len(),
             failed: block.outcomes.len() - block.outcomes.iter().filter(succeeded).count(),
             execution: block.elapsed,
             reads: block.reads,
-            hit_rate: 1.0 - block.misses.min(reads) as f64 / reads.max(1) as f64,
+            hit_rate: block.reads.hit_rate(),
             ..Self::of(&block.update, close)
         }
     }

@@ -48,6 +48,7 @@ fn entry() {
     match name {
         #[cfg(target_os = "linux")]
         "engine-load" => crate::load::child_load(&dir, argument),
+        "close-forever" => crate::kills::child_close_forever(&dir, argument),
         "sled-write-forever" => crate::store_sled::child_write_forever(&dir),
         "sled-load" => crate::store_sled::child_load(&dir, argument),
         "sled-open" => crate::store_sled::child_open(&dir),

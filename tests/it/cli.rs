@@ -9,30 +9,30 @@ use crate::support::data;
 use flagstone::registry::LAYOUTS;
 use serde_json::Value;
 
-fn flagstone<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+pub fn flagstone<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flagstone")).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 #[track_caller]
-fn check(output: &Output, code: i32) {
+pub fn check(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "stdout: {}\nstderr: {}", stdout(output), stderr(output));
 }
 
 /// A directory with a file `in.jsonl` of some text, and a place for a database.
-struct Bench {
+pub struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new(text: &str) -> Self {
+    pub fn new(text: &str) -> Self {
         let bench = Self { dir: tempfile::tempdir().unwrap() };
         bench.input(text);
         bench
@@ -40,10 +40,10 @@ impl Bench {
     fn input(&self, text: &str) {
         fs::write(self.path("in.jsonl"), text).unwrap();
     }
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
-    fn replay(&self, more: &[&str]) -> Output {
+    pub fn replay(&self, more: &[&str]) -> Output {
         let (db, input) = (self.path("db"), self.path("in.jsonl"));
         flagstone(["replay", "--data", &db, &input].iter().chain(more))
     }
@@ -54,18 +54,18 @@ impl Bench {
     }
 }
 
-fn mainnet() -> String {
+pub fn mainnet() -> String {
     fs::read_to_string(data("mainnet_0_9.jsonl")).unwrap()
 }
 
-fn mainnet_lines(range: std::ops::Range<usize>) -> String {
+pub fn mainnet_lines(range: std::ops::Range<usize>) -> String {
     mainnet().lines().skip(range.start).take(range.len()).map(|line| format!("{line}\n")).collect()
 }
 
 const ROOT_0: &str = "0x21870ba80540e7831fb21c591ee93481f5ae1bb71ff85a86ddd465be4eddee6";
 
 /// `new_root` of a block of mainnet_0_9.
-fn stated_root(block: usize) -> String {
+pub fn stated_root(block: usize) -> String {
     let value: Value = serde_json::from_str(mainnet().lines().nth(block).unwrap()).unwrap();
     value["new_root"].as_str().unwrap().to_owned()
 }
@@ -163,6 +163,30 @@ fn a_database_goes_on_where_it_stopped_and_answers_queries() {
         (&9.into(), &9.into(), &1.into())
     );
     assert_eq!(info["root"], stated_root(9).as_str());
+}
+
+#[test]
+fn a_database_goes_back_to_an_earlier_block_and_on_from_there() {
+    for layout in ["flat", "patricia-path", "patricia-hash"] {
+        let bench = Bench::new(&mainnet_lines(0..10));
+        check(&bench.replay(&["--layout", layout]), 0);
+        let db = bench.path("db");
+        let slot = ["storage", "0x735596016a37ee972c42adef6a3cf628c19bb3794369c65d2c82ba034aecf2c", "0x5"];
+        let get = |block: &str| flagstone(["get", "--data", &db, "--block", block].iter().chain(&slot));
+        let [before, after] = [get("0"), get("9")].map(|output| stdout(&output));
+        assert_eq!(after.trim(), "0x64");
+        let reverted = flagstone(["revert", "--data", &db, "3"]);
+        check(&reverted, 0);
+        assert_eq!(stdout(&reverted).trim(), stated_root(3));
+        assert_eq!(bench.root(), stated_root(3));
+        assert_eq!(stdout(&get("0")), before);
+        let gone = flagstone(["revert", "--data", &db, "7"]);
+        check(&gone, 2);
+        assert!(stderr(&gone).contains("block 7 is not there: the last block is block 3"));
+        bench.input(&mainnet_lines(4..10));
+        check(&bench.replay(&[]), 0);
+        assert_eq!(bench.root(), stated_root(9));
+    }
 }
 
 #[test]

@@ -1,16 +1,20 @@
 //! The engine when the power goes: over a journal on a faulty disk and a store that loses what it did not sync.
 //!
-//! A scripted run is cut at every operation on the journal's files in turn. After each: what was acknowledged is there,
-//! roots are right, and the run goes on to the same end.
+//! A scripted run, with a refused block and a revert in it, is cut at every operation on the journal's files in turn, and at
+//! every operation on the store. After each: what was acknowledged is there, roots are right, values and tries agree, and
+//! the run goes on to the same end. The engine's threads take their turns as they like, so a cut at one operation is not
+//! the same cut each time; what is asserted holds for all of them.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use flagstone::core::diff::ContractDiff;
+use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::journal::faulty::{Fault, FaultyFiles};
-use flagstone::store::{Capabilities, Row, Store, StoreError, StoreRead, Visit, WriteBatch};
+use flagstone::store::{Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
 
 use crate::support::{config, every, layouts};
@@ -23,6 +27,19 @@ struct Unreliable {
     synced: Rows,
     unsynced: Vec<WriteBatch>,
     visible: Rows,
+    operations: u64,
+    /// The operation that fails, and whether what it was to write is there all the same.
+    failing: Option<(u64, bool)>,
+    broken: bool,
+}
+
+impl Unreliable {
+    /// Counts an operation; from the one that fails on, all do.
+    fn operation(&mut self) -> Result<(), StoreError> {
+        self.broken |= self.failing.is_some_and(|(failing, _)| failing == self.operations);
+        self.operations += 1;
+        if self.broken { Err(StoreError::new(StoreErrorKind::Io, "the disk is gone")) } else { Ok(()) }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -45,6 +62,7 @@ impl UnreliableStore {
         let unsynced = std::mem::take(&mut store.unsynced);
         unsynced.iter().take(kept).for_each(|batch| apply(&mut store.synced, batch));
         store.visible = store.synced.clone();
+        (store.failing, store.broken) = (None, false);
     }
 }
 
@@ -69,12 +87,16 @@ impl Store for UnreliableStore {
     }
     fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         let mut store = self.0.lock().unwrap();
-        apply(&mut store.visible, &batch);
-        store.unsynced.push(batch);
-        Ok(())
+        let outcome = store.operation();
+        if outcome.is_ok() || store.failing.is_some_and(|(_, done)| done) {
+            apply(&mut store.visible, &batch);
+            store.unsynced.push(batch);
+        }
+        outcome
     }
     fn sync(&self) -> Result<(), StoreError> {
         let mut store = self.0.lock().unwrap();
+        store.operation()?;
         for batch in std::mem::take(&mut store.unsynced) {
             apply(&mut store.synced, &batch);
         }
@@ -88,6 +110,9 @@ impl Store for UnreliableStore {
 const BLOCKS: u64 = 9;
 /// The block that is first given with a wrong root.
 const WRONG: u64 = 5;
+/// The block after which some are taken back, down to another.
+const REVERT_AT: u64 = 7;
+const REVERT_TO: u64 = 3;
 
 fn block(number: u64) -> StateUpdate {
     let diff = StateDiff::builder()
@@ -127,11 +152,11 @@ impl Machine {
         StateUpdate { new_root: self.roots.get(number as usize).copied(), ..block(number) }
     }
 
-    /// Closes the blocks from where the database is, one of them first with a wrong root, and commits in between.
-    /// Returns the last block that was acknowledged and not refused since.
+    /// Closes the blocks from where the database is, one of them first with a wrong root, commits in between, and once goes
+    /// back some blocks. Returns the last block that was acknowledged and not taken back since.
     fn run(&self, engine: &Engine) -> (Option<u64>, Result<(), Error>) {
         let mut acknowledged = engine.head().closed.map(|block| block.0);
-        let mut refused = false;
+        let (mut refused, mut reverted) = (false, false);
         while acknowledged.is_none_or(|last| last + 1 < BLOCKS) {
             let number = acknowledged.map_or(0, |last| last + 1);
             let mut update = self.stated(number);
@@ -139,12 +164,18 @@ impl Machine {
                 update.new_root = Some(0xbad.into());
                 refused = true;
             }
-            let mut outcome = engine.close_block(&update).map(|_| ());
-            if outcome.is_ok() && number % 4 == 1 {
-                outcome = engine.commit().map(|_| ());
+            let mut outcome = engine.close_block(&update).map(|_| Some(number));
+            if outcome.is_ok() && (number % 4 == 1 || number + 1 == BLOCKS) {
+                outcome = engine.commit().map(|_| Some(number));
+            }
+            if outcome.is_ok() && number == REVERT_AT && !reverted {
+                reverted = true;
+                // From here on what was acknowledged is what is left, whether the revert comes about or not.
+                acknowledged = Some(REVERT_TO);
+                outcome = engine.revert_to(BlockNumber(REVERT_TO)).map(|_| Some(REVERT_TO));
             }
             match outcome {
-                Ok(()) => acknowledged = Some(number),
+                Ok(block) => acknowledged = block,
                 Err(Error::RootMismatch { .. }) => acknowledged = engine.head().closed.map(|block| block.0),
                 // The block may be there or not; those before it must.
                 Err(error) => return (acknowledged, Err(error)),
@@ -173,10 +204,36 @@ impl Machine {
             let stored = engine.block_root(BlockNumber(number)).unwrap();
             assert_eq!(stored.map(|root| root.commitment), Some(*root), "{what}: block {number}");
         }
+        self.check_tries(&engine, what);
         let view = engine.view();
         assert_eq!(view.storage_at(&1.into(), &1.into()).unwrap(), ((BLOCKS - 1) % 4).into(), "{what}");
         assert_eq!(view.nonce_at(&1.into()).unwrap(), BLOCKS.into(), "{what}");
     }
+}
+
+impl Machine {
+    /// Every value that a block set is the same in the values and in the tries.
+    fn check_tries(&self, engine: &Engine, what: &str) {
+        let view = engine.view();
+        let compared = engine.at_commitment(None, |tries, block, _| {
+            assert_eq!(block, Some(BlockNumber(BLOCKS - 1)), "{what}");
+            for contract in (0..BLOCKS).flat_map(block_contracts) {
+                let leaf = tries.contract_leaf(&contract.address)?;
+                assert_eq!(leaf.nonce, view.nonce_at(&contract.address)?, "{what}");
+                for (key, _) in &contract.storage {
+                    let trie = TrieId::Storage(contract.address);
+                    let value = lookup(tries, trie, leaf.storage_root.0, key.trie_key())?;
+                    assert_eq!(value, view.storage_at(&contract.address, key)?.0, "{what}");
+                }
+            }
+            Ok(())
+        });
+        compared.unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+}
+
+fn block_contracts(number: u64) -> Vec<ContractDiff> {
+    block(number).diff.contracts().to_vec()
 }
 
 fn machine(layout: &'static str, cadence: Cadence, roots: &[StateCommitment]) -> Machine {
@@ -185,7 +242,7 @@ fn machine(layout: &'static str, cadence: Cadence, roots: &[StateCommitment]) ->
 }
 
 fn known_roots() -> Vec<StateCommitment> {
-    let reference = machine("flat", Cadence::EVERY_BLOCK, &[]);
+    let reference = machine("flat", Cadence::AtClose, &[]);
     let engine = reference.open().unwrap();
     (0..BLOCKS)
         .map(|number| engine.close_block(&block(number)).unwrap().committed[0].root.commitment)
@@ -196,7 +253,7 @@ fn known_roots() -> Vec<StateCommitment> {
 fn a_power_cut_at_any_operation_loses_nothing_acknowledged() {
     let roots = known_roots();
     for (layout, _) in layouts() {
-        for cadence in [Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
+        for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
             let whole = machine(layout, cadence, &roots);
             whole.run(&whole.open().unwrap()).1.unwrap();
             let operations = whole.files.operations();
@@ -234,6 +291,31 @@ fn a_failing_operation_stops_the_engine_and_loses_nothing_acknowledged() {
 }
 
 #[test]
+fn a_failing_store_stops_the_engine_and_loses_nothing_acknowledged() {
+    let roots = known_roots();
+    for (layout, _) in layouts() {
+        for cadence in [Cadence::AtClose, every(2)] {
+            let whole = machine(layout, cadence, &roots);
+            whole.run(&whole.open().unwrap()).1.unwrap();
+            let operations = whole.store.0.lock().unwrap().operations;
+            assert!(operations > 5, "{operations}");
+            for failing in 0..operations {
+                for done in [false, true] {
+                    let machine = machine(layout, cadence, &roots);
+                    machine.store.0.lock().unwrap().failing = Some((failing, done));
+                    let acknowledged = machine.open().map_or(None, |engine| machine.run(&engine).0);
+                    machine.files.crash(failing);
+                    machine.store.crash(failing * 3 + u64::from(done));
+                    let what =
+                        format!("{layout}, {cadence:?}, store operation {failing} fails, done: {done}");
+                    machine.check(acknowledged, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_store_that_lost_more_than_the_journal_holds_is_refused() {
     let roots = known_roots();
     let machine = machine("flat", Cadence::EVERY_BLOCK, &roots);
@@ -242,6 +324,7 @@ fn a_store_that_lost_more_than_the_journal_holds_is_refused() {
         let engine = machine.open().unwrap();
         let next = engine.head().closed.map_or(0, |block| block.0 + 1);
         (next..next + 3).for_each(|number| drop(engine.close_block(&machine.stated(number)).unwrap()));
+        engine.commit().unwrap();
     }
     *machine.store.0.lock().unwrap() = Unreliable::default();
     let error = machine.open().unwrap_err();

@@ -41,6 +41,8 @@ pub fn child_load(dir: &Path, entries: &str) {
         for number in 0..entries / BLOCK_ENTRIES {
             engine.close_block(&block(number, &mut random)).unwrap();
         }
+        engine.commit().unwrap();
+        engine.sync().unwrap();
         drop(engine);
         database::bytes_on_disk(dir).unwrap()
     });

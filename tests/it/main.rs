@@ -9,10 +9,14 @@
 
 mod child;
 mod cli;
+mod cli_proofs;
 mod crash;
 mod engine;
+mod history;
+mod kills;
 #[cfg(target_os = "linux")]
 mod load;
+mod proofs;
 mod properties;
 mod read_cache;
 #[cfg(feature = "blockifier")]

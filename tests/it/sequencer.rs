@@ -11,38 +11,43 @@ use blockifier::blockifier::transaction_executor::{DEFAULT_STACK_SIZE, Transacti
 use blockifier::execution::contract_class::RunnableCompiledClass;
 use blockifier::state::errors::StateError;
 use blockifier::state::state_api::StateReader;
+use flagstone::core::diff::Subject;
 use flagstone::core::types::{BlockNumber, ClassHash, ContractAddress, StateCommitment, StorageKey};
+use flagstone::engine::Blob;
 use flagstone::registry::LAYOUTS;
-use flagstone::sequencer::classes::{
-    ClassError, DirectoryBlobs, MemoryBlobs, ReadyClasses, StoredClasses, blob,
-};
-use flagstone::sequencer::hints::{Hint, Prefetch};
+use flagstone::sequencer::classes::{ClassError, EngineClasses, ReadyClasses, blob};
+use flagstone::sequencer::hints::Prefetch;
 use flagstone::sequencer::workload::{self, BlockOf, Genesis, Workload};
 use flagstone::sequencer::{
     BlockInput, ClassStore, DeclaredClass, Executed, Producer, ProducerConfig, ReadyClass, SequencerError,
-    ViewReader, cadence, state_diff,
+    ViewReader, state_diff,
 };
-use flagstone::{Engine, ErrorKind, StateUpdate, View};
+use flagstone::{Cadence, Engine, EngineConfig, ErrorKind, StateUpdate};
 use serde_json::Value;
 use starknet_api::transaction::TransactionVersion;
 
-use crate::support::{Place, config};
+use crate::support::{Place, config, settle};
 
 /// All random choices follow from this.
 const SEED: u64 = 20;
 
 static GENESIS: LazyLock<Genesis> = LazyLock::new(|| workload::genesis().unwrap());
 
-/// The genesis's classes, ready once for all tests.
+/// The genesis's classes, ready once for all tests: those of a database that nothing else is done with.
 static CLASSES: LazyLock<Arc<dyn ClassStore>> = LazyLock::new(|| {
-    let classes = ReadyClasses::new(StoredClasses::new(MemoryBlobs::default()), usize::MAX);
-    classes.put(&GENESIS.classes).unwrap();
-    Arc::new(classes)
+    let engine = Arc::new(Place::memory().open("flat", config(Cadence::AtClose, 1)));
+    let classes: Arc<dyn ClassStore> = Arc::new(with_classes(&engine));
+    engine.close_block_with(&GENESIS.update, &classes.put(&GENESIS.classes).unwrap()).unwrap();
+    classes
 });
 
+/// The classes of an engine's own blocks.
+fn with_classes(engine: &Arc<Engine>) -> ReadyClasses<EngineClasses> {
+    ReadyClasses::new(EngineClasses::new(Arc::clone(engine)), 1 << 30)
+}
+
 fn producer(place: &Place, layout: &str, workers: usize) -> Producer {
-    let cadence = cadence(flagstone::layout(layout).unwrap());
-    let engine = Arc::new(place.open(layout, config(cadence, 1)));
+    let engine = Arc::new(place.open(layout, config(Cadence::EVERY_BLOCK, 1)));
     if engine.head().closed.is_none() {
         engine.close_block(&GENESIS.update).unwrap();
     }
@@ -63,7 +68,7 @@ fn next(producer: &Producer, workload: Workload, transactions: usize) -> BlockIn
 fn produce(producer: &Producer, workload: Workload, transactions: usize) -> (Executed, StateCommitment) {
     let executed = producer.execute(&next(producer, workload, transactions)).unwrap();
     let closed = producer.close(&executed).unwrap();
-    let root = producer.root(closed.number).unwrap();
+    let root = producer.wait_for_root(closed.number).unwrap();
     (executed, root.commitment)
 }
 
@@ -187,10 +192,10 @@ fn slot(key: starknet_api::state::StorageKey) -> StorageKey {
 
 /// Notes the hints.
 #[derive(Default)]
-struct Noted(Mutex<HashSet<Hint>>);
+struct Noted(Mutex<HashSet<Subject>>);
 
 impl Prefetch for Noted {
-    fn prefetch(&self, _: &View, hints: Vec<Hint>) {
+    fn prefetch(&self, hints: Vec<Subject>) {
         self.0.lock().unwrap().extend(hints);
     }
 }
@@ -206,13 +211,14 @@ fn hints_name_what_transfers_read_and_what_the_blocks_end_reads() {
         let reads = producer.execute(&next(&producer, workload, 30)).unwrap().summary.initial_reads;
         let noted = noted.0.lock().unwrap();
         let alias = ContractAddress::from(2);
-        let storage = reads.storage.keys().map(|(address, key)| Hint::Storage(ours(*address), slot(*key)));
-        let (aliases, storage): (Vec<Hint>, Vec<Hint>) =
-            storage.partition(|hint| matches!(hint, Hint::Storage(address, _) if *address == alias));
-        let missing = |hints: &[Hint]| hints.iter().filter(|hint| !noted.contains(hint)).count();
+        let storage = reads.storage.keys().map(|(address, key)| Subject::Storage(ours(*address), slot(*key)));
+        let (aliases, storage): (Vec<Subject>, Vec<Subject>) =
+            storage.partition(|hint| matches!(hint, Subject::Storage(address, _) if *address == alias));
+        let missing = |hints: &[Subject]| hints.iter().filter(|hint| !noted.contains(hint)).count();
         // The counter of aliases is read once, and kept warm by being written.
         assert!(missing(&aliases) <= 1, "{} of {} aliases", missing(&aliases), aliases.len());
-        let nonces: Vec<Hint> = reads.nonces.keys().map(|address| Hint::Nonce(ours(*address))).collect();
+        let nonces: Vec<Subject> =
+            reads.nonces.keys().map(|address| Subject::Nonce(ours(*address))).collect();
         assert!(missing(&nonces) <= 2, "{}: {} of {}", workload.name(), missing(&nonces), nonces.len());
         if workload == Workload::Transfers {
             assert_eq!(missing(&storage), 0, "of {} slots", storage.len());
@@ -223,19 +229,19 @@ fn hints_name_what_transfers_read_and_what_the_blocks_end_reads() {
 #[test]
 fn classes_are_read_back_after_reopening_and_migrate_to_their_second_hash() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || -> Arc<dyn ClassStore> {
-        let blobs = DirectoryBlobs::open(&dir.path().join("classes")).unwrap();
-        Arc::new(ReadyClasses::new(StoredClasses::new(blobs), 1 << 30))
+    let open = || {
+        let db = dir.path().join("db");
+        Arc::new(flagstone::database::open_or_create(&db, None, None, EngineConfig::default()).unwrap())
     };
-    let place = Place::memory();
-    let engine = Arc::new(place.open("flat", config(cadence(&LAYOUTS[0]), 1)));
-    let producer = Producer::new(engine, open(), ProducerConfig::default());
+    let engine = open();
+    let classes = Arc::new(with_classes(&engine));
+    let producer = Producer::new(engine, classes, ProducerConfig::default());
     producer.close_update(&GENESIS.update, &GENESIS.classes).unwrap();
     let (executed, _) = produce(&producer, Workload::Mixed, 10);
     drop(producer);
 
-    let classes = open();
-    let engine = place.open("flat", config(cadence(&LAYOUTS[0]), 1));
+    let engine = open();
+    let classes = with_classes(&engine);
     let view = engine.view();
     let all: Vec<&DeclaredClass> = GENESIS.classes.iter().chain(&executed.classes).collect();
     assert_eq!(all.len(), 5);
@@ -307,7 +313,13 @@ fn a_read_that_fails_is_an_error_with_its_text() {
     );
     assert_eq!(reader.failure(), None);
 
+    let config = EngineConfig { recent_blocks_max: 0, ..EngineConfig::default() };
+    let engine = Arc::new(Place::memory().open("flat", config));
+    engine.close_block(&GENESIS.update).unwrap();
+    let reader = ViewReader::new(engine.view(), Arc::clone(&CLASSES));
+    let producer = Producer::new(engine, Arc::clone(&CLASSES), ProducerConfig::default());
     produce(&producer, Workload::Transfers, 2);
+    settle(producer.engine());
     let address = 5u128.into();
     let errors = [
         reader.get_storage_at(address, 6u128.into()).unwrap_err(),
@@ -328,7 +340,7 @@ fn a_read_that_fails_is_an_error_with_its_text() {
 
 #[test]
 fn a_class_of_a_block_that_was_not_closed_is_not_declared() {
-    let engine = Place::memory().open("flat", config(cadence(&LAYOUTS[0]), 1));
+    let engine = Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1));
     let reader = ViewReader::new(engine.view(), Arc::clone(&CLASSES));
     let erc20 = GENESIS.classes.iter().find(|class| class.hashes.is_some()).unwrap();
     let class_hash = starknet_api::core::ClassHash(erc20.class_hash.0);
@@ -347,7 +359,7 @@ impl ClassStore for Failing {
         }
         CLASSES.get(class_hash)
     }
-    fn put(&self, _: &[DeclaredClass]) -> Result<(), ClassError> {
+    fn put(&self, _: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError> {
         Err(ClassError::Store("the disk is full".into()))
     }
 }
@@ -355,7 +367,7 @@ impl ClassStore for Failing {
 #[test]
 fn a_block_whose_reads_failed_is_not_made() {
     for workers in [0, 2] {
-        let engine = Arc::new(Place::memory().open("flat", config(cadence(&LAYOUTS[0]), 1)));
+        let engine = Arc::new(Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1)));
         engine.close_block(&GENESIS.update).unwrap();
         let workers = ProducerConfig { workers, ..ProducerConfig::default() };
         let broken = Producer::new(Arc::clone(&engine), Arc::new(Failing), workers);

@@ -31,8 +31,12 @@ pub fn every(blocks: u32) -> Cadence {
     Cadence::Blocks(blocks.try_into().unwrap())
 }
 
-pub const CADENCES: [Cadence; 3] =
-    [Cadence::EVERY_BLOCK, Cadence::Blocks(std::num::NonZeroU32::new(7).unwrap()), Cadence::OnRequest];
+pub const CADENCES: [Cadence; 4] = [
+    Cadence::AtClose,
+    Cadence::EVERY_BLOCK,
+    Cadence::Blocks(std::num::NonZeroU32::new(7).unwrap()),
+    Cadence::OnRequest,
+];
 
 pub fn config(cadence: Cadence, threads: usize) -> EngineConfig {
     EngineConfig { cadence, threads, ..EngineConfig::default() }
@@ -71,6 +75,12 @@ impl Place {
     pub fn open(&self, layout: &str, config: EngineConfig) -> Engine {
         Engine::open(self.store(), flagstone::layout(layout).unwrap().make(), config).unwrap()
     }
+}
+
+/// Waits until everything that is closed is committed and in the store.
+pub fn settle(engine: &Engine) {
+    engine.commit().unwrap();
+    engine.sync().unwrap();
 }
 
 /// Closes all updates and commits; returns the commitments in order.

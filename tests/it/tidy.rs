@@ -91,12 +91,11 @@ fn the_engine_writes_to_the_store_in_one_place() {
         .into_iter()
         .flat_map(|(name, text)| vec![name; text.matches("store.write(").count()])
         .collect();
-    // Creating a database; and, on behalf of `write_batch`, with and without a journal.
-    let mut expected = vec!["src/engine/durable.rs"; 4];
-    expected.push("src/engine/mod.rs");
+    // Creating a database, and the thread that writes. Tests write to stores of their own.
     let mut writes = writes;
     writes.sort();
-    assert_eq!(writes, expected);
+    writes.retain(|name| name != "src/engine/meta.rs");
+    assert_eq!(writes, ["src/engine/mod.rs", "src/engine/persist.rs"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Such bytes are never trusted: every read is checked for length and range, and failing is an error with the name
 //! of the field. Nothing here panics, whatever the input.
 
-use crate::felt::{Felt, felt_from_be};
+use crate::felt::{Felt, felt_from_be, felt_to_be};
 use crate::types::TrieKey;
 
 /// Why bytes could not be decoded.
@@ -26,7 +26,7 @@ impl DecodeError {
 /// Appends a felt without its leading zero bytes: their number in one byte, then the rest, big-endian. Most values of
 /// a real state are small.
 pub fn put_short_felt(out: &mut Vec<u8>, felt: &Felt) {
-    let bytes = felt.to_bytes_be();
+    let bytes = felt_to_be(felt);
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     out.push(32 - zeros as u8);
     out.extend_from_slice(&bytes[zeros..]);

@@ -10,18 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 
 use crate::commitment::{ContractLeaf, Roots, class_leaf_preimage};
-use crate::diff::{ContractDiff, StateDiff};
+use crate::diff::{ClassDiff, ContractDiff, StateDiff};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
 use crate::layout::StagedCommitment;
-use crate::store::WriteBatch;
 use crate::trie::{
     HashFunction, Node, NodeRef, NodeSource, Path, ShapedTrie, TrieChanges, TrieId, hash_forest, hash_pairs,
-    shape,
+    shape, shape_in_memory,
 };
 use crate::types::{
-    ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageRoot, TrieKey,
+    ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageKey, StorageRoot,
+    StorageValue, TrieKey,
 };
 
 /// The tries of one state, as rows say them.
@@ -31,12 +31,28 @@ pub trait TrieRows: NodeSource {
     /// # Errors
     /// [`StateError`] if the store fails or the leaf is damaged.
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError>;
+
+    /// What a class's leaf commits to; zero if it has none.
+    ///
+    /// # Errors
+    /// [`StateError`] if the store fails or the leaf is damaged.
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError>;
+}
+
+impl<R: TrieRows + Send + ?Sized> TrieRows for Box<R> {
+    fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
+        (**self).contract_leaf(address)
+    }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        (**self).class_leaf(class_hash)
+    }
 }
 
 /// The tries that a session works on: at first as a store has them, then as the session's blocks leave them.
 pub trait CommitmentSource: TrieRows + Send {
-    /// Called before tries are shaped, with all leaves that are going to be set. A source can read the nodes on the
-    /// way to them ahead, in bulk.
+    /// Called before tries are shaped, with all leaves that are going to be set in those that could not be shaped from
+    /// memory alone. A source can read the nodes on the way to them ahead, in bulk.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
@@ -44,11 +60,11 @@ pub trait CommitmentSource: TrieRows + Send {
         Ok(())
     }
 
-    /// Takes over what a block changed: reads from now on are of the state after it.
+    /// Takes over what a block changed: reads from now on are of the state after it. `last` if there will be none.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
-    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError>;
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError>;
 }
 
 /// Leaves of one trie that are going to be set.
@@ -84,6 +100,13 @@ pub struct ClassLeafChange {
     pub compiled_class_hash: CompiledClassHash,
 }
 
+impl ClassLeafChange {
+    /// The key of the leaf.
+    fn trie_key(&self) -> Option<TrieKey> {
+        TrieKey::try_from(self.class_hash.0).ok()
+    }
+}
+
 /// How many hashes were computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HashCounts {
@@ -111,6 +134,8 @@ pub struct BlockChanges {
     pub contracts: Vec<ContractLeafChange>,
     /// Leaves of the classes trie that the block sets, ascending by class hash.
     pub classes: Vec<ClassLeafChange>,
+    /// The diff that takes the block back: every value that the block sets, as it was before.
+    pub undo: StateDiff,
     /// Hashes computed for it.
     pub hashes: HashCounts,
 }
@@ -121,12 +146,13 @@ pub struct Overlaid<R> {
     rows: R,
     nodes: HashMap<(TrieId, Path), Option<Node>>,
     leaves: HashMap<ContractAddress, ContractLeaf>,
+    classes: HashMap<TrieKey, CompiledClassHash>,
 }
 
 impl<R: TrieRows> Overlaid<R> {
     /// Starts with what the rows say.
     pub fn new(rows: R) -> Self {
-        Self { rows, nodes: HashMap::new(), leaves: HashMap::new() }
+        Self { rows, nodes: HashMap::new(), leaves: HashMap::new(), classes: HashMap::new() }
     }
 }
 
@@ -143,66 +169,64 @@ impl<R: TrieRows> TrieRows for Overlaid<R> {
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
         self.leaves.get(address).map_or_else(|| self.rows.contract_leaf(address), |leaf| Ok(*leaf))
     }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        let known = TrieKey::try_from(class_hash.0).ok().and_then(|key| self.classes.get(&key));
+        known.map_or_else(|| self.rows.class_leaf(class_hash), |compiled| Ok(*compiled))
+    }
 }
 
 impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
-    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError> {
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
+        if last {
+            return Ok(());
+        }
         for trie in &block.tries {
-            self.nodes.extend(trie.removed.iter().map(|(path, _)| ((trie.trie, *path), None)));
-            self.nodes.extend(trie.written.iter().map(|new| ((trie.trie, new.path), Some(new.node))));
+            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
+            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
         }
         self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
+        let classes = block.classes.iter();
+        self.classes.extend(classes.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
         Ok(())
     }
 }
 
-/// Blocks after their commitment.
-pub struct CommittedBlocks<S> {
-    /// The source, which has absorbed all blocks but the last.
-    pub source: S,
-    /// The changes of each block, in order. Later ones override earlier ones.
-    pub blocks: Vec<BlockChanges>,
-}
-
-impl<S> CommittedBlocks<S> {
-    /// The outcome for the engine, with the rows that make it last.
-    pub fn staged(&self, batch: WriteBatch) -> StagedCommitment {
-        let mut hashes = HashCounts::default();
-        self.blocks.iter().for_each(|block| hashes += block.hashes);
-        let roots = self.blocks.iter().map(|block| block.roots).collect();
-        StagedCommitment { batch, roots, hashes, applied: None }
-    }
-}
-
-/// Commits blocks one after another on top of a source that stands at `roots`, in memory. Work is spread over the
-/// current rayon pool; the result does not depend on its size.
+/// Commits blocks one after another on top of a source that stands at `roots`, in memory, and hands each block's changes
+/// to `each`: later ones override earlier ones. They are dropped before the next block, so a group of blocks takes the
+/// memory of one. The outcome lacks its batch. Work is spread over the current rayon pool; the result does not depend
+/// on its size.
 ///
 /// # Errors
 /// [`StateError`] if old leaves or nodes cannot be read.
-pub fn commit_blocks<S: CommitmentSource>(
-    mut source: S,
+pub fn commit_blocks(
+    source: &mut dyn CommitmentSource,
     mut roots: Roots,
     diffs: &[&StateDiff],
     hasher: &dyn Hasher,
-) -> Result<CommittedBlocks<S>, StateError> {
-    let mut blocks: Vec<BlockChanges> = Vec::with_capacity(diffs.len());
-    for diff in diffs {
-        if let Some(before) = blocks.last() {
-            source.absorb(before)?;
-        }
-        let block = BlockWork::new(hasher).run(&mut source, roots, diff)?;
+    mut each: impl FnMut(&BlockChanges),
+) -> Result<StagedCommitment, StateError> {
+    let mut staged = StagedCommitment::default();
+    for (index, diff) in diffs.iter().enumerate() {
+        let block = BlockWork::new(hasher).run(source, roots, diff)?;
+        each(&block);
+        source.absorb(&block, index + 1 == diffs.len())?;
         roots = block.roots;
-        blocks.push(block);
+        staged.roots.push(roots);
+        staged.undo.push(block.undo);
+        staged.hashes += block.hashes;
     }
-    Ok(CommittedBlocks { source, blocks })
+    Ok(staged)
 }
 
 /// A contract's leaf row and its leaf in the trie are there together or not at all. A lost row would otherwise pass
 /// for a contract without storage, and give a wrong root.
-fn same_leaves(rows: &[TrieKey], trie: &[TrieKey]) -> Result<(), StateError> {
-    let in_one = |a: &[TrieKey], b: &[TrieKey]| a.iter().find(|key| b.binary_search(key).is_err()).copied();
+fn same_leaves(rows: &[TrieKey], trie: &[(TrieKey, Felt)]) -> Result<(), StateError> {
+    let without_row = trie.iter().map(|(key, _)| *key).find(|key| rows.binary_search(key).is_err());
+    let in_trie = |key: &TrieKey| trie.binary_search_by_key(key, |(key, _)| *key).is_ok();
+    let without_leaf = rows.iter().copied().find(|key| !in_trie(key));
     let what = |key: TrieKey| format!("leaf of contract {key}");
-    match (in_one(trie, rows), in_one(rows, trie)) {
+    match (without_row, without_leaf) {
         (Some(key), _) => {
             Err(StateError::damaged(what(key), "it is in the contracts trie, but its row is missing"))
         }
@@ -233,38 +257,51 @@ impl<'a> BlockWork<'a> {
         let rows: &dyn CommitmentSource = source;
         let old_leaf = |contract: &ContractDiff| rows.contract_leaf(&contract.address);
         let old_leaves = diff.contracts().par_iter().map(old_leaf).collect::<Result<Vec<_>, _>>()?;
-        source.prepare(&wanted(before, diff, &old_leaves))?;
+        let in_memory = |work: (&ContractDiff, &ContractLeaf)| {
+            let (contract, old) = work;
+            let trie = TrieId::Storage(contract.address);
+            shape_in_memory(rows, trie, old.storage_root.0, storage_leaves(contract))
+        };
+        let shaped = diff.contracts().par_iter().zip(&old_leaves).map(in_memory);
+        let shaped = shaped.collect::<Result<Vec<_>, _>>()?;
+        source.prepare(&wanted(before, diff, &old_leaves, &shaped))?;
 
         let source: &dyn CommitmentSource = source;
         let (contracts, classes) = rayon::join(
-            || self.contracts(source, before.contracts, diff, &old_leaves),
+            || self.contracts(source, before.contracts, diff, &old_leaves, shaped),
             || self.classes(source, before.classes, diff),
         );
-        let (mut tries, contracts) = contracts?;
+        let ContractsWork { mut tries, changes: contracts, undo } = contracts?;
         let (classes_trie, classes, poseidon) = classes?;
+        let undo = StateDiff::of_parts(undo, old_classes(source, diff)?);
         let contracts_root = tries.last().map_or(before.contracts, |trie| ContractsRoot(trie.root));
         let classes_root = ClassesRoot(classes_trie.root);
         tries.push(classes_trie);
-        tries.retain(|trie| !trie.written.is_empty() || !trie.removed.is_empty());
+        tries.retain(|trie| !trie.is_empty());
         let roots = Roots { contracts: contracts_root, classes: classes_root };
         let hashes = HashCounts { pedersen: self.pedersen.load(Ordering::Relaxed), poseidon };
-        Ok(BlockChanges { roots, tries, contracts, classes, hashes })
+        Ok(BlockChanges { roots, tries, contracts, classes, undo, hashes })
     }
 
-    /// Storage tries, contract leaves, contracts trie; the contracts trie comes last in the result.
+    /// Storage tries, contract leaves, contracts trie. `shaped` are those storage tries that memory was enough for.
     fn contracts(
         &self,
         source: &dyn CommitmentSource,
         root: ContractsRoot,
         diff: &StateDiff,
         old_leaves: &[ContractLeaf],
-    ) -> Result<(Vec<TrieChanges>, Vec<ContractLeafChange>), StateError> {
-        let shape_storage = |(contract, old): (&ContractDiff, &ContractLeaf)| {
-            let leaves = contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0));
-            shape(source, TrieId::Storage(contract.address), old.storage_root.0, leaves)
+        shaped: Vec<Option<ShapedTrie>>,
+    ) -> Result<ContractsWork, StateError> {
+        let shape_storage = |(shaped, (contract, old)): (Option<_>, (&ContractDiff, &ContractLeaf))| {
+            let trie = TrieId::Storage(contract.address);
+            let from_rows = || shape(source, trie, old.storage_root.0, storage_leaves(contract));
+            shaped.map_or_else(from_rows, Ok)
         };
+        let contracts = diff.contracts().par_iter().zip(old_leaves);
         let shaped =
-            diff.contracts().par_iter().zip(old_leaves).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
+            shaped.into_par_iter().zip(contracts).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
+        let befores = diff.contracts().par_iter().zip(old_leaves).zip(&shaped);
+        let undo = befores.map(|((contract, leaf), trie)| contract_before(contract, leaf, trie)).collect();
         let mut tries = self.hash_tries(shaped);
 
         let mut changes = Vec::new();
@@ -286,7 +323,7 @@ impl<'a> BlockWork<'a> {
         let contracts_trie = shape(source, TrieId::Contracts, root.0, leaves)?;
         same_leaves(&present_before, contracts_trie.replaced())?;
         tries.extend(self.hash_tries(vec![contracts_trie]));
-        Ok((tries, changes))
+        Ok(ContractsWork { tries, changes, undo })
     }
 
     fn hash_tries(&self, mut shaped: Vec<ShapedTrie>) -> Vec<TrieChanges> {
@@ -342,8 +379,50 @@ impl<'a> BlockWork<'a> {
     }
 }
 
-/// All leaves that a block is going to set, by trie.
-fn wanted(before: Roots, diff: &StateDiff, old_leaves: &[ContractLeaf]) -> Vec<Wanted> {
+/// A block's work on its contracts.
+struct ContractsWork {
+    /// Changes of the storage tries, and last of the contracts trie.
+    tries: Vec<TrieChanges>,
+    changes: Vec<ContractLeafChange>,
+    undo: Vec<ContractDiff>,
+}
+
+/// What a contract's diff sets, as it was before.
+fn contract_before(diff: &ContractDiff, leaf: &ContractLeaf, trie: &ShapedTrie) -> ContractDiff {
+    let mut before = trie.replaced().iter().peekable();
+    let value_before = |(key, _): &(StorageKey, StorageValue)| {
+        let replaced = before.next_if(|(replaced, _)| replaced == key.trie_key());
+        (*key, StorageValue(replaced.map_or(Felt::ZERO, |(_, value)| *value)))
+    };
+    ContractDiff {
+        address: diff.address,
+        class_hash: diff.class_hash.map(|_| leaf.class_hash),
+        nonce: diff.nonce.map(|_| leaf.nonce),
+        storage: diff.storage.iter().map(value_before).collect(),
+    }
+}
+
+/// The classes that a diff sets, as they were before.
+fn old_classes(source: &dyn CommitmentSource, diff: &StateDiff) -> Result<Vec<ClassDiff>, StateError> {
+    let before = |class: &ClassDiff| {
+        let compiled_class_hash = source.class_leaf(&class.class_hash)?;
+        Ok(ClassDiff { class_hash: class.class_hash, compiled_class_hash })
+    };
+    diff.classes().iter().map(before).collect()
+}
+
+/// The leaves of a contract's storage trie that a block sets.
+fn storage_leaves(contract: &ContractDiff) -> impl Iterator<Item = (TrieKey, Felt)> {
+    contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0))
+}
+
+/// All leaves that a block is going to set, by trie; without the storage tries that are shaped already.
+fn wanted(
+    before: Roots,
+    diff: &StateDiff,
+    old_leaves: &[ContractLeaf],
+    shaped: &[Option<ShapedTrie>],
+) -> Vec<Wanted> {
     let storage = |(contract, old): (&ContractDiff, &ContractLeaf)| Wanted {
         trie: TrieId::Storage(contract.address),
         root: old.storage_root.0,
@@ -352,7 +431,8 @@ fn wanted(before: Roots, diff: &StateDiff, old_leaves: &[ContractLeaf]) -> Vec<W
     let contracts =
         diff.contracts().iter().map(|contract| Path::of_key(contract.address.trie_key())).collect();
     let classes = diff.classes().iter().map(|class| Path::of_key(&class.trie_key())).collect();
-    let mut wanted: Vec<Wanted> = diff.contracts().iter().zip(old_leaves).map(storage).collect();
+    let unshaped = diff.contracts().iter().zip(old_leaves).zip(shaped).filter(|(_, shaped)| shaped.is_none());
+    let mut wanted: Vec<Wanted> = unshaped.map(|(work, _)| storage(work)).collect();
     wanted.push(Wanted { trie: TrieId::Contracts, root: before.contracts.0, leaves: contracts });
     wanted.push(Wanted { trie: TrieId::Classes, root: before.classes.0, leaves: classes });
     wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());

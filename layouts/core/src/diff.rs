@@ -4,6 +4,7 @@
 //! [`StateDiffBuilder::build`] makes one, so nobody downstream asks again. A zero value deletes: zero and absent are
 //! the same thing everywhere.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use crate::codec::{DecodeError, Reader};
@@ -91,6 +92,30 @@ impl StateDiff {
         self.contracts.iter().map(of_contract).sum::<usize>() + self.classes.len()
     }
 
+    /// A diff of the same things as another, already in normal form.
+    pub(crate) const fn of_parts(contracts: Vec<ContractDiff>, classes: Vec<ClassDiff>) -> Self {
+        Self { contracts, classes, deprecated_classes: Vec::new() }
+    }
+
+    /// Both diffs as one: where both set the same thing, `later` has the last word.
+    #[must_use]
+    pub fn then(&self, later: &Self) -> Self {
+        let contract = |first: &ContractDiff, later: &ContractDiff| ContractDiff {
+            address: later.address,
+            class_hash: later.class_hash.or(first.class_hash),
+            nonce: later.nonce.or(first.nonce),
+            storage: merged(&first.storage, &later.storage, |(key, _)| *key, |_, later| *later),
+        };
+        let class_key = |class: &ClassDiff| class.trie_key();
+        let hash_key = |class_hash: &ClassHash| class_hash.to_be();
+        let (first, last) = (&self.deprecated_classes, &later.deprecated_classes);
+        Self {
+            contracts: merged(&self.contracts, &later.contracts, |contract| contract.address, contract),
+            classes: merged(&self.classes, &later.classes, class_key, |_, later| *later),
+            deprecated_classes: merged(first, last, hash_key, |_, later| *later),
+        }
+    }
+
     /// What the diff says of one contract.
     pub fn contract(&self, address: &ContractAddress) -> Option<&ContractDiff> {
         self.contracts.binary_search_by(|probe| probe.address.cmp(address)).ok().map(|at| &self.contracts[at])
@@ -121,7 +146,7 @@ pub enum DiffError {
 }
 
 /// A thing that a diff sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// A storage slot.
     Storage(ContractAddress, StorageKey),
@@ -262,6 +287,31 @@ fn settle<K: Ord + Copy, V: PartialEq + fmt::Display>(
     }
     entries.dedup_by(|(a, _), (b, _)| a == b);
     Ok(entries)
+}
+
+/// Two ascending lists as one; `both` settles what is in both.
+fn merged<T: Clone, K: Ord>(
+    first: &[T],
+    later: &[T],
+    key: impl Fn(&T) -> K,
+    both: impl Fn(&T, &T) -> T,
+) -> Vec<T> {
+    let mut merged = Vec::with_capacity(first.len().max(later.len()));
+    let (mut first, mut later) = (first.iter().peekable(), later.iter().peekable());
+    while let (Some(a), Some(b)) = (first.peek(), later.peek()) {
+        match key(a).cmp(&key(b)) {
+            Ordering::Less => merged.extend(first.next().cloned()),
+            Ordering::Greater => merged.extend(later.next().cloned()),
+            Ordering::Equal => {
+                merged.push(both(a, b));
+                first.next();
+                later.next();
+            }
+        }
+    }
+    merged.extend(first.cloned());
+    merged.extend(later.cloned());
+    merged
 }
 
 fn empty_contract(address: ContractAddress) -> ContractDiff {
@@ -485,5 +535,36 @@ mod tests {
         bytes[4 + 31] = 3; // the first address now follows the second
         let error = StateDiff::decode(&mut Reader::new(&bytes)).unwrap_err();
         assert_eq!(error.to_string(), "contracts: not in ascending order");
+    }
+
+    #[test]
+    fn of_two_diffs_in_one_the_later_has_the_last_word() {
+        let first = StateDiff::builder()
+            .storage(1.into(), 1.into(), 11.into())
+            .storage(1.into(), 2.into(), 12.into())
+            .nonce(1.into(), 1.into())
+            .class_hash(3.into(), 31.into())
+            .class(5.into(), 51.into())
+            .class(6.into(), 61.into());
+        let later = StateDiff::builder()
+            .storage(1.into(), 2.into(), 0.into())
+            .storage(1.into(), 3.into(), 13.into())
+            .class_hash(1.into(), 10.into())
+            .nonce(2.into(), 2.into())
+            .class(5.into(), 52.into())
+            .deprecated_class(9.into());
+        let both = StateDiff::builder()
+            .storage(1.into(), 1.into(), 11.into())
+            .storage(1.into(), 2.into(), 0.into())
+            .storage(1.into(), 3.into(), 13.into())
+            .nonce(1.into(), 1.into())
+            .class_hash(1.into(), 10.into())
+            .nonce(2.into(), 2.into())
+            .class_hash(3.into(), 31.into())
+            .class(5.into(), 52.into())
+            .class(6.into(), 61.into())
+            .deprecated_class(9.into());
+        let [first, later, both] = [first, later, both].map(|builder| builder.build().unwrap());
+        assert_eq!(first.then(&later), both);
     }
 }

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::hash;
+
 pub use starknet_types_core::felt::Felt;
 
 /// p, the field's modulus, as 32 big-endian bytes.
@@ -70,7 +72,40 @@ pub fn parse_felt(text: &str) -> Result<Felt, FeltError> {
 /// # Errors
 /// [`FeltError::TooLarge`] if the number is not below p.
 pub fn felt_from_be(bytes: &[u8; 32]) -> Result<Felt, FeltError> {
-    if *bytes < MODULUS_BE { Ok(Felt::from_bytes_be(bytes)) } else { Err(FeltError::TooLarge) }
+    if *bytes < MODULUS_BE { Ok(from_words(be_words(bytes))) } else { Err(FeltError::TooLarge) }
+}
+
+/// A felt's 32 big-endian bytes. Several times quicker than the felt's own conversion, which does not know that this
+/// prime needs next to no multiplications to leave Montgomery form.
+#[inline]
+pub fn felt_to_be(felt: &Felt) -> [u8; 32] {
+    be_bytes(to_words(felt))
+}
+
+/// A felt's number in words, most significant first.
+pub(crate) fn to_words(felt: &Felt) -> [u64; 4] {
+    let [a, b, c, d] = hash::to_limbs(felt);
+    [d, c, b, a]
+}
+
+/// The felt of a number below p in words, most significant first.
+pub(crate) fn from_words([d, c, b, a]: [u64; 4]) -> Felt {
+    hash::from_limbs([a, b, c, d])
+}
+
+/// A big-endian number in words, most significant first.
+pub(crate) fn be_words(bytes: &[u8; 32]) -> [u64; 4] {
+    let (words, _) = bytes.as_chunks::<8>();
+    std::array::from_fn(|i| u64::from_be_bytes(words[i]))
+}
+
+/// Words, most significant first, as a big-endian number.
+pub(crate) fn be_bytes(words: [u64; 4]) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (chunk, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *chunk = word.to_be_bytes();
+    }
+    bytes
 }
 
 /// Writes a felt as `0x` and its hexadecimal digits without leading zeros.
@@ -108,6 +143,21 @@ mod tests {
         check(&"f".repeat(64), Err(FeltError::TooLarge));
         check(&"f".repeat(65), Err(FeltError::TooLarge));
         check(&format!("x{}", "f".repeat(65)), Err(FeltError::NotHex('x')));
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_felt_itself() {
+        let mut felt = Felt::from(3u64);
+        for _ in 0..1000 {
+            assert_eq!(felt_to_be(&felt), felt.to_bytes_be());
+            assert_eq!(felt_from_be(&felt.to_bytes_be()), Ok(felt));
+            felt = felt * felt + Felt::ONE;
+        }
+        for felt in [Felt::ZERO, Felt::ONE, Felt::MAX] {
+            assert_eq!(felt_to_be(&felt), felt.to_bytes_be());
+            assert_eq!(felt_from_be(&felt.to_bytes_be()), Ok(felt));
+        }
+        assert_eq!(felt_from_be(&MODULUS_BE), Err(FeltError::TooLarge));
     }
 
     #[test]

@@ -5,22 +5,14 @@
 
 use std::fmt;
 
-use crate::commit::HashCounts;
+use crate::commit::{HashCounts, TrieRows};
 use crate::commitment::Roots;
-use crate::diff::StateDiff;
+use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
 use crate::hash::Hasher;
 use crate::store::{StoreRead, WriteBatch};
 use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
-
-/// When a layout's values become readable from the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ValuesReadable {
-    /// With [`Layout::stage_values`], when a block closes: values may be ahead of the commitment.
-    AtClose,
-    /// With [`Layout::stage_commitment`]: values live in the tries. The engine serves newer ones from memory.
-    AtCommitment,
-}
+use crate::witness::Witness;
 
 /// A state in a store: the rows, and the roots of the tries in them.
 #[derive(Clone, Copy)]
@@ -38,6 +30,8 @@ pub struct StagedCommitment {
     pub batch: WriteBatch,
     /// Roots after each of the blocks, in order.
     pub roots: Vec<Roots>,
+    /// For each of the blocks, in order, the diff that takes it back.
+    pub undo: Vec<StateDiff>,
     /// Hashes computed.
     pub hashes: HashCounts,
     /// What the layout wants done once the batch is written, such as moving a cache on. Dropped if it is not written.
@@ -64,9 +58,6 @@ pub trait Layout: Send + Sync {
 
     /// Version of the rows' format. A database of another version is refused.
     fn format_version(&self) -> u32;
-
-    /// When values become readable.
-    fn values_readable(&self) -> ValuesReadable;
 
     /// Whether states of earlier commitments stay readable through their roots. A layout that says no leaves no row
     /// behind for what is deleted.
@@ -107,7 +98,8 @@ pub trait Layout: Send + Sync {
         class_hash: &ClassHash,
     ) -> Result<CompiledClassHash, StateError>;
 
-    /// The rows that make a closed block's values readable. Empty if values become readable at commitment.
+    /// The rows that hold a block's values; none if values live in the tries. Written with the block's commitment, or
+    /// before it.
     fn stage_values(&self, diff: &StateDiff) -> WriteBatch;
 
     /// Commits blocks, in order, on top of `state`. Reads old leaves and nodes at the height of `state.roots`, and
@@ -122,10 +114,30 @@ pub trait Layout: Send + Sync {
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError>;
 
-    /// The rows that take back [`Layout::stage_values`] of blocks that are not committed: every value they name
-    /// becomes again what the tries at `state.roots` say.
+    /// Like [`Layout::stage_commitment`] for one block, with the block's witness, recorded on the way
+    /// ([`commit_with_witness`](crate::witness::commit_with_witness)). `reads` is what the block read, besides what its
+    /// diff writes.
     ///
     /// # Errors
-    /// [`StateError`] if the tries cannot be read.
-    fn stage_rollback(&self, state: StateAt<'_>, blocks: &[&StateDiff]) -> Result<WriteBatch, StateError>;
+    /// As [`Layout::stage_commitment`].
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError>;
+
+    /// The tries of a state: nodes and what leaves commit to, for proofs, checks and walks. Reads at the height of
+    /// `state.roots`.
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a>;
+
+    /// Reads ahead what a commitment of writes to these things will need, into the layout's own caches. A hint: it may
+    /// be late, wrong, or do nothing, and changes no result.
+    ///
+    /// # Errors
+    /// [`StateError`] if what is on the way cannot be read; the commitment will say so again.
+    fn prefetch(&self, _state: StateAt<'_>, _subjects: &[Subject]) -> Result<(), StateError> {
+        Ok(())
+    }
 }

@@ -4,7 +4,8 @@
 //! No input or output happens here, and nothing here knows a particular layout or store beyond the one in memory.
 //!
 //! In reading order: [`types`] and [`diff`] are the words, [`commitment`] the rules for roots, [`trie`] the
-//! algorithm, [`commit`] puts them together for a block, [`layout`] and [`store`] are the seams.
+//! algorithm, [`commit`] puts them together for a block, [`layout`] and [`store`] are the seams. [`proof`] and [`witness`]
+//! are what somebody without a store can check.
 
 pub mod codec;
 pub mod commit;
@@ -14,9 +15,11 @@ pub mod error;
 pub mod felt;
 pub mod hash;
 pub mod layout;
+pub mod proof;
 pub mod store;
 pub mod trie;
 pub mod types;
 pub mod update;
+pub mod witness;
 
 pub use felt::Felt;

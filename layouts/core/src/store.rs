@@ -6,17 +6,19 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// First bytes of keys. A layout's rows begin at [`keyspace::LAYOUT_FIRST`].
 pub mod keyspace {
     /// The engine's own rows.
     pub const META: u8 = 0x00;
-    /// Diffs of closed blocks that are not committed yet.
-    pub const PENDING: u8 = 0x01;
     /// Roots of committed blocks.
     pub const BLOCK: u8 = 0x02;
+    /// Diffs that take the last committed blocks back.
+    pub const UNDO: u8 = 0x03;
+    /// What callers keep beside the state, by their own keys.
+    pub const BLOB: u8 = 0x04;
     /// First byte that belongs to the layout.
     pub const LAYOUT_FIRST: u8 = 0x10;
 }
@@ -146,6 +148,9 @@ pub struct WriteBatch {
     rows: BTreeMap<Vec<u8>, Row>,
 }
 
+/// What a row of a batch takes beside its key and its bytes: two vectors in a tree, and the allocator's share.
+const BYTES_BESIDE_A_ROW: usize = 96;
+
 impl FromIterator<(Vec<u8>, Row)> for WriteBatch {
     /// Quick if the keys come sorted; of equal keys the last one counts.
     fn from_iter<I: IntoIterator<Item = (Vec<u8>, Row)>>(rows: I) -> Self {
@@ -167,6 +172,23 @@ impl WriteBatch {
     /// Takes in another batch, whose word is the last.
     pub fn append(&mut self, mut later: Self) {
         self.rows.append(&mut later.rows);
+    }
+
+    /// What it says of a row: `None` if nothing, `Some(None)` if it deletes it.
+    pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+        self.rows.get(key).map(Option::as_deref)
+    }
+
+    /// Keys from `first` on with their rows, ascending.
+    pub fn range<'a>(&'a self, first: &[u8]) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+        let from = (Bound::Included(first), Bound::Unbounded);
+        self.rows.range::<[u8], _>(from).map(|(key, row)| (key.as_slice(), row.as_deref()))
+    }
+
+    /// About how many bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        let of_row = |(key, row): (&Vec<u8>, &Row)| key.len() + row.as_ref().map_or(0, Vec::len);
+        self.rows.iter().map(of_row).sum::<usize>() + self.rows.len() * BYTES_BESIDE_A_ROW
     }
 
     /// How many keys it touches.

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::felt::{Felt, FeltError, felt_from_be, parse_felt, write_hex};
+use crate::felt::{Felt, FeltError, be_words, felt_from_be, felt_to_be, from_words, parse_felt, write_hex};
 
 /// A key of a trie of height 251: an integer below 2^251, as 32 big-endian bytes. Ordered as a number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -40,14 +40,14 @@ impl TrieKey {
 
     /// The key as a felt.
     pub fn to_felt(self) -> Felt {
-        Felt::from_bytes_be(&self.0)
+        from_words(be_words(&self.0))
     }
 }
 
 impl TryFrom<Felt> for TrieKey {
     type Error = KeyRangeError;
     fn try_from(felt: Felt) -> Result<Self, KeyRangeError> {
-        Self::from_be(felt.to_bytes_be())
+        Self::from_be(felt_to_be(&felt))
     }
 }
 
@@ -159,7 +159,7 @@ macro_rules! value_type {
             }
             /// As 32 big-endian bytes.
             pub fn to_be(self) -> [u8; 32] {
-                self.0.to_bytes_be()
+                felt_to_be(&self.0)
             }
         }
         impl From<Felt> for $name {

@@ -8,13 +8,19 @@
 //! and a record is a function of the shape; so a record that is right for these roots is right wherever they occur, and
 //! roots are all that has to be compared.
 //!
+//! While a commitment has the cache, or before it takes it, others may read ahead. What they read waits beside, for the
+//! roots at which it was read ([`Ticket`]), and joins the cache when a commitment takes it or gives it back. Giving back is
+//! from one pair of roots to another; what was read ahead at the first pair holds at the second if the commitment did not
+//! change it, and then the commitment has no record of its own there. The same makes it harmless to read while the
+//! commitment's rows are being written: what is read too new is what the commitment has already.
+//!
 //! Bounded in bytes between commitments. At the bound the records go that were used longest ago, counted in commitments:
 //! all at once, and an eighth more than needed, so that a sweep is rare. (The `lru` crate would keep them in a list. Its
 //! links cost more to follow and to move, for each record of each commitment, than the record costs to find.)
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flagstone_core::commitment::{ContractLeaf, Roots};
 use flagstone_core::trie::{Path, TrieId};
@@ -36,12 +42,18 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// A record, used by the commitment of that number, as its row has it.
+    pub fn new(record: Record, generation: u32) -> Self {
+        Self { record, changed: false, used: AtomicU32::new(generation) }
+    }
+
     /// Bytes it takes: the record, the table's slot, and the allocator's share.
     pub fn memory(&self) -> usize {
         self.record.memory() + size_of::<Path>() + size_of::<Self>() + 32
     }
 }
 
+#[derive(Clone, Copy)]
 struct LeafEntry {
     leaf: ContractLeaf,
     used: u32,
@@ -62,9 +74,9 @@ pub struct CachedState {
 }
 
 impl CachedState {
-    /// A record for the map, read or new.
-    pub fn entry(&self, record: Record) -> Entry {
-        Entry { record, changed: false, used: AtomicU32::new(self.generation) }
+    /// The number of this commitment.
+    pub const fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Notes that a record is used by this commitment.
@@ -81,6 +93,35 @@ impl CachedState {
         if self.leaves.insert(address, entry).is_none() {
             self.bytes += LEAF_BYTES;
         }
+    }
+
+    /// Takes in what another state has and this one has not.
+    fn adopt(&mut self, other: Self) {
+        for (trie, records) in other.tries {
+            let own = self.tries.entry(trie).or_default();
+            for (path, entry) in records {
+                if let hash_map::Entry::Vacant(slot) = own.entry(path) {
+                    self.bytes += entry.memory();
+                    slot.insert(Entry::new(entry.record, self.generation));
+                }
+            }
+        }
+        for (address, LeafEntry { leaf, .. }) in other.leaves {
+            if !self.leaves.contains_key(&address) {
+                self.set_leaf(address, leaf);
+            }
+        }
+    }
+
+    fn record(&self, trie: &TrieId, path: &Path) -> Option<&Record> {
+        self.tries.get(trie)?.get(path).map(|entry| &entry.record)
+    }
+
+    /// Adds a record that its rows have.
+    pub fn insert(&mut self, trie: TrieId, path: Path, record: Record) {
+        let entry = Entry::new(record, self.generation);
+        self.bytes += entry.memory();
+        self.tries.entry(trie).or_default().insert(path, entry);
     }
 
     /// Makes room, if there is too much. Returns how many entries went.
@@ -116,11 +157,60 @@ impl CachedState {
 
 /// The cache; shared by all clones of one layout.
 pub struct RecordCache {
-    state: Mutex<Option<CachedState>>,
+    shared: Mutex<Shared>,
     bytes_max: usize,
-    pub hits: AtomicU64,
-    pub misses: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
     evictions: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The cache itself, unless a commitment has it.
+    state: Option<CachedState>,
+    /// Roots of the cache, or those at which it was taken.
+    roots: Option<Roots>,
+    /// What was read ahead at these roots.
+    ahead: CachedState,
+    /// Counts how often the roots changed.
+    epoch: u64,
+}
+
+impl Shared {
+    fn set_roots(&mut self, roots: Roots) {
+        self.roots = Some(roots);
+        self.ahead = CachedState::default();
+        self.epoch += 1;
+    }
+}
+
+/// Says at which roots reading ahead began. What is read under a ticket of roots that the cache has left is not taken,
+/// even if it has come back to them.
+#[derive(Clone, Copy)]
+pub struct Ticket {
+    epoch: u64,
+}
+
+/// A look into the cache.
+pub struct Look<'a> {
+    state: Option<&'a CachedState>,
+    ahead: &'a CachedState,
+}
+
+impl<'a> Look<'a> {
+    fn states(&self) -> impl Iterator<Item = &'a CachedState> {
+        self.state.into_iter().chain([self.ahead])
+    }
+
+    /// A record; `None` if it is not known.
+    pub fn record(&self, trie: &TrieId, path: &Path) -> Option<&'a Record> {
+        self.states().find_map(|state| state.record(trie, path))
+    }
+
+    /// A contract's leaf; `None` if it is not known.
+    pub fn leaf(&self, address: &ContractAddress) -> Option<ContractLeaf> {
+        self.states().find_map(|state| state.leaf(address))
+    }
 }
 
 /// How often the cache could answer.
@@ -138,22 +228,83 @@ impl RecordCache {
     /// An empty cache of at most so many bytes between commitments; zero turns it off.
     pub fn new(bytes_max: usize) -> Self {
         let [hits, misses, evictions] = [0; 3].map(AtomicU64::new);
-        Self { state: Mutex::new(None), bytes_max, hits, misses, evictions }
+        Self { shared: Mutex::default(), bytes_max, hits, misses, evictions }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes out what is there for these roots; an empty state if that is nothing.
     pub fn take(&self, roots: &Roots) -> CachedState {
-        let taken = self.state.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut state = taken.filter(|state| state.roots == *roots).unwrap_or_default();
+        let mut shared = self.lock();
+        let mut state = shared.state.take().filter(|state| state.roots == *roots).unwrap_or_default();
+        state.roots = *roots;
         state.generation = state.generation.wrapping_add(1);
+        if shared.roots == Some(*roots) {
+            state.adopt(std::mem::take(&mut shared.ahead));
+        } else {
+            shared.set_roots(*roots);
+        }
         state
     }
 
     /// Gives back a state that is now at these roots.
     pub fn give_back(&self, mut state: CachedState, roots: Roots) {
+        let mut shared = self.lock();
+        if shared.roots == Some(state.roots) {
+            state.adopt(std::mem::take(&mut shared.ahead));
+        }
+        shared.set_roots(roots);
         state.roots = roots;
         self.evictions.fetch_add(state.evict(self.bytes_max), Ordering::Relaxed);
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        shared.state = Some(state);
+    }
+
+    /// Begins to read ahead at these roots. `None` if the cache is at others, or off.
+    pub fn begin_ahead(&self, roots: &Roots) -> Option<Ticket> {
+        let mut shared = self.lock();
+        if shared.roots.is_none() {
+            shared.set_roots(*roots);
+        }
+        let wanted = self.bytes_max > 0 && shared.roots == Some(*roots);
+        wanted.then_some(Ticket { epoch: shared.epoch })
+    }
+
+    /// Keeps what was read ahead, unless it comes too late or there is no room: a quarter of the cache's.
+    pub fn put_ahead(&self, ticket: Ticket, read: CachedState) {
+        let mut shared = self.lock();
+        if ticket.epoch == shared.epoch && shared.ahead.bytes + read.bytes <= self.bytes_max / 4 {
+            shared.ahead.adopt(read);
+        }
+    }
+
+    /// What `look` finds in the cache or in what was read ahead, if they are at these roots. Short: a commitment that
+    /// takes or gives back the cache waits for it.
+    pub fn look<T>(&self, roots: &Roots, mut look: impl FnMut(Look<'_>) -> Option<T>) -> Option<T> {
+        let shared = self.lock();
+        if shared.roots != Some(*roots) {
+            return None;
+        }
+        let state = shared.state.as_ref().filter(|state| state.roots == *roots);
+        look(Look { state, ahead: &shared.ahead })
+    }
+
+    /// Counts records that were there.
+    pub fn count_hits(&self, count: u64) {
+        self.hits.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts records that had to be read.
+    pub fn count_misses(&self, count: u64) {
+        self.misses.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Bytes of all entries that are there now.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        let shared = self.lock();
+        shared.ahead.bytes + shared.state.as_ref().map_or(0, |state| state.bytes)
     }
 
     /// The counters so far.
@@ -185,10 +336,8 @@ mod tests {
         for number in numbers {
             let mut record = Record::default();
             record.set(&path(number), Some(Node::Binary { left: Felt::ONE, right: Felt::from(number + 1) }));
-            let entry = state.entry(record);
-            let bytes = entry.memory();
-            if state.tries.entry(TrieId::Contracts).or_default().insert(path(number), entry).is_none() {
-                state.bytes += bytes;
+            if state.record(&TrieId::Contracts, &path(number)).is_none() {
+                state.insert(TrieId::Contracts, path(number), record);
             }
         }
         cache.give_back(state, *roots);
@@ -224,17 +373,67 @@ mod tests {
         let cache = RecordCache::new(8000);
         for number in 0..100 {
             commitment(&cache, &roots(1), [0, number]);
-            assert!(cache.state.lock().unwrap().as_ref().unwrap().bytes <= 8000);
+            assert!(cache.bytes() <= 8000);
         }
         assert!(has(&cache, &roots(1), 0) && has(&cache, &roots(1), 99));
         assert!(!has(&cache, &roots(1), 50));
         assert!(cache.counters().evictions > 50);
         commitment(&cache, &roots(1), 0..1000);
-        assert_eq!(
-            cache.state.lock().unwrap().as_ref().unwrap().bytes,
-            0,
-            "more than fits at once is not kept"
-        );
+        assert_eq!(cache.bytes(), 0, "more than fits at once is not kept");
+    }
+
+    fn read_ahead(number: u64) -> CachedState {
+        let mut read = CachedState::default();
+        let mut record = Record::default();
+        record.set(&path(number), Some(Node::Binary { left: Felt::ONE, right: Felt::TWO }));
+        read.insert(TrieId::Contracts, path(number), record);
+        read
+    }
+
+    #[test]
+    fn what_was_read_ahead_joins_when_the_cache_is_taken_or_given_back() {
+        let cache = RecordCache::new(1 << 20);
+        let ticket = cache.begin_ahead(&roots(1)).unwrap();
+        cache.put_ahead(ticket, read_ahead(7));
+        let state = cache.take(&roots(1));
+        assert!(state.record(&TrieId::Contracts, &path(7)).is_some());
+        cache.put_ahead(ticket, read_ahead(8));
+        cache.give_back(state, roots(2));
+        assert!(has(&cache, &roots(2), 7) && has(&cache, &roots(2), 8));
+    }
+
+    #[test]
+    fn what_was_read_ahead_never_replaces_what_a_commitment_has() {
+        let cache = RecordCache::new(1 << 20);
+        let ticket = cache.begin_ahead(&roots(1)).unwrap();
+        let mut state = cache.take(&roots(1));
+        state.insert(TrieId::Contracts, path(7), Record::default());
+        cache.put_ahead(ticket, read_ahead(7));
+        cache.give_back(state, roots(2));
+        let kept = cache.look(&roots(2), |look| look.record(&TrieId::Contracts, &path(7)).cloned());
+        assert_eq!(kept, Some(Record::default()));
+    }
+
+    #[test]
+    fn what_comes_late_is_dropped_even_if_the_roots_have_come_back() {
+        let cache = RecordCache::new(1 << 20);
+        let late = cache.begin_ahead(&roots(1)).unwrap();
+        for after in [2, 1] {
+            let state = cache.take(&roots(3 - after));
+            cache.give_back(state, roots(after));
+        }
+        cache.put_ahead(late, read_ahead(7));
+        assert!(!has(&cache, &roots(1), 7));
+        assert!(cache.begin_ahead(&roots(2)).is_none(), "nothing is read for other roots");
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_bounded() {
+        let cache = RecordCache::new(8000);
+        let ticket = cache.begin_ahead(&roots(1)).unwrap();
+        (0..100).for_each(|number| cache.put_ahead(ticket, read_ahead(number)));
+        assert!((1000..=2000).contains(&cache.bytes()));
+        assert!(RecordCache::new(0).begin_ahead(&roots(1)).is_none());
     }
 
     #[test]

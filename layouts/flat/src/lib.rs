@@ -5,24 +5,25 @@ mod record;
 mod rows;
 mod tries;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub use cache::CacheCounters;
 pub use record::DEPTH;
 
 use cache::RecordCache;
-use flagstone_core::commit::{CommitmentSource, TrieRows, commit_blocks};
-use flagstone_core::diff::{ContractDiff, StateDiff};
+use flagstone_core::commit::{TrieRows, commit_blocks};
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
-use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
-use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
-use flagstone_core::store::{StoreRead, WriteBatch};
-use flagstone_core::trie::{TrieId, lookup};
-use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
+use flagstone_core::store::WriteBatch;
+use flagstone_core::trie::Path;
+use flagstone_core::types::{
+    ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
+};
+use flagstone_core::witness::{Witness, commit_with_witness};
 
-use tries::Tries;
+use tries::{Tries, Writes};
 
 /// Values in sorted rows, the commitment beside them in packed records.
 ///
@@ -56,35 +57,17 @@ impl Flat {
     pub fn cache_counters(&self) -> CacheCounters {
         self.cache.counters()
     }
-}
 
-/// A felt's row; zero if there is none.
-fn felt_at(store: &dyn StoreRead, key: &[u8], what: impl FnOnce() -> String) -> Result<Felt, StateError> {
-    match store.get(key)? {
-        Some(row) => rows::decode_felt(&row).map_err(|error| StateError::damaged(what(), error)),
-        None => Ok(Felt::ZERO),
+    /// The rows of committed blocks, and their records for the cache once the rows are written.
+    fn staged(&self, tries: Tries<'_>, staged: StagedCommitment) -> StagedCommitment {
+        let (batch, records) = tries.finish();
+        let after = staged.roots.last().copied();
+        let applied = after.map(|after| {
+            let cache = Arc::clone(&self.cache);
+            Box::new(move || cache.give_back(records, after)) as Box<dyn FnOnce() + Send>
+        });
+        StagedCommitment { batch, applied, ..staged }
     }
-}
-
-/// Restores the values of one contract that a dropped block wrote.
-fn restore_contract(
-    tries: &Tries<'_>,
-    batch: &mut WriteBatch,
-    dropped: &ContractDiff,
-) -> Result<(), StateError> {
-    let address = &dropped.address;
-    let leaf = tries.contract_leaf(address)?;
-    if dropped.class_hash.is_some() {
-        rows::put_felt(batch, rows::class_hash(address), &leaf.class_hash.0);
-    }
-    if dropped.nonce.is_some() {
-        rows::put_felt(batch, rows::nonce(address), &leaf.nonce.0);
-    }
-    for (key, _) in &dropped.storage {
-        let value = lookup(tries, TrieId::Storage(*address), leaf.storage_root.0, key.trie_key())?;
-        rows::put_felt(batch, rows::storage(address, key), &value);
-    }
-    Ok(())
 }
 
 impl Layout for Flat {
@@ -96,10 +79,6 @@ impl Layout for Flat {
         1
     }
 
-    fn values_readable(&self) -> ValuesReadable {
-        ValuesReadable::AtClose
-    }
-
     fn storage_at(
         &self,
         state: StateAt<'_>,
@@ -107,16 +86,17 @@ impl Layout for Flat {
         key: &StorageKey,
     ) -> Result<StorageValue, StateError> {
         let what = || format!("storage {key} of contract {address}");
-        felt_at(state.store, &rows::storage(address, key), what).map(StorageValue)
+        rows::felt_at(state.store, &rows::storage(address, key), what).map(StorageValue)
     }
 
     fn nonce_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<Nonce, StateError> {
-        felt_at(state.store, &rows::nonce(address), || format!("nonce of contract {address}")).map(Nonce)
+        rows::felt_at(state.store, &rows::nonce(address), || format!("nonce of contract {address}"))
+            .map(Nonce)
     }
 
     fn class_hash_at(&self, state: StateAt<'_>, address: &ContractAddress) -> Result<ClassHash, StateError> {
         let what = || format!("class hash of contract {address}");
-        felt_at(state.store, &rows::class_hash(address), what).map(ClassHash)
+        rows::felt_at(state.store, &rows::class_hash(address), what).map(ClassHash)
     }
 
     fn compiled_class_hash(
@@ -125,7 +105,7 @@ impl Layout for Flat {
         class_hash: &ClassHash,
     ) -> Result<CompiledClassHash, StateError> {
         let what = || format!("compiled class hash of class {class_hash}");
-        felt_at(state.store, &rows::compiled_class_hash(class_hash), what).map(CompiledClassHash)
+        rows::felt_at(state.store, &rows::compiled_class_hash(class_hash), what).map(CompiledClassHash)
     }
 
     fn stage_values(&self, diff: &StateDiff) -> WriteBatch {
@@ -155,43 +135,49 @@ impl Layout for Flat {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let mut committed = commit_blocks(Tries::new(state, &self.cache), state.roots, blocks, hasher)?;
-        if let Some(last) = committed.blocks.last() {
-            committed.source.absorb(last)?;
-        }
-        let mut staged = committed.staged(WriteBatch::default());
-        let leaves: BTreeSet<ContractAddress> = committed
-            .blocks
-            .iter()
-            .flat_map(|block| block.contracts.iter().map(|change| change.address))
-            .collect();
-        let (mut batch, records) = committed.source.finish(leaves.into_iter());
-        for change in committed.blocks.iter().flat_map(|block| &block.classes) {
-            rows::put_felt(&mut batch, rows::class_leaf(&change.class_hash), &change.compiled_class_hash.0);
-        }
-        staged.batch = batch;
-        if let Some(after) = staged.roots.last().copied() {
-            let cache = Arc::clone(&self.cache);
-            staged.applied = Some(Box::new(move || cache.give_back(records, after)));
-        }
-        Ok(staged)
+        let mut tries = Tries::new(state, &self.cache);
+        let staged = commit_blocks(&mut tries, state.roots, blocks, hasher, |_| {})?;
+        Ok(self.staged(tries, staged))
     }
 
-    fn stage_rollback(&self, state: StateAt<'_>, blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {
-        let mut batch = WriteBatch::default();
-        let no_cache = RecordCache::new(0);
-        let tries = Tries::new(state, &no_cache);
-        for diff in blocks {
-            for contract in diff.contracts() {
-                restore_contract(&tries, &mut batch, contract)?;
-            }
-            for class in diff.classes() {
-                let what = || format!("leaf of class {}", class.class_hash);
-                let committed = felt_at(state.store, &rows::class_leaf(&class.class_hash), what)?;
-                rows::put_felt(&mut batch, rows::compiled_class_hash(&class.class_hash), &committed);
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        let mut tries = Tries::new(state, &self.cache);
+        let (staged, witness) = commit_with_witness(&mut tries, state.roots, block, reads, hasher, |_| {})?;
+        Ok((self.staged(tries, staged), witness))
+    }
+
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
+        Box::new(Tries::apart(state, &self.cache))
+    }
+
+    /// Reads the records and contract leaves on the way into the cache; if a commitment has it, beside it.
+    fn prefetch(&self, state: StateAt<'_>, subjects: &[Subject]) -> Result<(), StateError> {
+        let Some(ticket) = self.cache.begin_ahead(&state.roots) else { return Ok(()) };
+        let mut writes = Writes::default();
+        for subject in subjects {
+            match subject {
+                Subject::Storage(address, key) => {
+                    let path = Path::of_key(key.trie_key());
+                    writes.contracts.entry(*address).or_default().insert(path);
+                }
+                Subject::ClassHash(address) | Subject::Nonce(address) => {
+                    writes.contracts.entry(*address).or_default();
+                }
+                Subject::CompiledClassHash(class_hash) => {
+                    let key = TrieKey::try_from(class_hash.0).ok();
+                    writes.classes.extend(key.map(|key| Path::of_key(&key)));
+                }
             }
         }
-        Ok(batch)
+        let read = Tries::apart(state, &self.cache).read_ahead(&writes)?;
+        self.cache.put_ahead(ticket, read);
+        Ok(())
     }
 }
 
@@ -208,4 +194,99 @@ mod conformance_without_cache {
 #[cfg(test)]
 mod conformance_with_a_tiny_cache {
     flagstone_testkit::conformance!(crate::Flat::with_cache(4096));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use flagstone_core::commitment::Roots;
+    use flagstone_core::hash::Bulk;
+    use flagstone_core::store::{MemoryStore, Store};
+    use flagstone_testkit::reference::ReferenceState;
+
+    use super::*;
+    use flagstone_core::diff::ContractDiff;
+    use flagstone_core::trie::{TrieId, lookup};
+
+    /// Block `number` of a sequence: some slots of a few contracts, now and then to zero.
+    fn block(number: u64) -> StateDiff {
+        let mut builder = StateDiff::builder();
+        let mixed = |of: u64| (number * 31 + of).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        for slot in 0..40 {
+            let (address, key) = (mixed(slot) % 3 + 1, mixed(slot + 100) % 200);
+            let value =
+                if (number + key).is_multiple_of(4) { 0 } else { number * 1000 + address * 300 + key };
+            builder = builder.storage(address.into(), key.into(), value.into());
+        }
+        builder.class_hash(2.into(), (number % 5).into()).build().unwrap()
+    }
+
+    fn subjects(diff: &StateDiff) -> Vec<Subject> {
+        let slots = |contract: &ContractDiff| {
+            let address = contract.address;
+            contract.storage.iter().map(move |(key, _)| Subject::Storage(address, *key)).collect::<Vec<_>>()
+        };
+        diff.contracts().iter().flat_map(slots).collect()
+    }
+
+    /// Commits blocks and takes some of them back, while others read ahead and walk the tries all the time.
+    #[test]
+    fn reading_ahead_beside_commitments_changes_no_root() {
+        let (layout, store) = (Flat::with_cache(1 << 20), MemoryStore::new());
+        let current = Mutex::new(Roots::default());
+        let done = AtomicBool::new(false);
+        let state = |roots| StateAt { store: &store, roots };
+        let commit = |diff: &StateDiff| {
+            let before = *current.lock().unwrap();
+            let mut staged = layout.stage_commitment(state(before), &[diff], &Bulk).unwrap();
+            store.write(std::mem::take(&mut staged.batch)).unwrap();
+            staged.applied.take().into_iter().for_each(|applied| applied());
+            *current.lock().unwrap() = staged.roots[0];
+            staged
+        };
+        std::thread::scope(|scope| {
+            for seed in 0..2 {
+                let (layout, current, done, state) = (&layout, &current, &done, &state);
+                scope.spawn(move || {
+                    for number in (seed..).take_while(|_| !done.load(Ordering::Relaxed)) {
+                        let roots = *current.lock().unwrap();
+                        // The rows can move on under the reader: it may fail, and must do no harm.
+                        let _ = layout.prefetch(state(roots), &subjects(&block(number % 150)));
+                        let tries = layout.tries(state(roots));
+                        let _ = lookup(&*tries, TrieId::Contracts, roots.contracts.0, &2.into());
+                    }
+                });
+            }
+            let mut reference = ReferenceState::new();
+            for number in 0..150 {
+                let (diff, before) = (block(number), reference.clone());
+                reference.apply(&diff);
+                let staged = commit(&diff);
+                assert_eq!(staged.roots, [reference.roots()]);
+                if number % 3 == 0 {
+                    assert_eq!(commit(&staged.undo[0]).roots, [before.roots()]);
+                    reference = before;
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_commitment_finds_what_was_read_ahead() {
+        let (first, store) = (Flat::new(), MemoryStore::new());
+        let mut staged = first
+            .stage_commitment(StateAt { store: &store, roots: Roots::default() }, &[&block(1)], &Bulk)
+            .unwrap();
+        store.write(std::mem::take(&mut staged.batch)).unwrap();
+        let state = StateAt { store: &store, roots: staged.roots[0] };
+        let cold = Flat::new();
+        cold.prefetch(state, &subjects(&block(1))).unwrap();
+        cold.stage_commitment(state, &[&block(1)], &Bulk).unwrap();
+        let counters = cold.cache_counters();
+        assert_eq!(counters.misses, 0);
+        assert!(counters.hits > 0);
+    }
 }

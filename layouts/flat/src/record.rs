@@ -9,7 +9,7 @@ use std::fmt;
 
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
 use flagstone_core::commitment::TRIE_HEIGHT;
-use flagstone_core::felt::Felt;
+use flagstone_core::felt::{Felt, FeltError, MODULUS_BE, felt_to_be};
 use flagstone_core::trie::{Node, Path};
 
 /// Levels of a record. Stored in each record; see the README for why five.
@@ -19,10 +19,15 @@ pub const DEPTH: usize = 5;
 const SLOTS: usize = (1 << DEPTH) - 1;
 const _: () = assert!(SLOTS < 32, "slots are numbered in 32 bits");
 
-/// The nodes of one record, ascending by slot. Slot 1 is the record's top; slot s has its children at 2s and 2s + 1.
+/// Bytes before the first node: depth, slots, edges.
+const HEADER: usize = 9;
+
+/// The nodes of one record, in memory as they are in its row: a cache of them is as dense as the rows are, and what does
+/// not change is copied in runs of bytes. Slot 1 is the record's top; slot s has its children at 2s and 2s + 1.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Record {
-    nodes: Vec<(u8, Node)>,
+    /// In the one form that [`Record::decode`] accepts; without any bytes if it holds no node.
+    row: Box<[u8]>,
 }
 
 /// Path of the record that holds the node at `at`.
@@ -30,76 +35,149 @@ pub fn record_of(at: &Path) -> Path {
     at.prefix(at.len() / DEPTH * DEPTH)
 }
 
-fn slot_of(at: &Path) -> u8 {
-    (at.len() / DEPTH * DEPTH..at.len()).fold(1, |slot, bit| slot << 1 | u8::from(at.bit(bit)))
+/// The slot of the node at `at` in its record.
+pub fn slot_of(at: &Path) -> u8 {
+    let levels = at.len() % DEPTH;
+    1 << levels | at.bits(at.len() - levels, levels) as u8
 }
 
-/// Path of a slot's node in the record at `record`.
-fn path_of(record: &Path, slot: u8) -> Path {
-    let levels = slot.ilog2();
-    (0..levels).rev().fold(*record, |path, level| path.child(slot >> level & 1 == 1))
+/// Changes of one record: slots as bits.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Edits {
+    /// Slots that get a new node.
+    pub written: u32,
+    /// Slots that lose their node, unless they get a new one.
+    pub removed: u32,
 }
 
 impl Record {
-    /// The node at `at`, whose record this must be.
-    pub fn get(&self, at: &Path) -> Option<&Node> {
-        let slot = slot_of(at);
-        self.nodes.binary_search_by_key(&slot, |(slot, _)| *slot).ok().map(|index| &self.nodes[index].1)
+    /// Bits of the slots that have a node, and of those whose node is an edge.
+    fn slots(&self) -> (u32, u32) {
+        let word = |at: usize| {
+            self.row
+                .get(at..at + 4)
+                .map_or(0, |bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+        };
+        (word(1), word(5))
     }
 
-    /// Sets or removes the node at `at`.
-    pub fn set(&mut self, at: &Path, node: Option<Node>) {
-        let slot = slot_of(at);
-        match (self.nodes.binary_search_by_key(&slot, |(slot, _)| *slot), node) {
-            (Ok(index), Some(node)) => self.nodes[index].1 = node,
-            (Ok(index), None) => drop(self.nodes.remove(index)),
-            (Err(index), Some(node)) => self.nodes.insert(index, (slot, node)),
-            (Err(_), None) => {}
+    /// Bytes of the node that begins at `at` in the row, `depth` bits from the trie's root.
+    fn node_bytes(&self, at: usize, depth: usize, is_edge: bool) -> usize {
+        let short = |at: usize| 1 + usize::from(self.row[at]);
+        if is_edge {
+            let length = usize::from(self.row[at]);
+            let path = 1 + length.div_ceil(8);
+            return path + if depth + length == TRIE_HEIGHT { short(at + path) } else { 32 };
         }
+        if depth + 1 < TRIE_HEIGHT {
+            return 64;
+        }
+        let left = short(at);
+        left + short(at + left)
+    }
+
+    /// Where the node of a slot begins in the row.
+    fn find(&self, record_depth: usize, slot: u8) -> usize {
+        let (present, edges) = self.slots();
+        let before = |slot: u32, slots: u32| slots & ((1 << slot) - 1);
+        // Binary nodes are of one size, so only edges have to be looked at. Those over leaves are not, but they are alone.
+        const { assert!(TRIE_HEIGHT % DEPTH == 1) };
+        let binaries = |slot: u32| 64 * before(slot, present & !edges).count_ones() as usize;
+        let mut edges_before = before(slot.into(), edges);
+        let mut edge_bytes = 0;
+        while edges_before != 0 {
+            let edge = edges_before.trailing_zeros();
+            edges_before &= edges_before - 1;
+            let at = HEADER + binaries(edge) + edge_bytes;
+            edge_bytes += self.node_bytes(at, record_depth + edge.ilog2() as usize, true);
+        }
+        HEADER + binaries(slot.into()) + edge_bytes
+    }
+
+    /// The node at `at`, whose record this must be.
+    pub fn get(&self, at: &Path) -> Option<Node> {
+        let slot = slot_of(at);
+        let (present, edges) = self.slots();
+        if present >> slot & 1 == 0 {
+            return None;
+        }
+        let record_depth = at.len() / DEPTH * DEPTH;
+        let mut from = Reader::new(&self.row[self.find(record_depth, slot)..]);
+        node(&mut from, at.len(), edges >> slot & 1 == 1).ok()
     }
 
     /// Whether it holds nothing, and so has no row.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
+        self.row.is_empty()
     }
 
     /// Bytes it takes in memory.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + self.nodes.capacity() * size_of::<(u8, Node)>()
+        size_of::<Self>() + self.row.len()
     }
 
-    /// The row of the record at `record`.
-    pub fn encode(&self, record: &Path) -> Vec<u8> {
-        let mut row = Vec::with_capacity(9 + 65 * self.nodes.len());
-        let bits = |wanted: fn(&Node) -> bool| {
-            let of_slot = |(slot, node): &(u8, Node)| if wanted(node) { 1u32 << slot } else { 0 };
-            self.nodes.iter().map(of_slot).fold(0, |all, bit| all | bit)
-        };
-        row.push(DEPTH as u8);
-        row.extend_from_slice(&bits(|_| true).to_be_bytes());
-        row.extend_from_slice(&bits(|node| matches!(node, Node::Edge { .. })).to_be_bytes());
-        for (slot, node) in &self.nodes {
-            let depth = record.len() + slot.ilog2() as usize;
-            match node {
-                Node::Binary { left, right } => {
-                    put_child(&mut row, left, depth + 1);
-                    put_child(&mut row, right, depth + 1);
-                }
-                Node::Edge { path, child } => {
-                    path.encode(&mut row);
-                    put_child(&mut row, child, depth + path.len());
-                }
+    /// Its row; `None` if it holds nothing.
+    pub fn row(&self) -> Option<&[u8]> {
+        (!self.is_empty()).then_some(&*self.row)
+    }
+
+    /// Changes the record, which is `record_depth` bits from the trie's root. `node` gives the new nodes; `scratch` is a
+    /// buffer to use again.
+    pub fn rewrite(
+        &mut self,
+        record_depth: usize,
+        edits: Edits,
+        node: impl Fn(u8) -> Node,
+        scratch: &mut Vec<u8>,
+    ) {
+        let (present, edges) = self.slots();
+        let old = if self.is_empty() { &[0; HEADER] } else { &*self.row };
+        let kept = present & !edits.removed & !edits.written;
+        let now = kept | edits.written;
+        scratch.clear();
+        scratch.extend_from_slice(&[0; HEADER]);
+        let mut edges_now = edges & kept;
+        // The run of old nodes that are to be copied together.
+        let mut run = HEADER..HEADER;
+        let mut left = present | edits.written;
+        while left != 0 {
+            let slot = left.trailing_zeros();
+            left &= left - 1;
+            let depth = record_depth + slot.ilog2() as usize;
+            let is = |slots: u32| slots >> slot & 1 == 1;
+            let bytes = if is(present) { self.node_bytes(run.end, depth, is(edges)) } else { 0 };
+            if is(kept) {
+                run.end += bytes;
+                continue;
+            }
+            scratch.extend_from_slice(&old[run.clone()]);
+            run = run.end + bytes..run.end + bytes;
+            if is(edits.written) {
+                let node = node(slot as u8);
+                edges_now |= u32::from(matches!(node, Node::Edge { .. })) << slot;
+                put_node(scratch, &node, depth);
             }
         }
-        row
+        scratch.extend_from_slice(&old[run]);
+        scratch[0] = DEPTH as u8;
+        scratch[1..5].copy_from_slice(&now.to_be_bytes());
+        scratch[5..9].copy_from_slice(&edges_now.to_be_bytes());
+        if now == 0 {
+            scratch.clear();
+        }
+        if scratch.len() == self.row.len() {
+            self.row.copy_from_slice(scratch);
+        } else {
+            self.row = scratch.as_slice().into();
+        }
     }
 
-    /// Reads the row of the record at `record`.
+    /// Takes the row of the record at `record`.
     ///
     /// # Errors
     /// [`DecodeError`] if the bytes are not a record that can be there, in the one form that it has.
-    pub fn decode(record: &Path, row: &[u8]) -> Result<Self, DecodeError> {
-        let mut from = Reader::new(row);
+    pub fn decode(record: &Path, row: Vec<u8>) -> Result<Self, DecodeError> {
+        let mut from = Reader::new(&row);
         let depth = usize::from(from.u8("record depth")?);
         if depth != DEPTH {
             return Err(DecodeError::new("record depth", format!("is {depth}, this build has {DEPTH}")));
@@ -109,21 +187,57 @@ impl Record {
             let problem = format!("slots {present:#x} with edges {edges:#x}");
             return Err(DecodeError::new("slots", problem));
         }
-        let mut nodes = Vec::with_capacity(present.count_ones() as usize);
         for slot in (1..=SLOTS as u8).filter(|slot| present >> slot & 1 == 1) {
             let depth = record.len() + slot.ilog2() as usize;
-            let node = if edges >> slot & 1 == 1 {
-                let path = Path::decode(&mut from)?;
-                Node::Edge { path, child: child(&mut from, depth + path.len())? }
-            } else {
-                Node::Binary { left: child(&mut from, depth + 1)?, right: child(&mut from, depth + 1)? }
-            };
-            node.check(depth)?;
-            nodes.push((slot, node));
+            check_node(&mut from, depth, edges >> slot & 1 == 1)?;
         }
         from.end("record")?;
-        Ok(Self { nodes })
+        Ok(Self { row: row.into() })
     }
+}
+
+fn put_node(row: &mut Vec<u8>, node: &Node, depth: usize) {
+    match node {
+        Node::Binary { left, right } => {
+            put_child(row, left, depth + 1);
+            put_child(row, right, depth + 1);
+        }
+        Node::Edge { path, child } => {
+            path.encode(row);
+            put_child(row, child, depth + path.len());
+        }
+    }
+}
+
+fn node(from: &mut Reader<'_>, depth: usize, is_edge: bool) -> Result<Node, DecodeError> {
+    if is_edge {
+        let path = Path::decode(from)?;
+        return Ok(Node::Edge { path, child: child(from, depth + path.len())? });
+    }
+    Ok(Node::Binary { left: child(from, depth + 1)?, right: child(from, depth + 1)? })
+}
+
+/// Passes a node at `depth`, if it is one that can be there. Does not make felts of its hashes.
+fn check_node(from: &mut Reader<'_>, depth: usize, is_edge: bool) -> Result<(), DecodeError> {
+    let (levels, children) = if is_edge { (Path::decode(from)?.len(), 1) } else { (1, 2) };
+    if levels == 0 || depth + levels > TRIE_HEIGHT {
+        return Err(DecodeError::new("node", format!("reaches {levels} levels below depth {depth}")));
+    }
+    for _ in 0..children {
+        let is_there = if depth + levels == TRIE_HEIGHT {
+            from.short_felt("leaf")? != Felt::ZERO
+        } else {
+            let bytes = from.bytes("child", 32)?;
+            if *bytes >= MODULUS_BE[..] {
+                return Err(DecodeError::new("child", FeltError::TooLarge.to_string()));
+            }
+            bytes.iter().any(|byte| *byte != 0)
+        };
+        if !is_there {
+            return Err(DecodeError::new("child", "is zero, which means absent"));
+        }
+    }
+    Ok(())
 }
 
 /// A child at the height of the leaves is a value, and most values are small; others are hashes.
@@ -131,7 +245,7 @@ fn put_child(row: &mut Vec<u8>, child: &Felt, depth: usize) {
     if depth == TRIE_HEIGHT {
         put_short_felt(row, child);
     } else {
-        row.extend_from_slice(&child.to_bytes_be());
+        row.extend_from_slice(&felt_to_be(child));
     }
 }
 
@@ -141,9 +255,7 @@ fn child(from: &mut Reader<'_>, depth: usize) -> Result<Felt, DecodeError> {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map()
-            .entries(self.nodes.iter().map(|(slot, node)| (path_of(&Path::ROOT, *slot), node)))
-            .finish()
+        f.debug_tuple("Record").field(&self.row).finish()
     }
 }
 
@@ -167,6 +279,22 @@ mod tests {
             .prop_map(|bits| bits.into_iter().fold(Path::ROOT, |path, bit| path.child(bit)))
     }
 
+    /// Path of a slot's node in the record at `record`.
+    fn path_of(record: &Path, slot: u8) -> Path {
+        let levels = slot.ilog2();
+        (0..levels).rev().fold(*record, |path, level| path.child(slot >> level & 1 == 1))
+    }
+
+    impl Record {
+        /// Sets or removes the node at `at`.
+        pub fn set(&mut self, at: &Path, node: Option<Node>) {
+            let bit = 1 << slot_of(at);
+            let (written, removed) = if node.is_some() { (bit, 0) } else { (0, bit) };
+            let depth = record_of(at).len();
+            self.rewrite(depth, Edits { written, removed }, |_| node.unwrap(), &mut Vec::new());
+        }
+    }
+
     /// A record's path and the nodes in it by their own paths.
     fn record() -> impl Strategy<Value = (Path, Vec<(Path, Node)>)> {
         let node = |room: usize| {
@@ -186,6 +314,24 @@ mod tests {
         })
     }
 
+    /// What decodes is a record: its nodes are such as can be there, and made anew they have the same bytes.
+    fn is_one_form_or_refused(at: &Path, row: Vec<u8>) -> Result<(), TestCaseError> {
+        let Ok(decoded) = Record::decode(at, row.clone()) else { return Ok(()) };
+        let mut again = Record::default();
+        for slot in 1..=SLOTS as u8 {
+            let levels = slot.ilog2() as usize;
+            if at.len() + levels < TRIE_HEIGHT
+                && let Some(node) = decoded.get(&path_of(at, slot))
+            {
+                prop_assert!(node.check(at.len() + levels).is_ok());
+                again.set(&path_of(at, slot), Some(node));
+            }
+        }
+        prop_assert_eq!(again.row(), Some(&*row));
+        prop_assert_eq!(decoded.row(), Some(&*row));
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn a_record_survives_its_bytes_and_its_changes((at, nodes) in record(), cut in any::<prop::sample::Index>()) {
@@ -194,11 +340,11 @@ mod tests {
                 prop_assert_eq!(record_of(path), at);
                 record.set(path, Some(*node));
             }
-            let row = record.encode(&at);
-            prop_assert_eq!(&Record::decode(&at, &row).unwrap(), &record);
-            prop_assert!(Record::decode(&at, &row[..cut.index(row.len())]).is_err());
+            let row = record.row().unwrap().to_vec();
+            prop_assert_eq!(&Record::decode(&at, row.clone()).unwrap(), &record);
+            prop_assert!(Record::decode(&at, row[..cut.index(row.len())].to_vec()).is_err());
             for (path, node) in &nodes {
-                prop_assert_eq!(record.get(path), Some(node));
+                prop_assert_eq!(record.get(path), Some(*node));
                 record.set(path, None);
                 prop_assert_eq!(record.get(path), None);
             }
@@ -212,14 +358,34 @@ mod tests {
         ) {
             let mut record = Record::default();
             nodes.iter().for_each(|(path, node)| record.set(path, Some(*node)));
-            let mut row = record.encode(&at);
+            let mut row = record.row().unwrap().to_vec();
             for (index, byte) in noise {
                 let index = index.index(row.len());
                 row[index] = byte;
             }
-            if let Ok(decoded) = Record::decode(&at, &row) {
-                prop_assert_eq!(decoded.encode(&at), row);
-            }
+            is_one_form_or_refused(&at, row)?;
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+        #[test]
+        fn no_bytes_are_too_strange(
+            band in 0..=TRIE_HEIGHT / DEPTH,
+            path in bits(TRIE_HEIGHT..=TRIE_HEIGHT),
+            // Bytes that get past the header, most of them.
+            slots in any::<u32>(),
+            edges in any::<u32>(),
+            sparse in any::<u32>(),
+            rest in prop::collection::vec(prop_oneof![any::<u8>(), 0u8..9], 0..300),
+        ) {
+            let at = path.prefix(band * DEPTH);
+            let mut row = vec![DEPTH as u8];
+            row.extend((slots & sparse & !1).to_be_bytes());
+            row.extend((slots & edges & sparse & !1).to_be_bytes());
+            row.extend(&rest);
+            is_one_form_or_refused(&at, row)?;
+            is_one_form_or_refused(&at, rest)?;
         }
     }
 
@@ -229,7 +395,7 @@ mod tests {
         let at = Path::of_value(&Felt::from(5u64), 250).unwrap();
         let mut record = Record::default();
         record.set(&at, Some(Node::Binary { left: Felt::from(0x1234u64), right: Felt::ONE }));
-        assert_eq!(record.encode(&at), [5, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0x12, 0x34, 1, 1]);
+        assert_eq!(record.row().unwrap(), [5, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0x12, 0x34, 1, 1]);
 
         let top = Path::ROOT;
         let mut record = Record::default();
@@ -238,6 +404,6 @@ mod tests {
         let mut expected = vec![5, 0, 0, 0, 2, 0, 0, 0, 2, 3, 0b1010_0000];
         expected.extend([0; 31]);
         expected.push(7);
-        assert_eq!(record.encode(&top), expected);
+        assert_eq!(record.row().unwrap(), expected);
     }
 }

@@ -1,9 +1,10 @@
 //! Keys and rows, as the layout's README draws them.
 
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
+use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
-use flagstone_core::store::WriteBatch;
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
+use flagstone_core::store::{Row, StoreRead, WriteBatch};
 use flagstone_core::trie::{Path, TrieId};
 use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
 
@@ -49,8 +50,8 @@ pub fn contract_leaf(address: &ContractAddress) -> Vec<u8> {
     key(CONTRACT_LEAF, address.as_be())
 }
 
-pub fn class_leaf(class_hash: &ClassHash) -> Vec<u8> {
-    key(CLASS_LEAF, &class_hash.to_be())
+pub fn class_leaf(class_hash: &[u8; 32]) -> Vec<u8> {
+    key(CLASS_LEAF, class_hash)
 }
 
 /// A trie's records are one range, in the order of their paths: a byte for each band, so that a record comes before those
@@ -59,19 +60,24 @@ pub fn record(trie: &TrieId, path: &Path) -> Vec<u8> {
     let mut key = Vec::with_capacity(48);
     key.push(RECORD);
     trie.encode(&mut key);
-    let band = |start: usize| (start..start + DEPTH).fold(0, |byte, bit| byte << 1 | u8::from(path.bit(bit)));
+    let band = |start: usize| path.bits(start, DEPTH) as u8;
     key.extend((0..path.len()).step_by(DEPTH).map(band));
     key
 }
 
 /// Writes a felt's row, or deletes it if the felt is zero.
 pub fn put_felt(batch: &mut WriteBatch, key: Vec<u8>, felt: &Felt) {
-    if *felt == Felt::ZERO {
-        return batch.delete(key);
+    match self::felt(felt) {
+        Some(row) => batch.put(key, row),
+        None => batch.delete(key),
     }
+}
+
+/// A felt's row; a zero has none.
+pub fn felt(felt: &Felt) -> Row {
     let mut row = Vec::with_capacity(33);
     put_short_felt(&mut row, felt);
-    batch.put(key, row);
+    (*felt != Felt::ZERO).then_some(row)
 }
 
 /// Reads a felt's row.
@@ -80,6 +86,14 @@ pub fn decode_felt(row: &[u8]) -> Result<Felt, DecodeError> {
     let felt = from.short_felt("value")?;
     from.end("value")?;
     if felt == Felt::ZERO { Err(DecodeError::new("value", "is zero, which has no row")) } else { Ok(felt) }
+}
+
+/// A felt's row; zero if there is none.
+pub fn felt_at(store: &dyn StoreRead, key: &[u8], what: impl FnOnce() -> String) -> Result<Felt, StateError> {
+    match store.get(key)? {
+        Some(row) => decode_felt(&row).map_err(|error| StateError::damaged(what(), error)),
+        None => Ok(Felt::ZERO),
+    }
 }
 
 #[cfg(test)]

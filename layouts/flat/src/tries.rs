@@ -5,9 +5,8 @@
 //! [`Tries::absorb`] changes them; [`Tries::finish`] encodes each changed one once, however many blocks changed it. Work is
 //! spread over tries, and inside a large trie over its subtrees. Nothing here reads a value row.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use flagstone_core::commit::{BlockChanges, CommitmentSource, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
@@ -15,12 +14,12 @@ use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, WriteBatch};
-use flagstone_core::trie::{Node, NodeRef, NodeSource, Path, TrieChanges, TrieId, WrittenNode};
-use flagstone_core::types::ContractAddress;
+use flagstone_core::trie::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieChanges, TrieId};
+use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
 use rayon::prelude::*;
 
-use crate::cache::{CachedState, RecordCache, Records};
-use crate::record::{Record, record_of};
+use crate::cache::{CachedState, Entry, Look, RecordCache, Records};
+use crate::record::{DEPTH, Edits, Record, record_of, slot_of};
 use crate::rows;
 
 /// Records that one task reads at a time.
@@ -32,13 +31,37 @@ const PARALLEL_LEAVES_MIN: usize = 512;
 /// Which record: its trie and its path.
 type RecordKey = (TrieId, Path);
 
+/// A row with its key.
+type KeyedRow = (Vec<u8>, Row);
+
 /// The tries of one state, with the records that were read or changed since.
 pub struct Tries<'a> {
     state: StateAt<'a>,
-    counters: &'a RecordCache,
+    cache: &'a RecordCache,
     records: CachedState,
+    /// Whether to look into the shared cache: these tries do not have it.
+    apart: bool,
+    /// Records that were read from rows, if they are to be told.
+    read: Vec<RecordKey>,
+    /// Whether the block's records were counted as hits or misses.
+    prepared: bool,
     /// Records that differ from their rows, each once.
     changed: HashMap<TrieId, Vec<Path>>,
+    /// Rows of the records that the last block changed, by trie and path.
+    last_rows: Vec<(TrieId, Vec<KeyedRow>)>,
+    /// Contracts whose leaves the session's blocks changed.
+    changed_leaves: BTreeSet<ContractAddress>,
+    /// Leaves of classes that the session's blocks set.
+    classes: BTreeMap<[u8; 32], CompiledClassHash>,
+}
+
+/// Leaves that may be going to be written.
+#[derive(Default)]
+pub struct Writes {
+    /// Contracts, with paths in their storage tries.
+    pub contracts: BTreeMap<ContractAddress, BTreeSet<Path>>,
+    /// Paths in the classes trie.
+    pub classes: BTreeSet<Path>,
 }
 
 /// A node whose record is not there yet, and the leaves below it.
@@ -51,17 +74,69 @@ struct Missing {
 impl<'a> Tries<'a> {
     /// The tries of a state, with what the cache has of it.
     pub fn new(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
-        Self { state, counters: cache, records: cache.take(&state.roots), changed: HashMap::new() }
+        Self::with(state, cache, cache.take(&state.roots), false)
+    }
+
+    /// The tries of a state, beside the cache: they look into it, and a commitment is free to take it.
+    pub fn apart(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
+        Self::with(state, cache, CachedState::default(), true)
+    }
+
+    fn with(state: StateAt<'a>, cache: &'a RecordCache, records: CachedState, apart: bool) -> Self {
+        Self {
+            state,
+            cache,
+            records,
+            apart,
+            read: Vec::new(),
+            prepared: false,
+            changed: HashMap::new(),
+            last_rows: Vec::new(),
+            changed_leaves: BTreeSet::new(),
+            classes: BTreeMap::new(),
+        }
+    }
+
+    /// Reads what is on the way to these leaves, and is not in the cache. The leaves of contracts are read as well.
+    pub fn read_ahead(mut self, writes: &Writes) -> Result<CachedState, StateError> {
+        let mut leaves = CachedState::default();
+        let mut wanted = Vec::new();
+        for (address, keys) in &writes.contracts {
+            let leaf = self.contract_leaf(address)?;
+            leaves.set_leaf(*address, leaf);
+            let (trie, root) = (TrieId::Storage(*address), leaf.storage_root.0);
+            wanted.push(Wanted { trie, root, leaves: keys.iter().copied().collect() });
+        }
+        let contracts = writes.contracts.keys().map(|address| Path::of_key(address.trie_key())).collect();
+        let roots = self.state.roots;
+        wanted.push(Wanted { trie: TrieId::Contracts, root: roots.contracts.0, leaves: contracts });
+        let classes = writes.classes.iter().copied().collect();
+        wanted.push(Wanted { trie: TrieId::Classes, root: roots.classes.0, leaves: classes });
+        wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
+        self.prepare(&wanted)?;
+        for (trie, path) in std::mem::take(&mut self.read) {
+            let entry = self.records.tries.get_mut(&trie).and_then(|records| records.remove(&path));
+            entry.into_iter().for_each(|entry| leaves.insert(trie, path, entry.record));
+        }
+        Ok(leaves)
     }
 
     /// Reads records. One that has no row is empty.
     fn load(&mut self, keys: &[RecordKey]) -> Result<(), StateError> {
-        self.counters.misses.fetch_add(keys.len() as u64, Ordering::Relaxed);
+        let mut keys = keys.to_vec();
+        if self.apart {
+            let (cache, roots, records) = (self.cache, self.state.roots, &mut self.records);
+            keys.retain(|(trie, path)| {
+                let known = cache.look(&roots, |look| look.record(trie, path).cloned());
+                known.map(|record| records.insert(*trie, *path, record)).is_none()
+            });
+            self.read.extend(&keys);
+        } else {
+            self.cache.count_misses(keys.len() as u64);
+        }
         let read = keys.par_chunks(READ_CHUNK).map(|keys| self.read(keys)).collect::<Result<Vec<_>, _>>()?;
         for ((trie, path), record) in keys.iter().zip(read.into_iter().flatten()) {
-            let entry = self.records.entry(record);
-            self.records.bytes += entry.memory();
-            self.records.tries.entry(*trie).or_default().insert(*path, entry);
+            self.records.insert(*trie, *path, record);
         }
         Ok(())
     }
@@ -70,7 +145,7 @@ impl<'a> Tries<'a> {
         let row_keys: Vec<Vec<u8>> = keys.iter().map(|(trie, path)| rows::record(trie, path)).collect();
         let row_keys: Vec<&[u8]> = row_keys.iter().map(Vec::as_slice).collect();
         let decode = |((trie, path), row): (&RecordKey, Row)| match row {
-            Some(row) => Record::decode(path, &row)
+            Some(row) => Record::decode(path, row)
                 .map_err(StateError::undecodable(format!("record {path} of the {trie}"))),
             None => Ok(Record::default()),
         };
@@ -85,35 +160,40 @@ impl<'a> Tries<'a> {
             let walk = Walk { state: &self.records, records, leaves, wanted: visit.wanted };
             let mut missing = Vec::new();
             let visited = walk.node(visit.at, visit.leaves, None, &mut missing);
-            self.counters.hits.fetch_add(visited, Ordering::Relaxed);
+            if !self.apart {
+                self.cache.count_hits(visited);
+            }
             missing
         };
         visits.into_par_iter().flat_map_iter(walk).collect()
     }
 
-    /// All rows that differ, and the records to give back to the cache once those are written. `leaves` are the
-    /// contracts whose leaves changed.
-    pub fn finish(mut self, leaves: impl Iterator<Item = ContractAddress>) -> (WriteBatch, CachedState) {
-        let mut changed = self.changed;
-        let tries = self.records.tries.iter_mut();
-        let tries: Vec<_> =
-            tries.filter_map(|(trie, records)| Some((trie, records, changed.remove(trie)?))).collect();
-        let encode = |(trie, records, changed): (&TrieId, &mut Records, Vec<Path>)| -> Vec<(Vec<u8>, Row)> {
+    /// All rows that differ, and the records to give back to the cache once those are written.
+    pub fn finish(mut self) -> (WriteBatch, CachedState) {
+        let mut of_tries: BTreeMap<TrieId, Vec<KeyedRow>> = self.last_rows.into_iter().collect();
+        // Of a group's blocks, the last one has told its rows; what only earlier ones changed is still to be told.
+        for (trie, changed) in self.changed {
+            let Some(records) = self.records.tries.get_mut(&trie) else { continue };
             let row = |path: Path| {
-                let entry = records.get_mut(&path)?;
+                let entry = records.get_mut(&path).filter(|entry| entry.changed)?;
                 entry.changed = false;
-                let row = (!entry.record.is_empty()).then(|| entry.record.encode(&path));
-                Some((rows::record(trie, &path), row))
+                Some((rows::record(&trie, &path), entry.record.row().map(Vec::from)))
             };
-            changed.into_iter().filter_map(row).collect()
-        };
-        let mut batch: Vec<(Vec<u8>, Row)> = tries.into_par_iter().flat_map_iter(encode).collect();
-        for address in leaves {
-            let leaf = self.records.leaf(&address).filter(|leaf| !leaf.is_absent());
-            batch.push((rows::contract_leaf(&address), leaf.map(|leaf| leaf.encode())));
+            let rows = of_tries.entry(trie).or_default();
+            rows.extend(changed.into_iter().filter_map(row));
+            rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         }
-        batch.par_sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        (batch.into_iter().collect(), self.records)
+        let leaf = |address: ContractAddress| {
+            let leaf = self.records.leaf(&address).filter(|leaf| !leaf.is_absent());
+            (rows::contract_leaf(&address), leaf.map(|leaf| leaf.encode()))
+        };
+        let class = |(class_hash, compiled): ([u8; 32], CompiledClassHash)| {
+            (rows::class_leaf(&class_hash), rows::felt(&compiled.0))
+        };
+        // The order of keys: leaves of contracts, leaves of classes, records by trie and path.
+        let leaves = self.changed_leaves.into_iter().map(leaf).chain(self.classes.into_iter().map(class));
+        let batch = leaves.chain(of_tries.into_values().flatten()).collect();
+        (batch, self.records)
     }
 }
 
@@ -161,7 +241,7 @@ impl<'a> Walk<'a> {
                     self.both(at, range.start..middle, middle..range.end, held, missing)
                 }
                 Some(Node::Edge { path, .. }) => {
-                    let end = at.join(path);
+                    let end = at.join(&path);
                     let start = range.start + self.leaves[range.clone()].partition_point(|leaf| *leaf < end);
                     let count = self.leaves[start..range.end].partition_point(|leaf| leaf.starts_with(&end));
                     self.node(end, start..start + count, held, missing)
@@ -197,11 +277,69 @@ impl NodeSource for Tries<'_> {
     fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
         let path = record_of(&at.path);
         if let Some(entry) = self.records.tries.get(&at.trie).and_then(|records| records.get(&path)) {
-            return Ok(entry.record.get(&at.path).copied());
+            return Ok(entry.record.get(&at.path));
         }
-        // A sibling that a deletion must look at; nobody else asks for what was not prepared.
+        if self.apart {
+            let look = |look: Look<'_>| look.record(&at.trie, &path).map(|record| record.get(&at.path));
+            if let Some(node) = self.cache.look(&self.state.roots, look) {
+                return Ok(node);
+            }
+        }
+        // A sibling that a deletion must look at; a commitment asks for nothing else that was not prepared.
         let record = self.read(&[(at.trie, path)])?.pop();
-        Ok(record.and_then(|record| record.get(&at.path).copied()))
+        Ok(record.and_then(|record| record.get(&at.path)))
+    }
+
+    fn reader(&self, trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
+        if self.apart {
+            return None;
+        }
+        let records = self.records.tries.get(&trie);
+        let counters = (!self.prepared).then_some(self.cache);
+        Some(Box::new(TrieReader { state: &self.records, counters, hits: 0, records, held: Vec::new() }))
+    }
+}
+
+impl Drop for TrieReader<'_> {
+    fn drop(&mut self) {
+        self.counters.inspect(|counters| counters.count_hits(self.hits));
+    }
+}
+
+/// Reads nodes of one trie. A record is looked up once on the way down through it and back.
+struct TrieReader<'a> {
+    state: &'a CachedState,
+    /// Where to count records that were there, if nobody has counted them yet.
+    counters: Option<&'a RecordCache>,
+    hits: u64,
+    records: Option<&'a Records>,
+    /// The records last looked into, from the top down.
+    held: Vec<(Path, &'a Record)>,
+}
+
+impl NodeReader for TrieReader<'_> {
+    fn node(&mut self, at: &Path) -> InMemory {
+        let depth = at.len() / DEPTH * DEPTH;
+        while self.held.last().is_some_and(|(path, _)| path.len() > depth) {
+            self.held.pop();
+        }
+        let held = self.held.last().filter(|(path, _)| path.len() == depth && at.starts_with(path));
+        let record = match held {
+            Some((_, record)) => *record,
+            None => {
+                let path = record_of(at);
+                let Some(entry) = self.records.and_then(|records| records.get(&path)) else {
+                    // The walk that leads to reading it counts.
+                    self.counters = None;
+                    return InMemory::Not;
+                };
+                self.hits += 1;
+                self.state.touch(entry);
+                self.held.push((path, &entry.record));
+                &entry.record
+            }
+        };
+        record.get(at).map_or(InMemory::Nothing, InMemory::Node)
     }
 }
 
@@ -210,15 +348,29 @@ impl TrieRows for Tries<'_> {
         if let Some(leaf) = self.records.leaf(address) {
             return Ok(leaf);
         }
+        if self.apart
+            && let Some(leaf) = self.cache.look(&self.state.roots, |look| look.leaf(address))
+        {
+            return Ok(leaf);
+        }
         let Some(row) = self.state.store.get(&rows::contract_leaf(address))? else {
             return Ok(ContractLeaf::default());
         };
         ContractLeaf::decode(&row).map_err(StateError::undecodable(format!("leaf of contract {address}")))
     }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        if let Some(compiled) = self.classes.get(&class_hash.to_be()) {
+            return Ok(*compiled);
+        }
+        let what = || format!("leaf of class {class_hash}");
+        rows::felt_at(self.state.store, &rows::class_leaf(&class_hash.to_be()), what).map(CompiledClassHash)
+    }
 }
 
 impl CommitmentSource for Tries<'_> {
     fn prepare(&mut self, wanted: &[Wanted]) -> Result<(), StateError> {
+        self.prepared = true;
         let whole = |(wanted, of_trie): (usize, &Wanted)| Missing {
             wanted,
             at: Path::ROOT,
@@ -233,89 +385,179 @@ impl CommitmentSource for Tries<'_> {
         Ok(())
     }
 
-    fn absorb(&mut self, block: &BlockChanges) -> Result<(), StateError> {
-        block.contracts.iter().for_each(|change| self.records.set_leaf(change.address, change.leaf));
+    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
+        self.prepared = false;
+        for change in &block.contracts {
+            self.records.set_leaf(change.address, change.leaf);
+            self.changed_leaves.insert(change.address);
+        }
+        let classes = block.classes.iter();
+        self.classes.extend(classes.map(|class| (class.class_hash.to_be(), class.compiled_class_hash)));
         let mut changes: HashMap<TrieId, &TrieChanges> =
             block.tries.iter().map(|trie| (trie.trie, trie)).collect();
         for trie in changes.keys() {
             self.records.tries.entry(*trie).or_default();
         }
+        let generation = self.records.generation();
         let tries = self.records.tries.iter_mut();
         let tries: Vec<_> =
-            tries.filter_map(|(trie, records)| Some((*trie, records, changes.remove(trie)?))).collect();
-        let absorb = |(trie, records, changes)| (trie, Absorbed::of(records, changes));
-        let absorbed: Vec<(TrieId, Absorbed<'_>)> = tries.into_par_iter().map(absorb).collect();
+            tries.filter_map(|(trie, records)| Some((records, changes.remove(trie)?))).collect();
+        let absorb = |(records, changes)| Absorbed::of(records, changes, generation, last);
+        let absorbed: Vec<Absorbed<'_>> = tries.into_par_iter().map(absorb).collect();
 
-        // A new node can be in a record that nobody had to look into: behind the fork of a split edge.
-        let unread =
-            absorbed.iter().flat_map(|(trie, of_trie)| of_trie.unread.iter().map(|run| (*trie, run.record)));
-        let unread: BTreeSet<RecordKey> = unread.collect();
-        self.load(&unread.into_iter().collect::<Vec<_>>())?;
-        for (trie, mut absorbed) in absorbed {
+        let key = |absorbed: &Absorbed<'_>, run: &Run| (absorbed.changes.trie, run.record);
+        let unread = absorbed.iter().flat_map(|of_trie| of_trie.unread.iter().map(|run| key(of_trie, run)));
+        self.load(&unread.collect::<Vec<_>>())?;
+        for mut absorbed in absorbed {
+            let trie = absorbed.changes.trie;
             let records = self.records.tries.entry(trie).or_default();
-            std::mem::take(&mut absorbed.unread).into_iter().for_each(|run| absorbed.absorb(records, run));
+            absorbed.absorb_read(records);
             self.records.bytes = self.records.bytes + absorbed.bytes_after - absorbed.bytes_before;
-            self.changed.entry(trie).or_default().extend(absorbed.changed);
+            if last {
+                self.last_rows.push((trie, absorbed.rows));
+            } else {
+                self.changed.entry(trie).or_default().extend(absorbed.changed);
+            }
         }
         Ok(())
     }
 }
 
-/// Changes that follow each other and are of one record, which is then looked up once. Neighbours mostly are.
-struct Run<'a> {
+/// What a block does to one record.
+struct Run {
     record: Path,
-    nodes: RunNodes<'a>,
+    /// The record's new nodes, as a range of the trie's new nodes [by band](by_band).
+    nodes: Range<usize>,
+    /// Slots whose node is no more.
+    removed: u32,
 }
 
-enum RunNodes<'a> {
-    Removed(&'a [(Path, Felt)]),
-    Written(&'a [WrittenNode]),
-}
-
-fn runs_of_removed(changes: &TrieChanges) -> impl Iterator<Item = Run<'_>> {
-    let runs = changes.removed.chunk_by(|(a, _), (b, _)| record_of(a) == record_of(b));
-    runs.map(|run| Run { record: record_of(&run[0].0), nodes: RunNodes::Removed(run) })
-}
-
-fn runs_of_written(changes: &TrieChanges) -> impl Iterator<Item = Run<'_>> {
-    let runs = changes.written.chunk_by(|a, b| record_of(&a.path) == record_of(&b.path));
-    runs.map(|run| Run { record: record_of(&run[0].path), nodes: RunNodes::Written(run) })
-}
-
-/// What absorbing a block did to the records of one trie.
-#[derive(Default)]
+/// What absorbing a block does to the records of one trie.
 struct Absorbed<'a> {
-    /// Records that were as their rows before.
+    changes: &'a TrieChanges,
+    by_band: Vec<u32>,
+    generation: u32,
+    /// Whether to tell rows.
+    last: bool,
+    /// Rows of changed records, by path.
+    rows: Vec<KeyedRow>,
+    /// In place of rows, the records that were as their rows before.
     changed: Vec<Path>,
     /// Changes to records that have to be read first.
-    unread: Vec<Run<'a>>,
+    unread: Vec<Run>,
     bytes_before: usize,
     bytes_after: usize,
+    scratch: Vec<u8>,
 }
 
 impl<'a> Absorbed<'a> {
-    fn of(records: &mut Records, changes: &'a TrieChanges) -> Self {
-        let mut absorbed = Self::default();
-        let runs = runs_of_removed(changes).chain(runs_of_written(changes));
-        runs.for_each(|run| absorbed.absorb(records, run));
+    fn of(records: &mut Records, changes: &'a TrieChanges, generation: u32, last: bool) -> Self {
+        let mut absorbed = Self {
+            changes,
+            by_band: by_band(changes),
+            generation,
+            last,
+            rows: Vec::new(),
+            changed: Vec::new(),
+            unread: Vec::new(),
+            bytes_before: 0,
+            bytes_after: 0,
+            scratch: Vec::new(),
+        };
+        let runs = absorbed.runs();
+        absorbed.rows.reserve(if last { runs.len() } else { 0 });
+        runs.into_iter().for_each(|run| absorbed.absorb(records, run));
         absorbed
     }
 
-    fn absorb(&mut self, records: &mut Records, run: Run<'a>) {
-        let Some(entry) = records.get_mut(&run.record) else {
-            return self.unread.push(run);
-        };
-        self.bytes_before += entry.memory();
-        match run.nodes {
-            RunNodes::Removed(nodes) => nodes.iter().for_each(|(path, _)| entry.record.set(path, None)),
-            RunNodes::Written(nodes) => {
-                nodes.iter().for_each(|new| entry.record.set(&new.path, Some(new.node)))
+    /// The changes by record, ascending by path.
+    fn runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (place, index) in self.by_band.iter().enumerate() {
+            let record = record_of(&self.changes.path_at(*index as usize));
+            match runs.last_mut() {
+                Some(run) if run.record == record => run.nodes.end = place + 1,
+                _ => runs.push(Run { record, nodes: place..place + 1, removed: 0 }),
             }
         }
+        let removed = self.changes.removed.iter();
+        runs.extend(removed.map(|path| Run {
+            record: record_of(path),
+            nodes: 0..0,
+            removed: 1 << slot_of(path),
+        }));
+        runs.sort_by_key(|run| run.record);
+        runs.dedup_by(|later, run| {
+            let same = later.record == run.record && later.nodes.is_empty();
+            run.removed |= if same { later.removed } else { 0 };
+            same
+        });
+        runs
+    }
+
+    fn absorb(&mut self, records: &mut Records, run: Run) {
+        let over_old =
+            run.removed != 0 || self.by_band[run.nodes.clone()].iter().any(|i| self.is_over_old(&run, *i));
+        let entry = match records.entry(run.record) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            // Behind the fork of a split edge a new node can be in a record that nobody had to look into.
+            hash_map::Entry::Vacant(_) if over_old => return self.unread.push(run),
+            // All that is in it now is new, so there was nothing in it.
+            hash_map::Entry::Vacant(slot) => {
+                let entry = slot.insert(Entry::new(Record::default(), self.generation));
+                self.bytes_after += entry.memory();
+                entry
+            }
+        };
+        let (mut written, mut nodes) = (0, [0; 1 << DEPTH]);
+        for index in &self.by_band[run.nodes] {
+            let slot = slot_of(&self.changes.path_at(*index as usize));
+            written |= 1 << slot;
+            nodes[usize::from(slot)] = *index;
+        }
+        self.bytes_before += entry.memory();
+        let node = |slot: u8| self.changes.node_at(nodes[usize::from(slot)] as usize);
+        let edits = Edits { written, removed: run.removed };
+        entry.record.rewrite(run.record.len(), edits, node, &mut self.scratch);
         self.bytes_after += entry.memory();
-        if !entry.changed {
+        if self.last {
+            entry.changed = false;
+            let key = rows::record(&self.changes.trie, &run.record);
+            self.rows.push((key, entry.record.row().map(Vec::from)));
+        } else if !entry.changed {
             entry.changed = true;
             self.changed.push(run.record);
         }
     }
+
+    /// Whether a new node says that its record held nodes before: in its place, or as its child.
+    fn is_over_old(&self, run: &Run, index: u32) -> bool {
+        let mut old_children = self.changes.paths_of_old_children(index as usize);
+        self.changes.replaces_at(index as usize)
+            || old_children.any(|child| child.len() < run.record.len() + DEPTH)
+    }
+
+    /// Takes up the changes to records that have been read now.
+    fn absorb_read(&mut self, records: &mut Records) {
+        if self.unread.is_empty() {
+            return;
+        }
+        std::mem::take(&mut self.unread).into_iter().for_each(|run| self.absorb(records, run));
+        self.rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    }
+}
+
+/// Indices of a trie's new nodes by band, from the top. Nodes come subtree by subtree, so within a band those of one
+/// record follow each other.
+fn by_band(changes: &TrieChanges) -> Vec<u32> {
+    let mut places = [0; TRIE_HEIGHT / DEPTH + 2];
+    let band = |depth: usize| depth / DEPTH;
+    changes.written_depths().for_each(|depth| places[band(depth) + 1] += 1);
+    (1..places.len()).for_each(|band| places[band] += places[band - 1]);
+    let mut by_band = vec![0; changes.written_depths().len()];
+    for (index, depth) in changes.written_depths().enumerate() {
+        by_band[places[band(depth)]] = index as u32;
+        places[band(depth)] += 1;
+    }
+    by_band
 }

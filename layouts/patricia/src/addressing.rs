@@ -1,6 +1,6 @@
 //! Under which key a node's row is filed: all that the two Patricia layouts do differently.
 
-use flagstone_core::felt::Felt;
+use flagstone_core::felt::{Felt, felt_to_be};
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
 use flagstone_core::trie::NodeRef;
 use flagstone_core::types::{ClassHash, ContractAddress};
@@ -64,12 +64,12 @@ impl Addressing for ByHash {
         false
     }
     fn node_key(&self, at: &NodeRef) -> Vec<u8> {
-        key(NODE, &at.hash.to_bytes_be())
+        key(NODE, &felt_to_be(&at.hash))
     }
     fn contract_leaf_key(&self, _address: &ContractAddress, leaf: &Felt) -> Vec<u8> {
-        key(CONTRACT_LEAF, &leaf.to_bytes_be())
+        key(CONTRACT_LEAF, &felt_to_be(leaf))
     }
     fn class_leaf_key(&self, _class_hash: &ClassHash, leaf: &Felt) -> Vec<u8> {
-        key(CLASS_LEAF, &leaf.to_bytes_be())
+        key(CLASS_LEAF, &felt_to_be(leaf))
     }
 }

@@ -7,16 +7,17 @@ pub use addressing::{Addressing, ByHash, ByPath};
 use flagstone_core::codec::{Reader, put_short_felt};
 use flagstone_core::commit::{BlockChanges, Overlaid, TrieRows, commit_blocks};
 use flagstone_core::commitment::ContractLeaf;
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
-use flagstone_core::layout::{Layout, StagedCommitment, StateAt, ValuesReadable};
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
 use flagstone_core::store::WriteBatch;
 use flagstone_core::trie::{Node, NodeRef, NodeSource, TrieId, lookup};
 use flagstone_core::types::{
     ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
 };
+use flagstone_core::witness::{Witness, commit_with_witness};
 
 /// Nodes as rows, values in leaves, filed as `A` says.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,11 +33,16 @@ impl<A: Addressing> Patricia<A> {
     fn stage(&self, batch: &mut WriteBatch, block: &BlockChanges) {
         for trie in &block.tries {
             if self.0.removes() {
-                for (path, hash) in &trie.removed {
-                    batch.delete(self.0.node_key(&NodeRef { trie: trie.trie, path: *path, hash: *hash }));
+                // Only layouts that file nodes by path remove any.
+                for path in &trie.removed {
+                    batch.delete(self.0.node_key(&NodeRef {
+                        trie: trie.trie,
+                        path: *path,
+                        hash: Felt::ZERO,
+                    }));
                 }
             }
-            for new in &trie.written {
+            for new in trie.written() {
                 let mut row = Vec::with_capacity(66);
                 new.node.encode(&mut row);
                 batch.put(self.0.node_key(&NodeRef { trie: trie.trie, path: new.path, hash: new.hash }), row);
@@ -96,6 +102,21 @@ impl<A: Addressing> TrieRows for Tries<'_, A> {
         let row = self.leaf_row(&self.addressing.contract_leaf_key(address, &hash), what)?;
         ContractLeaf::decode(&row).map_err(StateError::undecodable(what()))
     }
+
+    fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
+        // A Cairo 0 class may have any hash; it has no leaf.
+        let Ok(key) = TrieKey::try_from(class_hash.0) else { return Ok(CompiledClassHash::ZERO) };
+        let hash = lookup(self, TrieId::Classes, self.state.roots.classes.0, &key)?;
+        if hash == Felt::ZERO {
+            return Ok(CompiledClassHash::ZERO);
+        }
+        let what = || format!("leaf of class {class_hash}");
+        let row = self.leaf_row(&self.addressing.class_leaf_key(class_hash, &hash), what)?;
+        let mut from = Reader::new(&row);
+        let compiled = from.short_felt("compiled class hash").map_err(StateError::undecodable(what()))?;
+        from.end("class leaf").map_err(StateError::undecodable(what()))?;
+        Ok(CompiledClassHash(compiled))
+    }
 }
 
 impl<A: Addressing> Layout for Patricia<A> {
@@ -105,10 +126,6 @@ impl<A: Addressing> Layout for Patricia<A> {
 
     fn format_version(&self) -> u32 {
         1
-    }
-
-    fn values_readable(&self) -> ValuesReadable {
-        ValuesReadable::AtCommitment
     }
 
     fn keeps_old_states(&self) -> bool {
@@ -139,19 +156,7 @@ impl<A: Addressing> Layout for Patricia<A> {
         state: StateAt<'_>,
         class_hash: &ClassHash,
     ) -> Result<CompiledClassHash, StateError> {
-        // A Cairo 0 class may have any hash; it has no leaf.
-        let Ok(key) = TrieKey::try_from(class_hash.0) else { return Ok(CompiledClassHash::ZERO) };
-        let tries = Tries { addressing: &self.0, state };
-        let hash = lookup(&tries, TrieId::Classes, state.roots.classes.0, &key)?;
-        if hash == Felt::ZERO {
-            return Ok(CompiledClassHash::ZERO);
-        }
-        let what = || format!("leaf of class {class_hash}");
-        let row = tries.leaf_row(&self.0.class_leaf_key(class_hash, &hash), what)?;
-        let mut from = Reader::new(&row);
-        let compiled = from.short_felt("compiled class hash").map_err(StateError::undecodable(what()))?;
-        from.end("class leaf").map_err(StateError::undecodable(what()))?;
-        Ok(CompiledClassHash(compiled))
+        Tries { addressing: &self.0, state }.class_leaf(class_hash)
     }
 
     fn stage_values(&self, _diff: &StateDiff) -> WriteBatch {
@@ -164,15 +169,29 @@ impl<A: Addressing> Layout for Patricia<A> {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let tries = Tries { addressing: &self.0, state };
-        let committed = commit_blocks(Overlaid::new(tries), state.roots, blocks, hasher)?;
+        let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
         let mut batch = WriteBatch::default();
-        committed.blocks.iter().for_each(|block| self.stage(&mut batch, block));
-        Ok(committed.staged(batch))
+        let staged =
+            commit_blocks(&mut tries, state.roots, blocks, hasher, |block| self.stage(&mut batch, block))?;
+        Ok(StagedCommitment { batch, ..staged })
     }
 
-    fn stage_rollback(&self, _state: StateAt<'_>, _blocks: &[&StateDiff]) -> Result<WriteBatch, StateError> {
-        Ok(WriteBatch::default())
+    fn stage_commitment_with_witness(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: &[Subject],
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
+        let mut batch = WriteBatch::default();
+        let stage = |block: &BlockChanges| self.stage(&mut batch, block);
+        let (staged, witness) = commit_with_witness(&mut tries, state.roots, block, reads, hasher, stage)?;
+        Ok((StagedCommitment { batch, ..staged }, witness))
+    }
+
+    fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
+        Box::new(Tries { addressing: &self.0, state })
     }
 }
 

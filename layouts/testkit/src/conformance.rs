@@ -3,17 +3,26 @@
 //! It plays the engine's part in the plainest way ([`Driver`]), and compares reads and roots with the reference. What
 //! looks at damage does so through a fresh layout each time: a cache may well answer rightly for a damaged store.
 
+mod proofs;
+
+pub use proofs::{
+    a_proof_without_a_node_says_less_or_is_refused, a_range_with_other_leaves_is_refused,
+    a_witness_without_a_node_is_refused, proofs_verify_and_say_what_the_reference_says,
+    ranges_have_exactly_the_leaves_of_the_reference, witnesses_commit_blocks_without_a_store,
+};
+
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use flagstone_core::commitment::Roots;
-use flagstone_core::diff::{StateDiff, StateDiffBuilder};
+use flagstone_core::diff::{ContractDiff, StateDiff, StateDiffBuilder, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::StarknetCrypto;
-use flagstone_core::layout::{Layout, StateAt, ValuesReadable};
+use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
 use flagstone_core::store::{MemoryStore, Store, StoreRead, WriteBatch};
+use flagstone_core::trie::{TrieId, lookup};
 use flagstone_core::types::{ClassHash, ContractAddress, StorageKey, TrieKey};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -28,7 +37,9 @@ macro_rules! conformance {
         $crate::conformance!(@tests $layout;
             roots_and_reads_equal_the_reference
             values_ahead_of_the_commitment_do_not_leak_into_roots
-            rollback_restores_committed_values
+            undo_takes_blocks_back
+            hints_change_no_root
+            tries_answer_like_values
             emptied_state_leaves_no_rows
             old_states_stay_readable_if_promised
             rows_stay_in_the_layouts_keyspace
@@ -36,6 +47,12 @@ macro_rules! conformance {
             a_damaged_row_is_never_a_panic
             a_missing_node_is_an_error
             a_missing_row_is_never_a_wrong_root
+            proofs_verify_and_say_what_the_reference_says
+            a_proof_without_a_node_says_less_or_is_refused
+            witnesses_commit_blocks_without_a_store
+            a_witness_without_a_node_is_refused
+            ranges_have_exactly_the_leaves_of_the_reference
+            a_range_with_other_leaves_is_refused
         );
     };
     (@tests $layout:expr; $($name:ident)*) => {
@@ -110,14 +127,22 @@ impl<'a, L: Layout + ?Sized> Driver<'a, L> {
     /// # Errors
     /// Whatever the layout says.
     pub fn commit(&mut self) -> Result<Vec<Roots>, StateError> {
+        self.commit_staged().map(|staged| staged.roots)
+    }
+
+    /// Like [`Driver::commit`], with all that the layout staged but the rows, which are written.
+    ///
+    /// # Errors
+    /// Whatever the layout says.
+    pub fn commit_staged(&mut self) -> Result<StagedCommitment, StateError> {
         let pending: Vec<_> = self.pending.iter().collect();
-        let staged = self.layout.stage_commitment(self.state(), &pending, &StarknetCrypto)?;
+        let mut staged = self.layout.stage_commitment(self.state(), &pending, &StarknetCrypto)?;
         assert_eq!(staged.roots.len(), pending.len(), "each block has its own roots");
-        self.write(staged.batch);
-        staged.applied.into_iter().for_each(|applied| applied());
+        self.write(std::mem::take(&mut staged.batch));
+        staged.applied.take().into_iter().for_each(|applied| applied());
         self.roots = staged.roots.last().copied().unwrap_or(self.roots);
         self.pending.clear();
-        Ok(staged.roots)
+        Ok(staged)
     }
 
     /// Reads everything touched and compares it with the reference.
@@ -213,9 +238,6 @@ pub fn roots_and_reads_equal_the_reference<L: Layout>(make: impl Fn() -> L) {
                     driver.close(diff);
                     reference.apply(diff);
                     expected.push(reference.roots());
-                    if layout.values_readable() == ValuesReadable::AtClose {
-                        driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
-                    }
                 }
                 prop_assert_eq!(driver.commit().map_err(fail)?, expected, "cadence {}", cadence);
                 driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
@@ -257,28 +279,116 @@ pub fn values_ahead_of_the_commitment_do_not_leak_into_roots<L: Layout>(make: im
     assert_eq!(driver.commit().map_err(|error| error.to_string()), Ok(expected));
 }
 
-/// Closing blocks and rolling them back leaves every value as committed, and the next commitment right.
-pub fn rollback_restores_committed_values<L: Layout>(make: impl Fn() -> L) {
+/// Committing each block's undo, from the last to the first, gives back the roots, the values and (unless old states are
+/// kept) the rows before it.
+pub fn undo_takes_blocks_back<L: Layout>(make: impl Fn() -> L) {
     let layout = &make();
-    for_random_blocks(24, 2..7, |diffs| {
-        let (kept, dropped) = diffs.split_at(diffs.len() / 2);
+    for_random_blocks(24, 1..7, |diffs| {
         let mut driver = Driver::new(layout);
         let mut reference = ReferenceState::new();
-        for diff in kept {
+        let mut before = Vec::new();
+        for group in diffs.chunks(2) {
+            for diff in group {
+                driver.close(diff);
+            }
+            let staged = driver.commit_staged().map_err(fail)?;
+            prop_assert_eq!(staged.undo.len(), group.len());
+            for (diff, undo) in group.iter().zip(staged.undo) {
+                before.push((reference.clone(), undo));
+                reference.apply(diff);
+            }
+        }
+        let mut rows_before = None;
+        for (expected, undo) in before.iter().rev() {
+            driver.close(undo);
+            prop_assert_eq!(driver.commit().map_err(fail)?, vec![expected.roots()]);
+            driver.check_reads(&Touched::by(&diffs), expected).map_err(fail)?;
+            rows_before = Some(driver.rows());
+        }
+        if !layout.keeps_old_states() {
+            prop_assert_eq!(rows_before, Some(vec![]));
+        }
+        Ok(())
+    });
+}
+
+/// Hints of what is going to be written, of what is not, at these roots and at earlier ones, between closing and
+/// committing and between commitments, change neither roots nor rows; nor if blocks are taken back.
+pub fn hints_change_no_root<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
+    for_random_blocks(24, 1..7, |diffs| {
+        let mut driver = Driver::new(layout);
+        let mut reference = ReferenceState::new();
+        let subjects: Vec<Subject> = diffs.iter().flat_map(subjects).collect();
+        let (mut undo, mut roots) = (Vec::new(), vec![Roots::default()]);
+        let hint = |driver: &Driver<'_, L>, roots: &[Roots], some: usize| {
+            for (skipped, at) in roots.iter().rev().enumerate() {
+                let state = StateAt { store: &driver.store, roots: *at };
+                let some: Vec<Subject> = subjects.iter().skip(skipped).step_by(some).copied().collect();
+                // Rows that do not belong to the roots may look damaged.
+                let hinted = layout.prefetch(state, &some);
+                assert!(skipped > 0 || hinted.is_ok(), "{hinted:?}");
+            }
+        };
+        for diff in &diffs {
+            hint(&driver, &roots, 3);
+            driver.close(diff);
+            hint(&driver, &roots, 2);
+            let before = reference.clone();
+            reference.apply(diff);
+            let staged = driver.commit_staged().map_err(fail)?;
+            prop_assert_eq!(&staged.roots, &[reference.roots()]);
+            roots.extend(staged.roots);
+            undo.extend(staged.undo.into_iter().map(|undo| (undo, before.roots())));
+        }
+        for (undo, expected) in undo.iter().rev() {
+            hint(&driver, &roots, 2);
+            driver.close(undo);
+            prop_assert_eq!(driver.commit().map_err(fail)?, vec![*expected]);
+            roots.push(*expected);
+        }
+        prop_assert!(layout.keeps_old_states() || driver.rows().is_empty());
+        Ok(())
+    });
+}
+
+fn subjects(diff: &StateDiff) -> Vec<Subject> {
+    let of_contract = |contract: &ContractDiff| {
+        let address = contract.address;
+        let slots = contract.storage.iter().map(move |(key, _)| Subject::Storage(address, *key));
+        slots.chain([Subject::ClassHash(address), Subject::Nonce(address)]).collect::<Vec<_>>()
+    };
+    let classes = diff.classes().iter().map(|class| Subject::CompiledClassHash(class.class_hash));
+    diff.contracts().iter().flat_map(of_contract).chain(classes).collect()
+}
+
+/// What the tries' leaves say is what reads of values say, for what is there and for what is not.
+pub fn tries_answer_like_values<L: Layout>(make: impl Fn() -> L) {
+    let layout = &make();
+    for_random_blocks(16, 1..6, |diffs| {
+        let mut driver = Driver::new(layout);
+        let mut reference = ReferenceState::new();
+        for diff in &diffs {
             driver.close(diff);
             reference.apply(diff);
+            driver.commit().map_err(fail)?;
         }
-        driver.commit().map_err(fail)?;
-        let committed = driver.rows();
-        for diff in dropped {
-            driver.close(diff);
+        let (touched, tries) = (Touched::by(&diffs), layout.tries(driver.state()));
+        for address in &touched.contracts {
+            let leaf = tries.contract_leaf(address).map_err(fail)?;
+            prop_assert_eq!(leaf.nonce, reference.nonce_at(address));
+            prop_assert_eq!(leaf.class_hash, reference.class_hash_at(address));
         }
-        let dropped: Vec<_> = std::mem::take(&mut driver.pending);
-        let dropped: Vec<_> = dropped.iter().collect();
-        let batch = layout.stage_rollback(driver.state(), &dropped).map_err(fail)?;
-        driver.write(batch);
-        driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
-        prop_assert_eq!(driver.rows(), committed);
+        for (address, key) in &touched.slots {
+            let root = tries.contract_leaf(address).map_err(fail)?.storage_root.0;
+            let value = lookup(&*tries, TrieId::Storage(*address), root, key.trie_key()).map_err(fail)?;
+            prop_assert_eq!(value, reference.storage_at(address, key).0);
+        }
+        for class_hash in &touched.classes {
+            let class_hash = ClassHash(Felt::from_bytes_be(class_hash));
+            let compiled = tries.class_leaf(&class_hash).map_err(fail)?;
+            prop_assert_eq!(compiled, reference.compiled_class_hash(&class_hash));
+        }
         Ok(())
     });
 }

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 
 use bitvec::prelude::{BitSlice, Msb0};
-use flagstone_core::commitment::{CommitmentRule, Roots};
+use flagstone_core::commitment::{CommitmentRule, ContractLeaf, Roots};
 use flagstone_core::diff::StateDiff;
 use flagstone_core::felt::Felt;
+use flagstone_core::trie::TrieId;
 use flagstone_core::types::{
     ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, Nonce, StateCommitment,
-    StorageKey, StorageValue, TrieKey,
+    StorageKey, StorageRoot, StorageValue, TrieKey,
 };
 use starknet_crypto::{pedersen_hash, poseidon_hash, poseidon_hash_many};
 
@@ -83,18 +84,50 @@ impl ReferenceState {
         key.and_then(|key| self.classes.get(&key)).copied().unwrap_or_default()
     }
 
-    /// Roots of the contracts trie and the classes trie.
-    pub fn roots(&self) -> Roots {
-        let contracts =
-            self.contracts.iter().map(|(address, contract)| (*address.trie_key(), contract.leaf()));
+    /// What a contract's leaf commits to; all zero if it has none.
+    pub fn contract_leaf(&self, address: &ContractAddress) -> ContractLeaf {
+        let storage_root = StorageRoot(self.trie_root(TrieId::Storage(*address)));
+        ContractLeaf { class_hash: self.class_hash_at(address), storage_root, nonce: self.nonce_at(address) }
+    }
+
+    /// All leaves of a trie, ascending by key.
+    pub fn leaves(&self, trie: TrieId) -> Vec<(TrieKey, Felt)> {
         let class_leaf = |compiled: &CompiledClassHash| {
             let prefix = Felt::from_bytes_be_slice(b"CONTRACT_CLASS_LEAF_V0");
             poseidon_hash(prefix, compiled.0) // 8
         };
-        let classes = self.classes.iter().map(|(key, compiled)| (*key, class_leaf(compiled)));
+        let mut leaves: Vec<(TrieKey, Felt)> = match trie {
+            TrieId::Contracts => self
+                .contracts
+                .iter()
+                .map(|(address, contract)| (*address.trie_key(), contract.leaf()))
+                .collect(),
+            TrieId::Classes => {
+                self.classes.iter().map(|(key, compiled)| (*key, class_leaf(compiled))).collect()
+            }
+            TrieId::Storage(address) => {
+                let contract = self.contracts.get(&address);
+                let storage = contract.into_iter().flat_map(|contract| &contract.storage);
+                storage.map(|(key, value)| (*key.trie_key(), value.0)).collect() // 6
+            }
+        };
+        leaves.retain(|(_, leaf)| *leaf != Felt::ZERO);
+        leaves
+    }
+
+    /// Root of a trie.
+    pub fn trie_root(&self, trie: TrieId) -> Felt {
+        match trie {
+            TrieId::Classes => trie_root(self.leaves(trie), poseidon_hash), // 5
+            _ => trie_root(self.leaves(trie), |a, b| pedersen_hash(&a, &b)), // 5
+        }
+    }
+
+    /// Roots of the contracts trie and the classes trie.
+    pub fn roots(&self) -> Roots {
         Roots {
-            contracts: ContractsRoot(trie_root(contracts, |a, b| pedersen_hash(&a, &b))), // 5
-            classes: ClassesRoot(trie_root(classes, poseidon_hash)),                      // 5
+            contracts: ContractsRoot(self.trie_root(TrieId::Contracts)),
+            classes: ClassesRoot(self.trie_root(TrieId::Classes)),
         }
     }
 

@@ -10,6 +10,7 @@ use flagstone_core::types::ClassHash;
 use lru::LruCache;
 
 use super::{ClassError, ClassStore, DeclaredClass, ReadyClass};
+use crate::engine::Blob;
 
 struct Ready {
     classes: LruCache<[u8; 32], ReadyClass>,
@@ -61,7 +62,7 @@ impl<S: ClassStore> ClassStore for ReadyClasses<S> {
         Ok(Some(class))
     }
 
-    fn put(&self, classes: &[DeclaredClass]) -> Result<(), ClassError> {
+    fn put(&self, classes: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError> {
         self.store.put(classes)
     }
 }

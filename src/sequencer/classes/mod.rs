@@ -1,9 +1,10 @@
 //! Compiled classes: kept by class hash, with both of their compiled class hashes, and served ready to run.
 //!
-//! [`ClassStore`] is what a sequencer that has a class manager of its own implements. [`StoredClasses`] is ours: one
-//! [`blob`] a class in a [`Blobs`]. [`ReadyClasses`] puts a bounded cache of ready-to-run classes in front of either.
+//! [`ClassStore`] is what a sequencer that has a class manager of its own implements. [`EngineClasses`] is ours: one
+//! [`blob`] a class in the engine's database. [`ReadyClasses`] puts a bounded cache of ready-to-run classes in front of either.
 //!
-//! Classes are put before the block that declares them closes. A class whose block was then not closed stays behind and
+//! A store is given the classes of a block before the block closes, and says what is to be written with the block, as one
+//! unit: that is how ours keeps them. One that keeps them elsewhere may keep a class whose block was then not closed, which
 //! does no harm: a [`ViewReader`](super::ViewReader) asks the view whether a class is declared.
 
 pub mod blob;
@@ -18,7 +19,9 @@ use starknet_api::contract_class::ContractClass;
 use starknet_api::contract_class::compiled_class_hash::{HashVersion, HashableCompiledClass};
 
 pub use cache::ReadyClasses;
-pub use stored::{Blob, Blobs, DirectoryBlobs, MemoryBlobs, StoredClasses};
+pub use stored::{EngineClasses, blob_key};
+
+use crate::engine::Blob;
 
 /// Why a class cannot be kept or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,19 +100,20 @@ pub trait ClassStore: Send + Sync {
     /// [`ClassError`] if what is kept is damaged or cannot be read. Never "none" for what could not be read.
     fn get(&self, class_hash: ClassHash) -> Result<Option<ReadyClass>, ClassError>;
 
-    /// Keeps the classes that a block declares. Called once before that block closes; they are durable when the block is.
-    /// Putting a class again changes nothing.
+    /// Takes the classes that a block declares. Called once before that block closes; what it returns is written with the
+    /// block, durable if and only if the block is. A store that keeps classes elsewhere has them durable when it returns,
+    /// and returns nothing to write. Putting a class again changes nothing.
     ///
     /// # Errors
     /// [`ClassError`] if one could not be kept. The block is not closed then.
-    fn put(&self, classes: &[DeclaredClass]) -> Result<(), ClassError>;
+    fn put(&self, classes: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError>;
 }
 
 impl<T: ClassStore + ?Sized> ClassStore for Arc<T> {
     fn get(&self, class_hash: ClassHash) -> Result<Option<ReadyClass>, ClassError> {
         self.as_ref().get(class_hash)
     }
-    fn put(&self, classes: &[DeclaredClass]) -> Result<(), ClassError> {
+    fn put(&self, classes: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError> {
         self.as_ref().put(classes)
     }
 }

@@ -31,9 +31,20 @@ pub use platform::Platform;
 pub use reference::StarknetCrypto;
 
 use curve::Affine;
+use field::Fp;
 use starknet_types_core::felt::Felt;
 use std::fmt;
 use std::sync::OnceLock;
+
+/// A felt's number in 64-bit limbs, least significant first.
+pub(crate) fn to_limbs(felt: &Felt) -> [u64; 4] {
+    Fp::from_felt(felt).to_canonical()
+}
+
+/// The felt of a number below p, in limbs as [`to_limbs`] gives them.
+pub(crate) fn from_limbs(limbs: [u64; 4]) -> Felt {
+    Fp::from_canonical(limbs).to_felt()
+}
 
 /// The child's place in a pair.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -5,7 +5,8 @@
 
 use rayon::prelude::*;
 
-use super::{Node, ShapedTrie};
+use super::ShapedTrie;
+use crate::commitment::TRIE_HEIGHT;
 use crate::felt::Felt;
 use crate::hash::Hasher;
 
@@ -19,7 +20,7 @@ pub enum HashFunction {
 }
 
 /// Batches below this go to one thread: handing work to another costs more than these hashes.
-const PARALLEL_MIN: usize = 32;
+const PARALLEL_MIN: usize = 96;
 
 /// Hashes pairs in order, on the threads of the current rayon pool.
 pub fn hash_pairs(hasher: &dyn Hasher, function: HashFunction, pairs: &[[Felt; 2]]) -> Vec<Felt> {
@@ -46,43 +47,63 @@ fn in_shares<T: Sync>(items: &[T], out: &mut [Felt], work: impl Fn(&[T], &mut [F
 
 /// Hashes all new nodes of `tries`, which share a hash function. Returns how many hashes that took.
 pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [ShapedTrie]) -> u64 {
-    let mut levels: Vec<Vec<(u32, u32)>> = Vec::new();
+    let mut ends = [0; LEVELS];
+    tries.iter().flat_map(|trie| &trie.arena).for_each(|node| ends[usize::from(node.level)] += 1);
+    let count = ends.iter_mut().fold(0, |start, level| {
+        let end = start + *level;
+        *level = start;
+        end
+    });
+    let mut by_level = vec![(0, 0); count];
     for (trie, shaped) in tries.iter().enumerate() {
         for (index, node) in shaped.arena.iter().enumerate() {
-            let level = node.level as usize;
-            if levels.len() <= level {
-                levels.resize_with(level + 1, Vec::new);
-            }
-            levels[level].push((trie as u32, index as u32));
+            let place = &mut ends[usize::from(node.level)];
+            by_level[*place] = (trie as u32, index as u32);
+            *place += 1;
         }
     }
-    for level in &levels {
-        let hashes = hash_level(hasher, function, tries, level);
-        for (&(trie, index), hash) in level.iter().zip(hashes) {
-            tries[trie as usize].arena[index as usize].hash = hash;
+    let mut start = 0;
+    let mut hashes = Vec::new();
+    for end in ends {
+        let level = &by_level[start..end];
+        start = end;
+        if level.is_empty() {
+            break;
+        }
+        hash_level(hasher, function, tries, level, &mut hashes);
+        for (&(trie, index), hash) in level.iter().zip(&hashes) {
+            tries[trie as usize].set_hash(index as usize, *hash);
         }
     }
-    levels.iter().map(|level| level.len() as u64).sum()
+    count as u64
 }
 
-/// Hashes of nodes (trie, index) whose children's hashes are known.
+/// No way down is longer.
+const LEVELS: usize = TRIE_HEIGHT;
+
+/// Hashes of nodes (trie, index) whose children's hashes are known, in their order.
 fn hash_level(
     hasher: &dyn Hasher,
     function: HashFunction,
     tries: &[ShapedTrie],
     level: &[(u32, u32)],
-) -> Vec<Felt> {
-    let mut hashes = vec![Felt::ZERO; level.len()];
-    in_shares(level, &mut hashes, |level, hashes| {
-        let nodes = level.iter().map(|&(trie, index)| tries[trie as usize].node(index as usize));
-        let nodes: Vec<Node> = nodes.collect();
-        let pairs: Vec<[Felt; 2]> = nodes.iter().map(Node::preimage).collect();
-        hash_batch(hasher, function, &pairs, hashes);
-        for (hash, node) in hashes.iter_mut().zip(&nodes) {
-            if let Node::Edge { .. } = node {
-                *hash += node.addend();
+    hashes: &mut Vec<Felt>,
+) {
+    hashes.clear();
+    hashes.resize(level.len(), Felt::ZERO);
+    in_shares(level, hashes, |level, hashes| {
+        for (level, hashes) in level.chunks(BATCH).zip(hashes.chunks_mut(BATCH)) {
+            let operands = level.iter().map(|&(trie, index)| tries[trie as usize].operands(index as usize));
+            let (pairs, lengths): (Vec<[Felt; 2]>, Vec<u8>) = operands.unzip();
+            hash_batch(hasher, function, &pairs, hashes);
+            for (hash, length) in hashes.iter_mut().zip(lengths) {
+                if length > 0 {
+                    *hash += Felt::from(length);
+                }
             }
         }
     });
-    hashes
 }
+
+/// Hashes of one call to the hasher at most: enough for its lanes, and little enough to stay in the core's cache.
+const BATCH: usize = 2048;

@@ -2,7 +2,7 @@
 //!
 //! An update has three steps, so that hashing can go in bulk over many tries at once: [`shape`] finds the new nodes of
 //! one trie without hashing any, [`hash_forest`] hashes the new nodes of all tries level by level, and
-//! [`ShapedTrie::into_changes`] says what to write and what to remove.
+//! [`ShapedTrie::into_changes`] says what to write and what to remove. All three work on one arena of new nodes.
 
 mod forest;
 mod node;
@@ -12,8 +12,9 @@ mod shape;
 pub use forest::{HashFunction, hash_forest, hash_pairs};
 pub use node::{Node, NodeRef, TrieId};
 pub use path::Path;
-pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape};
+pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_in_memory};
 
+use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::types::TrieKey;
@@ -34,6 +35,34 @@ pub trait NodeSource: Sync {
     fn required_node(&self, at: &NodeRef) -> Result<Node, StateError> {
         self.node(at)?.ok_or(StateError::MissingNode(*at))
     }
+
+    /// A reader of what is in memory, for a walk down one trie; `None` if nothing is kept there.
+    fn reader(&self, _trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
+        None
+    }
+}
+
+/// Reads nodes of one trie from memory, quickest if asked for a node after the one above it.
+pub trait NodeReader: Send {
+    /// The node at a path.
+    fn node(&mut self, at: &Path) -> InMemory;
+}
+
+/// What memory has of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InMemory {
+    /// It is there.
+    Node(Node),
+    /// It is known that there is none.
+    Nothing,
+    /// It is not known.
+    Not,
+}
+
+impl<S: NodeSource + Send + ?Sized> NodeSource for Box<S> {
+    fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
+        (**self).node(at)
+    }
 }
 
 /// The leaf of a key, walking from the root; zero if there is none.
@@ -44,17 +73,48 @@ pub fn lookup(source: &dyn NodeSource, trie: TrieId, root: Felt, key: &TrieKey) 
     let leaf = Path::of_key(key);
     let mut at = NodeRef { trie, path: Path::ROOT, hash: root };
     while at.hash != Felt::ZERO && at.path != leaf {
-        let (hash, path) = match source.required_node(&at)? {
-            Node::Binary { left, right } => {
-                let bit = leaf.bit(at.path.len());
-                (if bit { right } else { left }, at.path.child(bit))
-            }
-            Node::Edge { path, child } => (child, at.path.join(&path)),
-        };
-        if !leaf.starts_with(&path) {
+        let Some((hash, path)) = source.required_node(&at)?.towards(&at.path, &leaf) else {
             return Ok(Felt::ZERO);
-        }
+        };
         at = NodeRef { trie, path, hash };
     }
     Ok(at.hash)
+}
+
+/// Visits the nodes on the ways from the root to leaves, given by their whole paths, ascending: each node once, and
+/// before those below it.
+///
+/// # Errors
+/// [`StateError`] if the store fails, or a node on the way is missing or damaged.
+pub fn visit_paths(
+    source: &dyn NodeSource,
+    trie: TrieId,
+    root: Felt,
+    leaves: &[Path],
+    visit: &mut dyn FnMut(&NodeRef, &Node),
+) -> Result<(), StateError> {
+    debug_assert!(leaves.is_sorted());
+    let mut open = vec![(NodeRef { trie, path: Path::ROOT, hash: root }, leaves)];
+    while let Some((at, leaves)) = open.pop() {
+        if leaves.is_empty() || at.hash == Felt::ZERO || at.path.len() == TRIE_HEIGHT {
+            continue;
+        }
+        let node = source.required_node(&at)?;
+        visit(&at, &node);
+        match node {
+            Node::Binary { left, right } => {
+                let (lefts, rights) =
+                    leaves.split_at(leaves.partition_point(|leaf| !leaf.bit(at.path.len())));
+                open.push((NodeRef { trie, path: at.path.child(true), hash: right }, rights));
+                open.push((NodeRef { trie, path: at.path.child(false), hash: left }, lefts));
+            }
+            Node::Edge { path, child } => {
+                let end = at.path.join(&path);
+                let start = leaves.partition_point(|leaf| *leaf < end);
+                let count = leaves[start..].partition_point(|leaf| leaf.starts_with(&end));
+                open.push((NodeRef { trie, path: end, hash: child }, &leaves[start..start + count]));
+            }
+        }
+    }
+    Ok(())
 }

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use super::HashFunction;
 use super::path::Path;
 use crate::codec::{DecodeError, Reader};
 use crate::commitment::TRIE_HEIGHT;
-use crate::felt::Felt;
+use crate::felt::{Felt, felt_to_be};
 use crate::types::ContractAddress;
 
 /// Which trie.
@@ -29,6 +30,27 @@ impl TrieId {
                 out.push(2);
                 out.extend_from_slice(address.as_be());
             }
+        }
+    }
+
+    /// Reads what [`TrieId::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if bytes are missing or name no trie.
+    pub fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match from.u8("trie kind")? {
+            0 => Ok(Self::Contracts),
+            1 => Ok(Self::Classes),
+            2 => Ok(Self::Storage(from.key("contract address")?.into())),
+            kind => Err(DecodeError::new("trie kind", format!("{kind} is none of the three kinds of trie"))),
+        }
+    }
+
+    /// The hash function of its nodes.
+    pub const fn hash_function(&self) -> HashFunction {
+        match self {
+            Self::Contracts | Self::Storage(_) => HashFunction::Pedersen,
+            Self::Classes => HashFunction::Poseidon,
         }
     }
 }
@@ -122,12 +144,12 @@ impl Node {
         match self {
             Self::Binary { left, right } => {
                 out.push(BINARY);
-                out.extend_from_slice(&left.to_bytes_be());
-                out.extend_from_slice(&right.to_bytes_be());
+                out.extend_from_slice(&felt_to_be(left));
+                out.extend_from_slice(&felt_to_be(right));
             }
             Self::Edge { path, child } => {
                 out.push(EDGE);
-                out.extend_from_slice(&child.to_bytes_be());
+                out.extend_from_slice(&felt_to_be(child));
                 path.encode(out);
             }
         }
@@ -140,17 +162,38 @@ impl Node {
     /// edge that goes below the leaves.
     pub fn decode(bytes: &[u8], depth: usize) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
-        let node = match from.u8("node kind")? {
-            BINARY => Self::Binary { left: from.felt("left child")?, right: from.felt("right child")? },
-            EDGE => {
-                let child = from.felt("edge child")?;
-                Self::Edge { path: Path::decode(&mut from)?, child }
-            }
-            kind => return Err(DecodeError::new("node kind", format!("{kind} is neither binary nor edge"))),
-        };
+        let node = Self::read(&mut from)?;
         from.end("node")?;
         node.check(depth)?;
         Ok(node)
+    }
+
+    /// Reads a node from among other bytes; where it sits is not known and not checked.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if the bytes are no node.
+    pub fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match from.u8("node kind")? {
+            BINARY => Ok(Self::Binary { left: from.felt("left child")?, right: from.felt("right child")? }),
+            EDGE => {
+                let child = from.felt("edge child")?;
+                Ok(Self::Edge { path: Path::decode(from)?, child })
+            }
+            kind => Err(DecodeError::new("node kind", format!("{kind} is neither binary nor edge"))),
+        }
+    }
+
+    /// The child on the way to a leaf from this node at `at`: its hash and its path. `None` if the way to the leaf
+    /// parts from this node's edge, which shows that there is no such leaf.
+    pub fn towards(&self, at: &Path, leaf: &Path) -> Option<(Felt, Path)> {
+        let (child, path) = match self {
+            Self::Binary { left, right } => {
+                let bit = leaf.bit(at.len());
+                (if bit { right } else { left }, at.child(bit))
+            }
+            Self::Edge { path, child } => (child, at.join(path)),
+        };
+        leaf.starts_with(&path).then_some((*child, path))
     }
 
     /// Checks what holds for every node at depth `depth`: children that are not empty, and none below the leaves.

@@ -9,7 +9,7 @@ use std::fmt;
 
 use crate::codec::{DecodeError, Reader};
 use crate::commitment::TRIE_HEIGHT;
-use crate::felt::Felt;
+use crate::felt::{Felt, be_bytes, be_words, from_words, to_words};
 use crate::types::TrieKey;
 
 /// Zero to 251 bits, counted from the root.
@@ -28,7 +28,7 @@ impl Path {
 
     /// The whole path of a key's leaf, 251 bits.
     pub fn of_key(key: &TrieKey) -> Self {
-        Self { bits: shift_left(words(key.as_be()), SLACK), length: TRIE_HEIGHT as u8 }
+        Self { bits: shift_left(be_words(key.as_be()), SLACK), length: TRIE_HEIGHT as u8 }
     }
 
     /// The path whose `length` bits, read as a number, are `value`; the way edges write their paths.
@@ -37,7 +37,7 @@ impl Path {
         if length > TRIE_HEIGHT {
             return None;
         }
-        let value = words(&value.to_bytes_be());
+        let value = to_words(value);
         if shift_right(value, length as u32) != [0; 4] {
             return None;
         }
@@ -46,7 +46,7 @@ impl Path {
 
     /// The number that the bits are, most significant first.
     pub fn value(&self) -> Felt {
-        Felt::from_bytes_be(&be_bytes(shift_right(self.bits, 256 - u32::from(self.length))))
+        from_words(shift_right(self.bits, 256 - u32::from(self.length)))
     }
 
     /// The key whose leaf this is the path of; `None` if it is shorter than 251 bits.
@@ -69,6 +69,15 @@ impl Path {
     pub fn bit(&self, index: usize) -> bool {
         debug_assert!(index < self.len());
         self.bits[index / 64] >> (63 - index % 64) & 1 == 1
+    }
+
+    /// `count` bits from `start` on, at most 57 of them, as a number.
+    pub fn bits(&self, start: usize, count: usize) -> u64 {
+        debug_assert!(start + count <= self.len() && count <= 57);
+        let at = |word: usize| self.bits.get(word).copied().unwrap_or(0);
+        let (word, skip) = (start / 64, start % 64);
+        let both = u128::from(at(word)) << 64 | u128::from(at(word + 1));
+        ((both << skip >> 64) as u64).checked_shr(64 - count as u32).unwrap_or(0)
     }
 
     /// The first `length` bits.
@@ -136,7 +145,7 @@ impl Path {
         let given = from.bytes("path bits", usize::from(length).div_ceil(8))?;
         let mut bytes = [0; 32];
         bytes[..given.len()].copy_from_slice(given);
-        let bits = words(&bytes);
+        let bits = be_words(&bytes);
         if keep_top(bits, usize::from(length)) != bits {
             return Err(DecodeError::new("path bits", "the padding is not zero"));
         }
@@ -155,22 +164,6 @@ impl fmt::Debug for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-fn words(bytes: &[u8; 32]) -> [u64; 4] {
-    std::array::from_fn(|i| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[8 * i..8 * i + 8]);
-        u64::from_be_bytes(word)
-    })
-}
-
-fn be_bytes(words: [u64; 4]) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
-        chunk.copy_from_slice(&word.to_be_bytes());
-    }
-    bytes
 }
 
 fn keep_top(bits: [u64; 4], length: usize) -> [u64; 4] {
@@ -245,6 +238,9 @@ mod tests {
             prop_assert_eq!(text(&whole.prefix(cut)), &bits[..cut]);
             prop_assert_eq!(text(&whole.suffix(cut)), &bits[cut..]);
             prop_assert_eq!(whole.prefix(cut).join(&whole.suffix(cut)), whole);
+            let count = (bits.len() - cut).min(57);
+            let number = u64::from_str_radix(&bits[cut..cut + count], 2).unwrap_or(0);
+            prop_assert_eq!(whole.bits(cut, count), number);
             prop_assert_eq!(Path::of_value(&whole.value(), bits.len()), Some(whole));
             let mut bytes = Vec::new();
             whole.encode(&mut bytes);

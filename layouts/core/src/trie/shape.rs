@@ -4,7 +4,7 @@
 //! New nodes go into one arena in post-order: a subtree's top node comes last. That is why merging an edge into the
 //! one above it can change the last node in place.
 
-use super::{Node, NodeRef, NodeSource, Path, TrieId};
+use super::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieId};
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -15,29 +15,62 @@ type Leaf = (Path, Felt);
 
 /// A child of a new node.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Child {
+enum Child {
     /// An unchanged subtree or a leaf: its hash is known.
     Known(Felt),
     /// The new node at this index of the arena.
     New(u32),
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(super) enum NewKind {
-    Binary { left: Child, right: Child },
-    Edge { path: Path, child: Child },
-}
-
-#[derive(Debug)]
+/// A new node. A block of ten thousand slots makes a hundred thousand of them, so how many cache lines they take is what
+/// shaping and hashing cost: the operands are one, all the rest another. A node does not know its hash; its parent does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[repr(align(64))]
 pub(super) struct NewNode {
-    path: Path,
-    pub(super) kind: NewKind,
+    /// Its children's hashes; those of new children once they are hashed. An edge has the first one only.
+    operands: [Felt; 2],
+    /// Where it ends: its own path if it is binary, its child's if it is an edge.
+    end: Path,
+    /// Index of the new node above it, or [`NO_PARENT`].
+    parent: u32,
+    /// Where it begins, in bits from the root.
+    depth: u8,
     /// Longest way down to a node whose hash is known: nodes of one level do not depend on each other.
-    pub(super) level: u32,
-    /// Hash of the old node at the same path, if there was one.
-    replaces: Option<Felt>,
-    /// Zero until it is hashed.
-    pub(super) hash: Felt,
+    pub(super) level: u8,
+    /// Which operand of its parent it is.
+    side: u8,
+    flags: u8,
+}
+const _: () = assert!(size_of::<NewNode>() == 128);
+
+/// In place of an index: the node is the trie's top.
+const NO_PARENT: u32 = u32::MAX;
+
+/// The child of that side is a new node.
+const NEW_CHILD: [u8; 2] = [1, 2];
+/// There was a node at this path before.
+const REPLACES: u8 = 4;
+
+impl NewNode {
+    fn is_edge(&self) -> bool {
+        usize::from(self.depth) < self.end.len()
+    }
+
+    fn path(&self) -> Path {
+        self.end.prefix(self.depth.into())
+    }
+
+    fn replaces(&self) -> bool {
+        self.flags & REPLACES != 0
+    }
+
+    fn node(&self) -> Node {
+        let [left, right] = self.operands;
+        if self.is_edge() {
+            return Node::Edge { path: self.end.suffix(self.depth.into()), child: left };
+        }
+        Node::Binary { left, right }
+    }
 }
 
 /// What stands at a place after the update.
@@ -55,9 +88,9 @@ enum Subtree {
 pub struct ShapedTrie {
     trie: TrieId,
     pub(super) arena: Vec<NewNode>,
-    top: Child,
-    removed: Vec<(Path, Felt)>,
-    replaced: Vec<TrieKey>,
+    root: Felt,
+    removed: Vec<Path>,
+    replaced: Vec<(TrieKey, Felt)>,
 }
 
 /// A new node with its place and its hash.
@@ -78,11 +111,64 @@ pub struct TrieChanges {
     pub trie: TrieId,
     /// Its new root; zero if it is empty now.
     pub root: Felt,
+    /// Paths of old nodes where the trie has no node any more. Those with a new node at their path are not among them.
+    pub removed: Vec<Path>,
+    arena: Vec<NewNode>,
+}
+
+impl TrieChanges {
+    /// Whether the trie is as it was.
+    pub fn is_empty(&self) -> bool {
+        self.arena.is_empty() && self.removed.is_empty()
+    }
+
     /// New nodes, children before parents.
-    pub written: Vec<WrittenNode>,
-    /// Path and hash of old nodes where the trie has no node any more. Those with a new node at their path are not
-    /// among them.
-    pub removed: Vec<(Path, Felt)>,
+    pub fn written(&self) -> impl ExactSizeIterator<Item = WrittenNode> {
+        (0..self.arena.len()).map(|index| self.written_at(index))
+    }
+
+    /// One of the [new nodes](Self::written).
+    pub fn written_at(&self, index: usize) -> WrittenNode {
+        let new = &self.arena[index];
+        let hash = match self.arena.get(new.parent as usize) {
+            Some(parent) => parent.operands[usize::from(new.side)],
+            None => self.root,
+        };
+        WrittenNode { path: new.path(), hash, node: new.node() }
+    }
+
+    /// One of the new nodes, without its place.
+    pub fn node_at(&self, index: usize) -> Node {
+        self.arena[index].node()
+    }
+
+    /// Where the new nodes begin, in bits from the root: the lengths of their paths.
+    pub fn written_depths(&self) -> impl ExactSizeIterator<Item = usize> {
+        self.arena.iter().map(|new| new.depth.into())
+    }
+
+    /// Path of one of the [new nodes](Self::written).
+    pub fn path_at(&self, index: usize) -> Path {
+        self.arena[index].path()
+    }
+
+    /// Whether one of the [new nodes](Self::written) is in the place of an old one.
+    pub fn replaces_at(&self, index: usize) -> bool {
+        self.arena[index].replaces()
+    }
+
+    /// Paths of those children of a new node that are old nodes.
+    pub fn paths_of_old_children(&self, index: usize) -> impl Iterator<Item = Path> {
+        let new = &self.arena[index];
+        let ends = if new.is_edge() {
+            [(new.end.len() < TRIE_HEIGHT).then_some(new.end), None]
+        } else {
+            let inner = new.end.len() + 1 < TRIE_HEIGHT;
+            [false, true].map(|side| inner.then(|| new.end.child(side)))
+        };
+        let is_old = |flag: u8| new.flags & flag == 0;
+        ends.into_iter().zip(NEW_CHILD).filter_map(move |(end, flag)| end.filter(|_| is_old(flag)))
+    }
 }
 
 /// Finds the new shape of `trie`, whose root is `root`, after setting `leaves`: ascending by key, none twice, zero
@@ -97,19 +183,44 @@ pub fn shape(
     leaves: impl IntoIterator<Item = (TrieKey, Felt)>,
 ) -> Result<ShapedTrie, StateError> {
     let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
-    debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
-    let mut shaper = Shaper { source, trie, arena: Vec::new(), removed: Vec::new(), replaced: Vec::new() };
-    let top = if root == Felt::ZERO {
-        shaper.build(Path::ROOT, &leaves)?
-    } else {
-        shaper.update(Path::ROOT, root, &leaves)?
-    };
-    let top = match top {
-        Subtree::Empty => Child::Known(Felt::ZERO),
-        Subtree::Same(hash) | Subtree::Leaf(hash) => Child::Known(hash),
-        Subtree::New(index) => Child::New(index),
-    };
-    Ok(ShapedTrie { trie, arena: shaper.arena, top, removed: shaper.removed, replaced: shaper.replaced })
+    match Shaper::shape(source, trie, root, &leaves, true) {
+        Ok(shaped) => Ok(shaped),
+        Err(Stop::Failed(error)) => Err(*error),
+        // Not told to a shaper that reads.
+        Err(Stop::NotInMemory) => {
+            Err(StateError::MissingNode(NodeRef { trie, path: Path::ROOT, hash: root }))
+        }
+    }
+}
+
+/// As [`shape`], if the source has all nodes for it in memory; otherwise `None`, so that they can be read in bulk first.
+///
+/// # Errors
+/// As [`shape`].
+pub fn shape_in_memory(
+    source: &dyn NodeSource,
+    trie: TrieId,
+    root: Felt,
+    leaves: impl IntoIterator<Item = (TrieKey, Felt)>,
+) -> Result<Option<ShapedTrie>, StateError> {
+    let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
+    match Shaper::shape(source, trie, root, &leaves, false) {
+        Ok(shaped) => Ok(Some(shaped)),
+        Err(Stop::Failed(error)) => Err(*error),
+        Err(Stop::NotInMemory) => Ok(None),
+    }
+}
+
+/// Why shaping came to no end. Small, because every step of the recursion returns one or a subtree.
+enum Stop {
+    Failed(Box<StateError>),
+    NotInMemory,
+}
+
+impl From<StateError> for Stop {
+    fn from(error: StateError) -> Self {
+        Self::Failed(Box::new(error))
+    }
 }
 
 /// From so many leaves on the smaller side, the two sides of a binary node are shaped in parallel.
@@ -117,22 +228,63 @@ const PARALLEL_LEAVES_MIN: usize = 128;
 
 struct Shaper<'a> {
     source: &'a dyn NodeSource,
+    reader: Option<Box<dyn NodeReader + 'a>>,
+    /// Whether to read nodes that are not in memory.
+    reads: bool,
     trie: TrieId,
     arena: Vec<NewNode>,
-    removed: Vec<(Path, Felt)>,
-    replaced: Vec<TrieKey>,
+    removed: Vec<Path>,
+    replaced: Vec<(TrieKey, Felt)>,
 }
 
-impl Shaper<'_> {
-    fn load(&self, path: Path, hash: Felt) -> Result<Node, StateError> {
-        self.source.required_node(&NodeRef { trie: self.trie, path, hash })
+impl<'a> Shaper<'a> {
+    fn new(source: &'a dyn NodeSource, trie: TrieId, reads: bool, leaves: usize) -> Self {
+        let reader = source.reader(trie);
+        let (arena, replaced) = (Vec::with_capacity(8 * leaves), Vec::with_capacity(leaves));
+        Self { source, reader, reads, trie, arena, removed: Vec::new(), replaced }
+    }
+
+    fn shape(
+        source: &'a dyn NodeSource,
+        trie: TrieId,
+        root: Felt,
+        leaves: &[Leaf],
+        reads: bool,
+    ) -> Result<ShapedTrie, Stop> {
+        debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
+        let mut shaper = Self::new(source, trie, reads, leaves.len());
+        let top = if root == Felt::ZERO {
+            shaper.build(Path::ROOT, leaves)?
+        } else {
+            shaper.update(Path::ROOT, root, leaves)?
+        };
+        let root = match top {
+            Subtree::Empty | Subtree::New(_) => Felt::ZERO,
+            Subtree::Same(hash) | Subtree::Leaf(hash) => hash,
+        };
+        let Self { arena, removed, replaced, .. } = shaper;
+        Ok(ShapedTrie { trie, arena, root, removed, replaced })
+    }
+
+    fn load(&mut self, path: Path, hash: Felt) -> Result<Node, Stop> {
+        let found = match &mut self.reader {
+            Some(reader) => reader.node(&path),
+            None => InMemory::Not,
+        };
+        let at = || NodeRef { trie: self.trie, path, hash };
+        match found {
+            InMemory::Node(node) => Ok(node),
+            InMemory::Nothing => Err(StateError::MissingNode(at()).into()),
+            InMemory::Not if self.reads => Ok(self.source.required_node(&at())?),
+            InMemory::Not => Err(Stop::NotInMemory),
+        }
     }
 
     /// Sets leaves in the subtree at `at`, which is not empty and has the hash `old`.
-    fn update(&mut self, at: Path, old: Felt, leaves: &[Leaf]) -> Result<Subtree, StateError> {
+    fn update(&mut self, at: Path, old: Felt, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         let Some((_, value)) = leaves.first() else { return Ok(Subtree::Same(old)) };
         if at.len() == TRIE_HEIGHT {
-            self.replaced.extend(at.to_key());
+            self.replaced.extend(at.to_key().map(|key| (key, old)));
             return Ok(match *value {
                 value if value == Felt::ZERO => Subtree::Empty,
                 value if value == old => Subtree::Same(old),
@@ -151,22 +303,22 @@ impl Shaper<'_> {
                     return Ok(Subtree::Same(old));
                 }
                 let changed = self.join(at, left, right)?;
-                Ok(self.replaced_by(at, old, changed))
+                Ok(self.replaced_by(at, changed))
             }
             Node::Edge { path, child } => match self.update_edge(at, path, child, leaves)? {
                 None => Ok(Subtree::Same(old)),
-                Some(changed) => Ok(self.replaced_by(at, old, changed)),
+                Some(changed) => Ok(self.replaced_by(at, changed)),
             },
         }
     }
 
     /// Notes what became of the old node at `at`.
-    fn replaced_by(&mut self, at: Path, old: Felt, changed: Subtree) -> Subtree {
+    fn replaced_by(&mut self, at: Path, changed: Subtree) -> Subtree {
         match changed {
-            Subtree::New(index) if self.arena[index as usize].path == at => {
-                self.arena[index as usize].replaces = Some(old);
+            Subtree::New(index) if usize::from(self.arena[index as usize].depth) == at.len() => {
+                self.arena[index as usize].flags |= REPLACES;
             }
-            _ => self.removed.push((at, old)),
+            _ => self.removed.push(at),
         }
         changed
     }
@@ -178,7 +330,7 @@ impl Shaper<'_> {
         edge: Path,
         child: Felt,
         leaves: &[Leaf],
-    ) -> Result<Option<Subtree>, StateError> {
+    ) -> Result<Option<Subtree>, Stop> {
         let end = at.join(&edge);
         let inserted = leaves.iter().filter(|(_, value)| *value != Felt::ZERO);
         // Depth of the first bit in which an inserted leaf leaves the edge.
@@ -202,24 +354,18 @@ impl Shaper<'_> {
     }
 
     /// What is left of a split edge behind the fork, with its leaves set.
-    fn rest_of_edge(
-        &mut self,
-        at: Path,
-        rest: Path,
-        child: Felt,
-        leaves: &[Leaf],
-    ) -> Result<Subtree, StateError> {
+    fn rest_of_edge(&mut self, at: Path, rest: Path, child: Felt, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         if rest.is_empty() {
             return self.update(at, child, leaves);
         }
         match self.update_edge(at, rest, child, leaves)? {
             Some(changed) => Ok(changed),
-            None => Ok(self.push(at, NewKind::Edge { path: rest, child: Child::Known(child) })),
+            None => Ok(self.push_edge(at, rest, Child::Known(child))),
         }
     }
 
     /// A subtree of new leaves where nothing was before.
-    fn build(&mut self, at: Path, leaves: &[Leaf]) -> Result<Subtree, StateError> {
+    fn build(&mut self, at: Path, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         let is_set = |(_, value): &&Leaf| *value != Felt::ZERO;
         let (Some(first), Some(last)) = (leaves.iter().find(is_set), leaves.iter().rfind(is_set)) else {
             return Ok(Subtree::Empty);
@@ -235,12 +381,12 @@ impl Shaper<'_> {
                 |shaper| shaper.build(fork_at.child(false), lefts),
                 |shaper| shaper.build(fork_at.child(true), rights),
             )?;
-            self.push(fork_at, NewKind::Binary { left: child(left), right: child(right) })
+            self.push_binary(fork_at, left, right)
         };
         if fork == at.len() {
             return Ok(top);
         }
-        Ok(self.push(at, NewKind::Edge { path: first.0.prefix(fork).suffix(at.len()), child: child(top) }))
+        Ok(self.push_edge(at, first.0.prefix(fork).suffix(at.len()), child(top)))
     }
 
     /// Both sides of a binary node; in parallel, each into an arena of its own, if the smaller side has enough leaves to
@@ -248,13 +394,13 @@ impl Shaper<'_> {
     fn both(
         &mut self,
         smaller: usize,
-        left: impl FnOnce(&mut Self) -> Result<Subtree, StateError> + Send,
-        right: impl FnOnce(&mut Self) -> Result<Subtree, StateError> + Send,
-    ) -> Result<(Subtree, Subtree), StateError> {
+        left: impl FnOnce(&mut Self) -> Result<Subtree, Stop> + Send,
+        right: impl FnOnce(&mut Self) -> Result<Subtree, Stop> + Send,
+    ) -> Result<(Subtree, Subtree), Stop> {
         if smaller < PARALLEL_LEAVES_MIN || rayon::current_num_threads() == 1 {
             return Ok((left(self)?, right(self)?));
         }
-        let mut aside = Self { arena: Vec::new(), removed: Vec::new(), replaced: Vec::new(), ..*self };
+        let mut aside = Self::new(self.source, self.trie, self.reads, smaller);
         let (left, right) = rayon::join(|| left(self), || right(&mut aside));
         let (left, right) = (left?, right?);
         Ok((left, self.take_in(aside, right)))
@@ -263,17 +409,9 @@ impl Shaper<'_> {
     /// Appends another arena behind this one; `top` is its subtree.
     fn take_in(&mut self, other: Self, top: Subtree) -> Subtree {
         let offset = self.arena.len() as u32;
-        let moved = |child: Child| match child {
-            Child::New(index) => Child::New(index + offset),
-            known => known,
-        };
-        self.arena.extend(other.arena.into_iter().map(|mut node| {
-            node.kind = match node.kind {
-                NewKind::Binary { left, right } => NewKind::Binary { left: moved(left), right: moved(right) },
-                NewKind::Edge { path, child } => NewKind::Edge { path, child: moved(child) },
-            };
-            node
-        }));
+        let moved = |parent: u32| if parent == NO_PARENT { NO_PARENT } else { parent + offset };
+        let nodes = other.arena.into_iter();
+        self.arena.extend(nodes.map(|node| NewNode { parent: moved(node.parent), ..node }));
         self.removed.extend(other.removed);
         self.replaced.extend(other.replaced);
         match top {
@@ -283,61 +421,76 @@ impl Shaper<'_> {
     }
 
     /// A binary node over two subtrees, or what becomes of it if one or both are empty.
-    fn join(&mut self, at: Path, left: Subtree, right: Subtree) -> Result<Subtree, StateError> {
+    fn join(&mut self, at: Path, left: Subtree, right: Subtree) -> Result<Subtree, Stop> {
         match (left, right) {
             (Subtree::Empty, Subtree::Empty) => Ok(Subtree::Empty),
             (Subtree::Empty, only) => self.edge(at, Path::ROOT.child(true), only),
             (only, Subtree::Empty) => self.edge(at, Path::ROOT.child(false), only),
-            (left, right) => Ok(self.push(at, NewKind::Binary { left: child(left), right: child(right) })),
+            (left, right) => Ok(self.push_binary(at, left, right)),
         }
     }
 
     /// An edge over a subtree, merged with the subtree's own edge if that is what is at its top.
-    fn edge(&mut self, at: Path, path: Path, below: Subtree) -> Result<Subtree, StateError> {
+    fn edge(&mut self, at: Path, path: Path, below: Subtree) -> Result<Subtree, Stop> {
         if path.is_empty() {
             return Ok(below);
         }
-        let edge = match below {
-            Subtree::Empty => return Ok(Subtree::Empty),
+        match below {
+            Subtree::Empty => Ok(Subtree::Empty),
             Subtree::New(index) => {
-                if let NewKind::Edge { path: lower, child } = self.arena[index as usize].kind {
-                    debug_assert_eq!(index as usize + 1, self.arena.len());
-                    let node = &mut self.arena[index as usize];
-                    self.removed.extend(node.replaces.take().map(|old| (node.path, old)));
-                    node.path = at;
-                    node.kind = NewKind::Edge { path: path.join(&lower), child };
-                    return Ok(below);
+                let node = &mut self.arena[index as usize];
+                if !node.is_edge() {
+                    return Ok(self.push_edge(at, path, Child::New(index)));
                 }
-                NewKind::Edge { path, child: Child::New(index) }
+                if node.replaces() {
+                    self.removed.push(node.path());
+                    node.flags &= !REPLACES;
+                }
+                node.depth = at.len() as u8;
+                debug_assert_eq!(index as usize + 1, self.arena.len());
+                Ok(below)
             }
-            Subtree::Leaf(value) => NewKind::Edge { path, child: Child::Known(value) },
-            Subtree::Same(hash) => self.edge_over_old(at.join(&path), path, hash)?,
-        };
-        Ok(self.push(at, edge))
+            Subtree::Leaf(value) => Ok(self.push_edge(at, path, Child::Known(value))),
+            Subtree::Same(hash) => self.edge_over_old(at, path, hash),
+        }
     }
 
-    /// An edge over an unchanged subtree at `end`, which may itself begin with an edge.
-    fn edge_over_old(&mut self, end: Path, path: Path, hash: Felt) -> Result<NewKind, StateError> {
+    /// An edge over an unchanged subtree, which may itself begin with an edge.
+    fn edge_over_old(&mut self, at: Path, path: Path, hash: Felt) -> Result<Subtree, Stop> {
+        let end = at.join(&path);
         if end.len() < TRIE_HEIGHT
             && let Node::Edge { path: lower, child } = self.load(end, hash)?
         {
-            self.removed.push((end, hash));
-            return Ok(NewKind::Edge { path: path.join(&lower), child: Child::Known(child) });
+            self.removed.push(end);
+            return Ok(self.push_edge(at, path.join(&lower), Child::Known(child)));
         }
-        Ok(NewKind::Edge { path, child: Child::Known(hash) })
+        Ok(self.push_edge(at, path, Child::Known(hash)))
     }
 
-    fn push(&mut self, path: Path, kind: NewKind) -> Subtree {
-        let level_above = |child: &Child| match child {
-            Child::Known(_) => 0,
-            Child::New(index) => self.arena[*index as usize].level + 1,
-        };
-        let level = match &kind {
-            NewKind::Binary { left, right } => level_above(left).max(level_above(right)),
-            NewKind::Edge { child, .. } => level_above(child),
-        };
+    fn push_binary(&mut self, at: Path, left: Subtree, right: Subtree) -> Subtree {
+        self.push(at, at.len(), [child(left), child(right)])
+    }
+
+    fn push_edge(&mut self, at: Path, path: Path, child: Child) -> Subtree {
+        self.push(at.join(&path), at.len(), [child, Child::Known(Felt::ZERO)])
+    }
+
+    fn push(&mut self, end: Path, depth: usize, children: [Child; 2]) -> Subtree {
         let index = self.arena.len() as u32;
-        self.arena.push(NewNode { path, kind, level, replaces: None, hash: Felt::ZERO });
+        let (mut operands, mut level, mut flags) = ([Felt::ZERO; 2], 0, 0);
+        for (side, child) in children.into_iter().enumerate() {
+            match child {
+                Child::Known(hash) => operands[side] = hash,
+                Child::New(child) => {
+                    let child = &mut self.arena[child as usize];
+                    (child.parent, child.side) = (index, side as u8);
+                    level = level.max(child.level + 1);
+                    flags |= NEW_CHILD[side];
+                }
+            }
+        }
+        let depth = depth as u8;
+        self.arena.push(NewNode { operands, end, parent: NO_PARENT, depth, level, side: 0, flags });
         Subtree::New(index)
     }
 }
@@ -368,40 +521,37 @@ fn under<'a>(leaves: &'a [Leaf], prefix: &Path) -> &'a [Leaf] {
 impl ShapedTrie {
     /// The trie's new root; zero if it is empty. Meaningful once hashed.
     pub fn root(&self) -> Felt {
-        self.resolve(self.top)
+        self.root
     }
 
-    /// Keys among the set leaves that had a leaf before, ascending.
-    pub fn replaced(&self) -> &[TrieKey] {
+    /// Keys among the set leaves that had a leaf before, with that leaf, ascending by key.
+    pub fn replaced(&self) -> &[(TrieKey, Felt)] {
         &self.replaced
     }
 
-    pub(super) fn resolve(&self, child: Child) -> Felt {
-        match child {
-            Child::Known(hash) => hash,
-            Child::New(index) => self.arena[index as usize].hash,
+    /// What the hash of the node at an index of the arena is made of: the pair that is hashed and the length that is
+    /// added, zero for a binary node. The children must be hashed already.
+    pub(super) fn operands(&self, index: usize) -> ([Felt; 2], u8) {
+        let new = &self.arena[index];
+        if new.is_edge() {
+            return (new.node().preimage(), new.end.len() as u8 - new.depth);
         }
+        (new.operands, 0)
     }
 
-    /// The node at an index of the arena, with its children's hashes, which must be known already.
-    pub(super) fn node(&self, index: usize) -> Node {
-        match self.arena[index].kind {
-            NewKind::Binary { left, right } => {
-                Node::Binary { left: self.resolve(left), right: self.resolve(right) }
-            }
-            NewKind::Edge { path, child } => Node::Edge { path, child: self.resolve(child) },
+    /// Notes the hash of the node at an index of the arena.
+    pub(super) fn set_hash(&mut self, index: usize, hash: Felt) {
+        let NewNode { parent, side, .. } = self.arena[index];
+        match self.arena.get_mut(parent as usize) {
+            Some(parent) => parent.operands[usize::from(side)] = hash,
+            None => self.root = hash,
         }
     }
 
     /// What to write and what to remove, once hashed.
     pub fn into_changes(self) -> TrieChanges {
-        debug_assert!(self.arena.iter().all(|node| node.hash != Felt::ZERO));
-        let written = |(index, node): (usize, &NewNode)| WrittenNode {
-            path: node.path,
-            hash: node.hash,
-            node: self.node(index),
-        };
-        let written = self.arena.iter().enumerate().map(written).collect();
-        TrieChanges { trie: self.trie, root: self.root(), written, removed: self.removed }
+        let Self { trie, root, removed, arena, .. } = self;
+        debug_assert!(arena.iter().all(|node| node.operands[0] != Felt::ZERO));
+        TrieChanges { trie, root, removed, arena }
     }
 }

@@ -1,0 +1,184 @@
+//! The rows that reads begin with: the store, and over it the batches that were committed and are not written yet.
+//!
+//! A committed batch is readable at once and reaches the store later, so committing does not wait for the store. Batches
+//! carry generations. While the batches up to some generation are being applied to the store, a read that looks through
+//! the newest of them sees one state, the one after them, before, during and after that: what they change is answered
+//! from memory, and the rest stays as it is. A read that began without them may see a mixture; it looks at
+//! [`Rows::applying`] when it is done, and begins again.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use flagstone_core::layout::StateAt;
+use flagstone_core::store::{Row, Store, StoreError, StoreRead, Visit, WriteBatch};
+use flagstone_core::types::BlockNumber;
+
+use super::meta::BlockRoot;
+
+/// A committed state: its rows are the store's with the layers over them.
+#[derive(Clone, Default)]
+pub struct Base {
+    /// Of the newest layer, or of the last one that was written.
+    pub generation: u64,
+    /// The stamp of the state.
+    pub stamp: u64,
+    /// The last committed block.
+    pub block: Option<BlockNumber>,
+    /// Its roots.
+    pub root: BlockRoot,
+    /// Not written yet, newest first.
+    pub layers: Vec<Arc<Layer>>,
+}
+
+/// A committed batch.
+pub struct Layer {
+    pub generation: u64,
+    pub batch: WriteBatch,
+    /// About how many bytes it takes.
+    pub bytes: usize,
+}
+
+/// The rows of a [`Base`].
+pub struct Layered<'a> {
+    base: &'a Base,
+    store: &'a dyn Store,
+}
+
+impl Layered<'_> {
+    /// What the layers say of a row, if they say anything.
+    fn in_layers(&self, key: &[u8]) -> Option<Row> {
+        let mut said = self.base.layers.iter().filter_map(|layer| layer.batch.get(key));
+        said.next().map(|row| row.map(<[u8]>::to_vec))
+    }
+}
+
+impl StoreRead for Layered<'_> {
+    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+        self.in_layers(key).map_or_else(|| self.store.get(key), Ok)
+    }
+
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
+        if self.base.layers.is_empty() {
+            return self.store.get_many(keys);
+        }
+        let mut rows: Vec<Option<Row>> = keys.iter().map(|key| self.in_layers(key)).collect();
+        let of_store: Vec<&[u8]> =
+            keys.iter().zip(&rows).filter(|(_, row)| row.is_none()).map(|(key, _)| *key).collect();
+        let mut read = self.store.get_many(&of_store)?.into_iter();
+        rows.iter_mut().filter(|row| row.is_none()).for_each(|row| *row = read.next());
+        Ok(rows.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let mut over: BTreeMap<&[u8], Option<&[u8]>> = BTreeMap::new();
+        for layer in self.base.layers.iter().rev() {
+            over.extend(layer.batch.range(prefix).take_while(|(key, _)| key.starts_with(prefix)));
+        }
+        let mut over = over.into_iter().peekable();
+        let mut stopped = false;
+        self.store.scan(prefix, &mut |key, row| {
+            while let Some((over_key, over_row)) = over.next_if(|(over_key, _)| *over_key < key) {
+                if over_row.is_some_and(|row| visit(over_key, row).is_break()) {
+                    stopped = true;
+                    return ControlFlow::Break(());
+                }
+            }
+            let visited = match over.next_if(|(over_key, _)| *over_key == key) {
+                Some((_, Some(row))) => visit(key, row),
+                Some((_, None)) => ControlFlow::Continue(()),
+                None => visit(key, row),
+            };
+            stopped = visited.is_break();
+            visited
+        })?;
+        for (key, row) in over.filter(|_| !stopped) {
+            if row.is_some_and(|row| visit(key, row).is_break()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The store with what is on its way there.
+pub struct Rows {
+    store: Box<dyn Store>,
+    base: RwLock<Arc<Base>>,
+    /// Generation up to which batches are in the store, or are being applied to it.
+    applying: AtomicU64,
+    /// Held for reading by whoever needs one state for long; the store is not written meanwhile.
+    gate: RwLock<()>,
+}
+
+impl Rows {
+    /// A store whose rows are at the given state.
+    pub fn new(store: Box<dyn Store>, block: Option<BlockNumber>, root: BlockRoot) -> Self {
+        let base = Base { block, root, ..Base::default() };
+        Self { store, base: RwLock::new(Arc::new(base)), applying: AtomicU64::new(0), gate: RwLock::new(()) }
+    }
+
+    /// The store, without what is on its way.
+    pub fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// The newest committed state.
+    pub fn base(&self) -> Arc<Base> {
+        Arc::clone(&self.base.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The rows of a base.
+    pub fn of<'a>(&'a self, base: &'a Base) -> Layered<'a> {
+        Layered { base, store: self.store.as_ref() }
+    }
+
+    /// Reads from the newest committed state; again, if the store moved on from that meanwhile.
+    pub fn read<T, E>(&self, read: impl Fn(StateAt<'_>) -> Result<T, E>) -> Result<T, E> {
+        loop {
+            let base = self.base();
+            let read = read(StateAt { store: &self.of(&base), roots: base.root.roots });
+            if self.applying.load(Ordering::SeqCst) <= base.generation {
+                return read;
+            }
+        }
+    }
+
+    /// Keeps the store from being written while the guard is held. What is committed meanwhile stays in memory.
+    pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a committed batch over the rows: reads from now on are of the state after it.
+    /// `after` says which block and roots that is.
+    pub fn commit(&self, batch: WriteBatch, after: Base) -> Arc<Layer> {
+        let bytes = batch.bytes();
+        let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
+        let generation = base.generation + 1;
+        let layer = Arc::new(Layer { generation, batch, bytes });
+        let layers = std::iter::once(&layer).chain(&base.layers).map(Arc::clone).collect();
+        *base = Arc::new(Base { generation, layers, ..after });
+        layer
+    }
+
+    /// Writes layers to the store, oldest first, as one unit: `write` does it.
+    pub fn write(
+        &self,
+        layers: &[Arc<Layer>],
+        write: impl FnOnce(&dyn Store, WriteBatch) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let Some(through) = layers.last().map(|layer| layer.generation) else { return Ok(()) };
+        let mut batch = WriteBatch::default();
+        layers.iter().for_each(|layer| batch.append(layer.batch.clone()));
+        let gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.applying.store(through, Ordering::SeqCst);
+        write(self.store.as_ref(), batch)?;
+        drop(gate);
+        let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
+        let mut after = Base::clone(&base);
+        after.layers.retain(|layer| layer.generation > through);
+        *base = Arc::new(after);
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! Where each block is on its way: closed, committed, persisted.
+//!
+//! One lock, held for moments. Whoever waits, waits on [`Shared::changed`](super::Shared): for room, for a root, for work.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use flagstone_core::commit::HashCounts;
+use flagstone_core::commitment::Roots;
+use flagstone_core::diff::StateDiff;
+use flagstone_core::types::{BlockNumber, StateCommitment};
+
+use super::base::Layer;
+use super::meta::{BlockRoot, Head, PendingBlock};
+use super::values::RECENT_VALUE_BYTES;
+use super::{Cadence, CommittedBlock, EngineConfig};
+use crate::error::Error;
+use crate::journal::Position;
+
+/// A closed block on its way.
+pub struct Closed {
+    pub block: PendingBlock,
+    /// Larger than those of all states before.
+    pub stamp: u64,
+    pub writes: usize,
+}
+
+impl Closed {
+    pub fn new(block: PendingBlock, stamp: u64) -> Self {
+        let writes = block.diff.writes();
+        Self { block, stamp, writes }
+    }
+
+    /// About what its values take among the recent ones.
+    const fn recent_bytes(&self) -> usize {
+        self.writes * RECENT_VALUE_BYTES
+    }
+}
+
+/// A committed batch that is not written to the store yet, and the blocks in it.
+#[derive(Clone)]
+pub struct Unwritten {
+    pub layer: Arc<Layer>,
+    pub blocks: Vec<Arc<Closed>>,
+    pub head: Option<BlockNumber>,
+}
+
+/// All blocks on their way.
+#[derive(Default)]
+pub struct Chain {
+    pub closed: Option<BlockNumber>,
+    /// The stamp of the newest state.
+    pub stamp: u64,
+    /// Closed and not committed, in order.
+    pub waiting: VecDeque<Arc<Closed>>,
+    pub waiting_writes: usize,
+    pub committed: Option<BlockNumber>,
+    pub root: BlockRoot,
+    /// Committed and not written, in order.
+    pub unwritten: VecDeque<Unwritten>,
+    pub persisted: Option<BlockNumber>,
+    /// Written, with values that are still among the recent ones, in order.
+    pub recent: VecDeque<Arc<Closed>>,
+    /// Blocks up to this one are to be committed, whatever the cadence.
+    pub wanted: Option<BlockNumber>,
+    /// Committed, and not told to the caller yet.
+    pub news: Vec<CommittedBlock>,
+    pub hashes: HashCounts,
+    /// The last refusal in the journal.
+    pub refusal: Position,
+    /// Blocks are being taken back; [`Chain::failure`] will say why.
+    pub refusing: bool,
+    /// For the next caller.
+    pub failure: Option<Error>,
+    /// The engine is about to be dropped.
+    pub ending: Ending,
+}
+
+/// How far the end of an engine has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Ending {
+    #[default]
+    No,
+    /// No block is closed any more; the commitment ends when it has done what is wanted.
+    Committing,
+    /// Nothing is committed any more; writing ends when all is written.
+    Writing,
+}
+
+impl Chain {
+    pub fn head(&self) -> Head {
+        let Self { closed, committed, persisted, root, .. } = *self;
+        Head { closed, committed, persisted, root }
+    }
+
+    /// The root that a block on top must build on, as far as known.
+    pub fn parent(&self) -> Option<StateCommitment> {
+        self.waiting.back().map_or(Some(self.root.commitment), |closed| closed.block.new_root)
+    }
+
+    /// Whether the state after one more diff may have contracts and no class, so that its commitment depends on the rule.
+    pub fn rule_may_matter(&self, diff: &StateDiff) -> bool {
+        let Roots { contracts, classes } = self.root.roots;
+        let declares =
+            |diff: &StateDiff| diff.classes().iter().any(|class| !class.compiled_class_hash.is_zero());
+        let mut diffs = self.waiting.iter().map(|closed| &closed.block.diff).chain([diff]);
+        let has_contracts = !contracts.is_zero() || diffs.clone().any(|diff| !diff.is_empty());
+        has_contracts && classes.is_zero() && !diffs.any(declares)
+    }
+
+    /// Whether a block of `writes` values would exceed a bound on closed blocks.
+    pub fn is_full(&self, config: &EngineConfig, writes: usize) -> bool {
+        !self.waiting.is_empty()
+            && (self.waiting.len() >= config.pending_blocks_max
+                || self.waiting_writes + writes > config.pending_writes_max)
+    }
+
+    /// Whether so much is committed and not written that the commitment must wait.
+    pub fn is_unwritten_full(&self, config: &EngineConfig) -> bool {
+        let bytes: usize = self.unwritten.iter().map(|unwritten| unwritten.layer.bytes).sum();
+        self.unwritten.len() >= config.unwritten_batches_max || bytes > config.unwritten_bytes_max
+    }
+
+    /// Adds a closed block.
+    pub fn push(&mut self, closed: &Arc<Closed>) {
+        self.closed = Some(closed.block.number);
+        self.stamp = closed.stamp;
+        self.waiting_writes += closed.writes;
+        self.waiting.push_back(Arc::clone(closed));
+    }
+
+    /// Notes that all closed blocks are to be committed.
+    pub fn want_all(&mut self) {
+        self.wanted = self.closed;
+    }
+
+    /// How many of the waiting blocks are due.
+    pub fn due(&self, cadence: Cadence) -> usize {
+        match cadence {
+            Cadence::Blocks(count) if self.waiting.len() >= count.get() as usize => self.waiting.len(),
+            _ => self.waiting.iter().take_while(|closed| Some(closed.block.number) <= self.wanted).count(),
+        }
+    }
+
+    /// Blocks whose values need not be kept any more.
+    pub fn leaving(&mut self, config: &EngineConfig) -> Vec<Arc<Closed>> {
+        let mut bytes: usize = self.recent.iter().map(|closed| closed.recent_bytes()).sum();
+        let mut leaving = Vec::new();
+        while bytes > config.recent_bytes_max || self.recent.len() > config.recent_blocks_max {
+            let Some(closed) = self.recent.pop_front() else { break };
+            bytes -= closed.recent_bytes();
+            leaving.push(closed);
+        }
+        leaving
+    }
+}

@@ -1,0 +1,263 @@
+//! Closing a block: checked, made durable, and visible.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use flagstone_core::diff::Subject;
+use flagstone_core::types::{BlockNumber, StateCommitment};
+use flagstone_core::update::StateUpdate;
+use flagstone_core::witness::Witness;
+
+use super::chain::{Chain, Closed};
+use super::meta::{Blob, PendingBlock};
+use super::{Cadence, Engine, Progress, Shared};
+use crate::error::Error;
+
+/// From so many values on, they are put in place while the journal syncs, by a thread of their own.
+const PARALLEL_WRITES_MIN: usize = 512;
+
+/// A blob's key is at most so long.
+const BLOB_KEY_MAX: usize = u8::MAX as usize;
+/// A blob is at most so long: it is one frame of the journal with its block.
+const BLOB_BYTES_MAX: usize = 256 << 20;
+
+/// Why a block was not closed.
+pub(super) enum Halt {
+    Error(Error),
+    /// Blocks before it are being taken back.
+    Refusing,
+}
+
+impl<E: Into<Error>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl Engine {
+    /// Closes the next block: checks that it follows, makes it durable and its values visible. Its root follows as the
+    /// cadence says; [`Engine::wait_for_root`] waits for it. Waits itself if a bound on closed blocks is reached.
+    ///
+    /// On an error nothing of the block is kept, unless the error says [`Error::Stopped`] or comes from the store: then a
+    /// reopen tells. The error may be about an earlier block, whose commitment failed: see [`Error::block`].
+    ///
+    /// # Errors
+    /// [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow, [`Error::VersionNeeded`] if
+    /// its commitment would not be defined, [`Error::RootMismatch`] if a committed block's root is not the stated
+    /// one (that block and those after it are taken back), [`Error::State`] if the store fails or is damaged.
+    pub fn close_block(&self, update: &StateUpdate) -> Result<Progress, Error> {
+        self.close_block_with(update, &[])
+    }
+
+    /// Like [`Engine::close_block`], with blobs that are as durable as the block is: [`View::blob`](super::View::blob)
+    /// reads them.
+    ///
+    /// # Errors
+    /// As [`Engine::close_block`]; [`Error::Config`] if a blob's key or bytes are too long.
+    pub fn close_block_with(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<Progress, Error> {
+        for Blob { key, bytes } in blobs {
+            if key.len() > BLOB_KEY_MAX || bytes.len() > BLOB_BYTES_MAX {
+                let (key, bytes) = (key.len(), bytes.len());
+                let problem = format!(
+                    "a blob of {bytes} bytes at a key of {key}: at most {BLOB_BYTES_MAX} at {BLOB_KEY_MAX}"
+                );
+                return Err(Error::Config(problem));
+            }
+        }
+        Ok(self.close(update, blobs, None)?.0)
+    }
+
+    /// Like [`Engine::close_block`] with [`Cadence::AtClose`], and with the block's witness: what committing it read and
+    /// wrote in all tries, and the ways to `reads`, which the block only read.
+    ///
+    /// # Errors
+    /// As [`Engine::close_block`].
+    pub fn close_block_with_witness(
+        &self,
+        update: &StateUpdate,
+        reads: &[Subject],
+    ) -> Result<(Progress, Witness), Error> {
+        self.close(update, &[], Some(reads))
+    }
+
+    fn close(
+        &self,
+        update: &StateUpdate,
+        blobs: &[Blob],
+        reads: Option<&[Subject]>,
+    ) -> Result<(Progress, Witness), Error> {
+        let closer = self.shared.closer();
+        let outcome = self.shared.close_block(update, blobs, reads);
+        drop(closer);
+        match outcome {
+            Ok((number, witness)) => {
+                let progress = Progress { closed: Some(number), ..self.shared.chain().take_news() };
+                Ok((progress, Witness { block: Some(number), ..witness }))
+            }
+            Err(Halt::Error(error)) => Err(error),
+            Err(Halt::Refusing) => {
+                let waited = self.shared.wait(self.shared.chain(), |_| true);
+                waited.and_then(|_| self.close(update, blobs, reads))
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn closer(&self) -> MutexGuard<'_, ()> {
+        self.closer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes a block; the caller holds the closer's lock.
+    fn close_block(
+        &self,
+        update: &StateUpdate,
+        blobs: &[Blob],
+        reads: Option<&[Subject]>,
+    ) -> Result<(BlockNumber, Witness), Halt> {
+        let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store || reads.is_some();
+        let chain = self.await_turn(self.chain(), |chain| {
+            if at_close {
+                chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
+            } else {
+                !chain.is_full(&self.config, update.diff.writes())
+            }
+        })?;
+        let block = PendingBlock { blobs: blobs.to_vec(), ..accept(&chain, update)? };
+        let (number, stamp) = (block.number, chain.stamp + 1);
+        drop(chain);
+        let closed = Arc::new(Closed::new(block, stamp));
+        if at_close {
+            return Ok((number, self.close_committed(&closed, reads)?));
+        }
+        self.make_durable(&closed)?;
+        self.show(&closed);
+        Ok((number, Witness::default()))
+    }
+
+    /// Waits for room. Lets go if blocks are being taken back, because that needs the closer's lock.
+    pub(super) fn await_turn<'a>(
+        &self,
+        mut chain: MutexGuard<'a, Chain>,
+        has_room: impl Fn(&Chain) -> bool,
+    ) -> Result<MutexGuard<'a, Chain>, Halt> {
+        loop {
+            if let Some(failure) = chain.failure.take() {
+                return Err(failure.into());
+            }
+            self.check_running()?;
+            if chain.refusing {
+                return Err(Halt::Refusing);
+            }
+            if has_room(&chain) {
+                return Ok(chain);
+            }
+            chain.want_all();
+            self.changed.notify_all();
+            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Makes a block durable, and puts its values where views will find them.
+    fn make_durable(&self, closed: &Arc<Closed>) -> Result<(), Error> {
+        let place = || self.values.push(closed.stamp, &closed.block.diff);
+        let durable = || self.durability().close(&closed.block);
+        let outcome = if closed.writes < PARALLEL_WRITES_MIN {
+            place();
+            durable()
+        } else {
+            // Values with a stamp that no view has yet are seen by nobody.
+            std::thread::scope(|scope| {
+                scope.spawn(place);
+                durable()
+            })
+        };
+        if let Err(error) = outcome {
+            return Err(self.stop_and_tell(error.into()));
+        }
+        Ok(())
+    }
+
+    /// Commits a block, makes it durable and visible, in this order.
+    fn close_committed(&self, closed: &Arc<Closed>, reads: Option<&[Subject]>) -> Result<Witness, Error> {
+        let base = self.rows.base();
+        let group = std::slice::from_ref(closed);
+        let (unit, refused) = self.pool.install(|| self.stage(&base, group, reads))?;
+        let Some(mut unit) = unit.filter(|_| refused.is_none()) else {
+            return Err(
+                refused.unwrap_or(Error::NotClosed { block: closed.block.number, closed: base.block })
+            );
+        };
+        let witness = std::mem::take(&mut unit.witness);
+        self.make_durable(closed)?;
+        self.install(unit);
+        if !self.ahead_of_store {
+            let through = Some(closed.block.number);
+            drop(self.wait(self.chain(), |chain| chain.persisted >= through)?);
+        }
+        Ok(witness)
+    }
+
+    /// Stops the engine for an error, which the caller tells at once.
+    pub(super) fn stop_and_tell(&self, error: Error) -> Error {
+        self.stop(error);
+        self.chain().failure.take().unwrap_or(Error::Stopped { cause: "an earlier failure".into() })
+    }
+
+    /// Shows a durable block to new views, and to the commitment.
+    fn show(&self, closed: &Arc<Closed>) {
+        if !closed.block.blobs.is_empty() {
+            let blobs = closed.block.blobs.iter().map(|blob| (blob.key.clone(), Arc::clone(&blob.bytes)));
+            self.blobs().extend(blobs);
+        }
+        let mut chain = self.chain();
+        chain.push(closed);
+        self.set_tip(closed.stamp, Some(closed.block.number));
+        self.changed.notify_all();
+    }
+
+    /// Closes a block that the journal has already.
+    pub(super) fn close_again(&self, block: PendingBlock) {
+        let closed = Arc::new(Closed::new(block, self.chain().stamp + 1));
+        self.values.push(closed.stamp, &closed.block.diff);
+        self.show(&closed);
+    }
+}
+
+/// Checks that a block follows and that its commitment will be defined.
+fn accept(chain: &Chain, update: &StateUpdate) -> Result<PendingBlock, Error> {
+    let expected = match chain.closed {
+        Some(closed) => {
+            Some(closed.next().ok_or_else(|| Error::Config("no block follows the last of 64 bits".into()))?)
+        }
+        None => None,
+    };
+    let number = update.block_number.or(expected).unwrap_or_default();
+    if let Some(expected) = expected
+        && number != expected
+    {
+        return Err(Error::WrongNumber { expected, got: number });
+    }
+    check_parent(number, update.old_root, chain.parent())?;
+    if update.starknet_version.is_none() && update.new_root.is_none() && chain.rule_may_matter(&update.diff) {
+        return Err(Error::VersionNeeded { block: number });
+    }
+    Ok(PendingBlock {
+        number,
+        version: update.starknet_version,
+        old_root: update.old_root,
+        new_root: update.new_root,
+        diff: update.diff.clone(),
+        blobs: Vec::new(),
+    })
+}
+
+pub(super) fn check_parent(
+    block: BlockNumber,
+    stated: Option<StateCommitment>,
+    actual: Option<StateCommitment>,
+) -> Result<(), Error> {
+    match (stated, actual) {
+        (Some(stated), Some(actual)) if stated != actual => Err(Error::WrongParent { block, stated, actual }),
+        _ => Ok(()),
+    }
+}

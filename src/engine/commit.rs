@@ -1,0 +1,327 @@
+//! Committing closed blocks: roots computed, compared with the stated ones, and rows made readable.
+
+use std::sync::{Arc, PoisonError};
+
+use flagstone_core::commit::HashCounts;
+use flagstone_core::commitment::{CommitmentRule, Roots, StarknetVersion};
+use flagstone_core::diff::{StateDiff, Subject};
+use flagstone_core::error::StateError;
+use flagstone_core::layout::StateAt;
+use flagstone_core::store::WriteBatch;
+use flagstone_core::types::StateCommitment;
+use flagstone_core::witness::Witness;
+
+use super::base::Base;
+use super::chain::{Chain, Closed, Ending, Unwritten};
+use super::closing::check_parent;
+use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
+use super::{CommittedBlock, Shared};
+use crate::error::Error;
+
+/// Values of one group of commitments: bounds the size of a batch, and how long a root may take, whatever the backlog.
+const GROUP_WRITES_MAX: usize = 4_000;
+/// The same where blocks are committed as one.
+const COALESCED_WRITES_MAX: usize = 100_000;
+
+/// Blocks after their commitment, before anybody sees it.
+pub struct Unit {
+    blocks: Vec<Arc<Closed>>,
+    committed: Vec<CommittedBlock>,
+    root: BlockRoot,
+    /// What takes the blocks back, with the stamp of the last block of each.
+    undo: Vec<(u64, StateDiff)>,
+    batch: WriteBatch,
+    hashes: HashCounts,
+    applied: Option<Box<dyn FnOnce() + Send>>,
+    pub witness: Witness,
+}
+
+impl Shared {
+    /// The commitment thread: commits what is due, until the end.
+    pub(super) fn commit_waiting(&self) -> Result<(), Error> {
+        while let Some(group) = self.next_group() {
+            let base = self.rows.base();
+            let (unit, refused) = self.pool.install(|| self.stage(&base, &group, None))?;
+            let kept = unit.as_ref().map_or(0, |unit| unit.blocks.len());
+            if let Some(unit) = unit {
+                self.install(unit);
+            }
+            if let Some((error, first)) = refused.zip(group.get(kept)) {
+                self.refuse(first, error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The blocks to commit next, when there are some; `None` at the end.
+    fn next_group(&self) -> Option<Vec<Arc<Closed>>> {
+        let mut chain = self.chain();
+        loop {
+            if self.stopped.get().is_some() {
+                return None;
+            }
+            let due = chain.due(self.config.cadence);
+            if due == 0 && chain.ending >= Ending::Committing {
+                return None;
+            }
+            if due > 0 && !chain.is_unwritten_full(&self.config) {
+                let bound = if self.config.coalesce { COALESCED_WRITES_MAX } else { GROUP_WRITES_MAX };
+                return Some(group(&chain, due, bound));
+            }
+            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Commits blocks on top of a base, up to the first whose root does not hold, and says why that is.
+    pub(super) fn stage(
+        &self,
+        base: &Base,
+        group: &[Arc<Closed>],
+        reads: Option<&[Subject]>,
+    ) -> Result<(Option<Unit>, Option<Error>), Error> {
+        if self.config.coalesce && group.len() > 1 {
+            return self.stage_as_one(base, group);
+        }
+        let diffs: Vec<&StateDiff> = group.iter().map(|closed| &closed.block.diff).collect();
+        let mut staged = self.stage_diffs(base, &diffs, reads)?;
+        let mut committed = Vec::new();
+        let blocks = group.iter().map(|closed| &closed.block);
+        let refused = verify(base.root, blocks, &staged.roots, &mut committed).err();
+        if committed.is_empty() {
+            return Ok((None, refused));
+        }
+        if refused.is_some() {
+            staged = self.stage_diffs(base, &diffs[..committed.len()], None)?;
+        }
+        let blocks = &group[..committed.len()];
+        let before = std::iter::once((base.block, base.root))
+            .chain(committed.iter().map(|block| (Some(block.number), block.root)))
+            .collect::<Vec<_>>();
+        let undo = blocks.iter().zip(staged.undo).zip(before);
+        let undo =
+            undo.map(|((closed, diff), (before, root))| (closed, Undo { before, root, diff })).collect();
+        let unit = self.unit(base, blocks, committed, undo, staged.rows)?;
+        Ok((Some(unit), refused))
+    }
+
+    /// Commits blocks as if they were one: only the last gets a root.
+    fn stage_as_one(
+        &self,
+        base: &Base,
+        group: &[Arc<Closed>],
+    ) -> Result<(Option<Unit>, Option<Error>), Error> {
+        let Some((last, before)) = group.split_last() else { return Ok((None, None)) };
+        let first = before.first().unwrap_or(last);
+        let diff = group.iter().fold(StateDiff::default(), |all, closed| all.then(&closed.block.diff));
+        let mut staged = self.stage_diffs(base, &[&diff], None)?;
+        let mut committed = Vec::new();
+        let block = &last.block;
+        let refused = check_parent(first.block.number, first.block.old_root, Some(base.root.commitment))
+            .and_then(|()| {
+                let one = PendingBlock {
+                    old_root: None,
+                    blobs: Vec::new(),
+                    diff: StateDiff::default(),
+                    ..block.clone()
+                };
+                verify(base.root, [&one].into_iter(), &staged.roots, &mut committed)
+            });
+        if let Err(error) = refused {
+            return Ok((None, Some(error)));
+        }
+        committed.iter_mut().for_each(|committed| committed.writes = diff.writes());
+        let diff = staged.undo.pop().unwrap_or_default();
+        let undo = vec![(last, Undo { before: base.block, root: base.root, diff })];
+        self.unit(base, group, committed, undo, staged.rows).map(|unit| (Some(unit), None))
+    }
+
+    /// Values and commitment of diffs on top of a base, side by side; with the witness, if `reads` says what the one block
+    /// only read.
+    pub(super) fn stage_diffs(
+        &self,
+        base: &Base,
+        diffs: &[&StateDiff],
+        reads: Option<&[Subject]>,
+    ) -> Result<Staged, StateError> {
+        let rows = self.rows.of(base);
+        let state = StateAt { store: &rows, roots: base.root.roots };
+        let values = || {
+            let mut values = WriteBatch::default();
+            diffs.iter().for_each(|diff| values.append(self.layout.stage_values(diff)));
+            values
+        };
+        let (layout, hasher) = (self.layout.as_ref(), self.hasher.as_ref());
+        let commitment = || match (reads, diffs) {
+            (Some(reads), [diff]) => layout.stage_commitment_with_witness(state, diff, reads, hasher),
+            _ => Ok((layout.stage_commitment(state, diffs, hasher)?, Witness::default())),
+        };
+        let (staged, values) = rayon::join(commitment, values);
+        let (mut staged, witness) = staged?;
+        staged.batch.append(values);
+        let rows =
+            StagedRows { batch: staged.batch, hashes: staged.hashes, applied: staged.applied, witness };
+        Ok(Staged { roots: staged.roots, undo: staged.undo, rows })
+    }
+
+    /// Puts the engine's own rows to the layout's.
+    fn unit(
+        &self,
+        base: &Base,
+        blocks: &[Arc<Closed>],
+        committed: Vec<CommittedBlock>,
+        undo: Vec<(&Arc<Closed>, Undo)>,
+        rows: StagedRows,
+    ) -> Result<Unit, Error> {
+        let StagedRows { mut batch, hashes, applied, witness } = rows;
+        let last = committed.last().map_or((base.block, base.root), |last| (Some(last.number), last.root));
+        committed.iter().for_each(|block| meta::put_block_root(&mut batch, block.number, &block.root));
+        let refusal = self.chain().refusal;
+        meta::put_head(&mut batch, &StoredHead { block: last.0, root: last.1, refusal });
+        let blobs = blocks.iter().flat_map(|closed| &closed.block.blobs);
+        blobs.for_each(|blob| meta::put_blob(&mut batch, blob));
+        for (closed, undo) in &undo {
+            self.keep_undo(base, &mut batch, closed.block.number, undo)?;
+        }
+        let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
+        Ok(Unit { blocks: blocks.to_vec(), committed, root: last.1, undo, batch, hashes, applied, witness })
+    }
+
+    /// Makes a commitment readable, and hands it on to be written.
+    pub(super) fn install(&self, unit: Unit) {
+        for (through, undo) in &unit.undo {
+            self.values.settle(*through, undo);
+        }
+        let Some(last) = unit.blocks.last() else { return };
+        let (head, stamp) = (Some(last.block.number), last.stamp);
+        let after = Base { stamp, block: head, root: unit.root, ..Base::default() };
+        let layer = self.rows.commit(unit.batch, after);
+        unit.applied.into_iter().for_each(|applied| applied());
+        self.forget_blobs(&unit.blocks);
+        let mut chain = self.chain();
+        if chain.closed < head {
+            chain.closed = head;
+            chain.stamp = stamp;
+            self.set_tip(stamp, head);
+        }
+        for closed in &unit.blocks {
+            if chain.waiting.pop_front_if(|front| front.stamp == closed.stamp).is_some() {
+                chain.waiting_writes -= closed.writes;
+            }
+        }
+        chain.committed = head;
+        chain.root = unit.root;
+        chain.news.extend(unit.committed);
+        chain.hashes += unit.hashes;
+        chain.unwritten.push_back(Unwritten { layer, blocks: unit.blocks, head });
+        self.changed.notify_all();
+    }
+
+    /// Blobs of these blocks are in rows now, or are taken back.
+    fn forget_blobs(&self, blocks: &[Arc<Closed>]) {
+        let mut keys = blocks.iter().flat_map(|closed| &closed.block.blobs).peekable();
+        if keys.peek().is_some() {
+            let mut blobs = self.blobs();
+            keys.for_each(|blob| {
+                blobs.remove(&blob.key);
+            });
+        }
+    }
+
+    /// Takes back a block whose root did not hold, and all after it. The next caller learns why.
+    fn refuse(&self, first: &Arc<Closed>, error: Error) -> Result<(), Error> {
+        self.chain().refusing = true;
+        self.changed.notify_all();
+        let closer = self.closer();
+        // Nobody closes a block from here on, so these are all.
+        let refused: Vec<Arc<Closed>> = self.chain().waiting.iter().map(Arc::clone).collect();
+        let last = refused.last().map_or(first.stamp, |closed| closed.stamp);
+        self.note_taken_back(first.stamp, last);
+        let refusal = {
+            let mut durability = self.durability();
+            durability.refuse_from(first.block.number)?;
+            durability.refusal()
+        };
+        self.forget_blobs(&refused);
+        self.values.take_back(first.stamp, refused.iter().map(|closed| &closed.block.diff));
+        let mut chain = self.chain();
+        chain.waiting.clear();
+        chain.waiting_writes = 0;
+        chain.closed = chain.committed;
+        chain.wanted = chain.wanted.min(chain.committed);
+        chain.refusal = refusal;
+        // A new stamp: views of the state before keep theirs, and blocks to come get larger ones than those taken back.
+        chain.stamp = last + 1;
+        self.set_tip(chain.stamp, chain.closed);
+        chain.refusing = false;
+        chain.failure = Some(error);
+        self.changed.notify_all();
+        drop(closer);
+        Ok(())
+    }
+}
+
+/// What a layout staged for diffs.
+pub(super) struct Staged {
+    pub roots: Vec<Roots>,
+    pub undo: Vec<StateDiff>,
+    pub rows: StagedRows,
+}
+
+/// The layout's rows of a commitment.
+pub(super) struct StagedRows {
+    pub batch: WriteBatch,
+    hashes: HashCounts,
+    pub applied: Option<Box<dyn FnOnce() + Send>>,
+    witness: Witness,
+}
+
+/// The first due blocks that fit in a bound, at least one.
+fn group(chain: &Chain, due: usize, writes_max: usize) -> Vec<Arc<Closed>> {
+    let mut writes = 0;
+    let fits = |closed: &&Arc<Closed>| {
+        writes += closed.writes;
+        writes <= writes_max
+    };
+    let count = chain.waiting.iter().take(due).take_while(fits).count().max(1);
+    chain.waiting.iter().take(count).map(Arc::clone).collect()
+}
+
+/// Checks computed roots against the stated ones; collects the blocks up to the first that does not hold.
+fn verify<'a>(
+    before: BlockRoot,
+    blocks: impl Iterator<Item = &'a PendingBlock>,
+    roots: &[Roots],
+    committed: &mut Vec<CommittedBlock>,
+) -> Result<(), Error> {
+    let mut parent = before.commitment;
+    for (block, roots) in blocks.zip(roots) {
+        check_parent(block.number, block.old_root, Some(parent))?;
+        let commitment = commitment_of(roots, block)?;
+        if let Some(stated) = block.new_root
+            && stated != commitment
+        {
+            return Err(Error::RootMismatch { block: block.number, stated, computed: commitment });
+        }
+        parent = commitment;
+        committed.push(CommittedBlock {
+            number: block.number,
+            writes: block.diff.writes(),
+            root: BlockRoot { roots: *roots, commitment },
+            verified: block.new_root.is_some(),
+        });
+    }
+    Ok(())
+}
+
+/// The state commitment under the block's rule. If the block's version is not known and matters, a stated root tells
+/// which rule was meant: only one of the two can give it, and either way it commits to exactly these roots.
+fn commitment_of(roots: &Roots, block: &PendingBlock) -> Result<StateCommitment, Error> {
+    let by = |rule| roots.commitment(rule);
+    match (block.version.map(StarknetVersion::commitment_rule), block.new_root) {
+        (Some(rule), _) => Ok(by(rule)),
+        (None, _) if !roots.rule_matters() => Ok(by(CommitmentRule::AlwaysBoth)),
+        (None, Some(stated)) if stated == by(CommitmentRule::AlwaysBoth) => Ok(stated),
+        (None, Some(_)) => Ok(by(CommitmentRule::ContractsRootAlone)),
+        (None, None) => Err(Error::VersionNeeded { block: block.number }),
+    }
+}

@@ -1,0 +1,291 @@
+//! The last blocks: viewed, read in tries, and taken back.
+//!
+//! Each commitment leaves the diff that takes its block back. Those of several blocks, one after another, are one diff that
+//! leads to an earlier state: over a view's values it is that state's view, committed in memory its tries, and committed
+//! for good a revert. Its root is known, so it is always compared.
+
+use std::sync::{Arc, PoisonError};
+
+use flagstone_core::commit::{BlockChanges, CommitmentSource, Overlaid, TrieRows, commit_blocks};
+use flagstone_core::diff::StateDiff;
+use flagstone_core::layout::StateAt;
+use flagstone_core::store::WriteBatch;
+use flagstone_core::types::BlockNumber;
+
+use super::base::Base;
+use super::chain::{Closed, Unwritten};
+use super::closing::Halt;
+use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
+use super::values::each_value;
+use super::view::{Past, View};
+use super::{Engine, Shared};
+use crate::error::Error;
+
+/// The way from a committed state back to an earlier one.
+struct Rewind {
+    diff: StateDiff,
+    block: Option<BlockNumber>,
+    root: BlockRoot,
+}
+
+impl Engine {
+    /// The state after a block, pinned there: the last closed one, or one before it as far as values and history reach.
+    ///
+    /// # Errors
+    /// [`Error::NotClosed`] if the block is not there yet, [`Error::HistoryGone`] if it is not kept any more,
+    /// [`Error::State`] if the store fails or is damaged.
+    pub fn view_at(&self, block: BlockNumber) -> Result<View, Error> {
+        let shared = &self.shared;
+        let view = |stamp, past| View { shared: Arc::clone(shared), stamp, block: Some(block), past };
+        if let Some(stamp) = shared.live_stamp(block)? {
+            return Ok(view(stamp, None));
+        }
+        let _unchanged = shared.rows.hold();
+        let base = shared.rows.base();
+        let Rewind { diff, .. } = shared.rewind(&base, block, |at| at == Some(block))?;
+        let mut past = Past::with_capacity(diff.writes());
+        each_value(&diff, |key, value| {
+            past.insert(key, value);
+        });
+        Ok(view(base.stamp, Some(Arc::new(past))))
+    }
+
+    /// Reads the tries as they are after a committed block, the last one if none is named. `read` is handed the tries, the
+    /// block (`None` before the first) and its roots. The store is not written meanwhile; blocks may close and commit.
+    ///
+    /// ```
+    /// use flagstone::core::hash::Bulk;
+    /// use flagstone::core::proof::{Anchor, ContractStorageKeys, ProofRequest, Proven, prove_storage};
+    /// # use flagstone::{Engine, EngineConfig, StateDiff, StateUpdate, layout, store::MemoryStore};
+    /// # let engine = Engine::open(Box::new(MemoryStore::new()), layout("flat")?.make(), EngineConfig::default())?;
+    /// # let diff = StateDiff::builder().storage(1.into(), 2.into(), 3.into()).build()?;
+    /// # engine.close_block(&StateUpdate { starknet_version: "0.14.0".parse().ok(), ..diff.into() })?;
+    /// let slots = ContractStorageKeys { contract_address: 1.into(), storage_keys: vec![2.into(), 9.into()] };
+    /// let request = ProofRequest {
+    ///     contract_addresses: vec![1.into()],
+    ///     contracts_storage_keys: vec![slots],
+    ///     ..ProofRequest::default()
+    /// };
+    /// let (proof, root) = engine.at_commitment(None, |tries, _block, root| {
+    ///     Ok((prove_storage(tries, root.roots, &request, None)?, root.commitment))
+    /// })?;
+    ///
+    /// // Somebody else, who has the root from the block's header:
+    /// let trusted = Anchor { commitment: Some(root), ..Anchor::default() };
+    /// let verified = proof.verify(&request, &trusted, &Bulk)?;
+    /// assert_eq!(verified.storage(&1.into(), &2.into()), Proven::Value(3.into()));
+    /// assert_eq!(verified.storage(&1.into(), &9.into()), Proven::Absent);
+    /// assert_eq!(verified.contract(&5.into()), Proven::Absent);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotClosed`] if the block is not committed yet, [`Error::HistoryGone`] if its state is not kept any more,
+    /// [`Error::State`] if the store fails or is damaged; and whatever `read` returns.
+    pub fn at_commitment<R>(
+        &self,
+        block: Option<BlockNumber>,
+        read: impl FnOnce(&dyn TrieRows, Option<BlockNumber>, &BlockRoot) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let shared = &self.shared;
+        let _unchanged = shared.rows.hold();
+        let base = shared.rows.base();
+        let rows = shared.rows.of(&base);
+        let state = StateAt { store: &rows, roots: base.root.roots };
+        let Some(block) = block.filter(|block| Some(*block) != base.block) else {
+            return read(&*shared.layout.tries(state), base.block, &base.root);
+        };
+        let rewind = shared.rewind(&base, block, |at| at == Some(block))?;
+        let mut tries = Overlaid::new(shared.layout.tries(state));
+        let (hasher, mut changes) = (shared.hasher.as_ref(), BlockChanges::default());
+        let keep = |block: &BlockChanges| changes = block.clone();
+        let committed =
+            shared.pool.install(|| commit_blocks(&mut tries, state.roots, &[&rewind.diff], hasher, keep))?;
+        rewind.check(&base, committed.roots.first().copied().unwrap_or_default())?;
+        tries.absorb(&changes, false)?;
+        read(&tries, Some(block), &rewind.root)
+    }
+
+    /// Takes back all blocks after this one. On return they are gone for good: values, tries, roots and journal are those
+    /// of the block, and the next block to close is the one after it. Views of the blocks that were taken back stay what
+    /// they are, as long as others would. Commits what is closed first.
+    ///
+    /// # Errors
+    /// [`Error::NotClosed`] if the block is not there, [`Error::HistoryGone`] if what takes the blocks back is not kept any
+    /// more; then nothing was changed. [`Error::State`] if the store fails or is damaged.
+    pub fn revert_to(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
+        let shared = &self.shared;
+        let closer = shared.closer();
+        let idle = shared
+            .await_turn(shared.chain(), |chain| chain.waiting.is_empty() && chain.unwritten.is_empty())
+            .map(drop);
+        let outcome = idle.and_then(|()| Ok(shared.revert(block)?));
+        drop(closer);
+        match outcome {
+            Ok(root) => shared.wait(shared.chain(), |chain| chain.unwritten.is_empty()).map(|_| root),
+            Err(Halt::Error(error)) => Err(error),
+            Err(Halt::Refusing) => match shared.wait(shared.chain(), |_| true).map(drop) {
+                Ok(()) => self.revert_to(block),
+                Err(error) => Err(error),
+            },
+        }
+    }
+}
+
+impl Rewind {
+    /// Whether tries that were led back have the roots that were stored.
+    fn check(&self, from: &Base, computed: flagstone_core::commitment::Roots) -> Result<(), Error> {
+        if computed == self.root.roots {
+            return Ok(());
+        }
+        let number = |block: Option<BlockNumber>| {
+            block.map_or("the empty state".to_owned(), |block| format!("block {block}"))
+        };
+        let what = format!("the history from {} back to {}", number(from.block), number(self.block));
+        let problem = format!("it leads to {computed:?}, the block had {:?}", self.root.roots);
+        Err(Error::damaged(what, problem))
+    }
+}
+
+impl Shared {
+    /// The stamp of a block's state, if its values are all among the recent ones.
+    fn live_stamp(&self, block: BlockNumber) -> Result<Option<u64>, Error> {
+        let chain = self.chain();
+        if chain.closed < Some(block) {
+            return Err(Error::NotClosed { block, closed: chain.closed });
+        }
+        if chain.closed == Some(block) {
+            return Ok(Some(chain.stamp));
+        }
+        let unwritten = chain.unwritten.iter().rev().flat_map(|unwritten| unwritten.blocks.iter().rev());
+        let mut all = chain.waiting.iter().rev().chain(unwritten).chain(chain.recent.iter().rev());
+        let stamp = all.find(|closed| closed.block.number == block).map(|closed| closed.stamp);
+        Ok(stamp.filter(|stamp| self.values.reaches(*stamp)))
+    }
+
+    /// Leads from a base back to the first earlier state that is `there`; `wanted` is for the error if there is none.
+    fn rewind(
+        &self,
+        base: &Base,
+        wanted: BlockNumber,
+        there: impl Fn(Option<BlockNumber>) -> bool,
+    ) -> Result<Rewind, Error> {
+        if base.block < Some(wanted) {
+            return Err(Error::NotClosed { block: wanted, closed: base.block });
+        }
+        let rows = self.rows.of(base);
+        let mut rewind = Rewind { diff: StateDiff::default(), block: base.block, root: base.root };
+        while !there(rewind.block) {
+            let undo = match rewind.block {
+                Some(block) if block >= wanted => meta::read_undo(&rows, block)?,
+                _ => None,
+            };
+            let Some(Undo { before, root, diff }) = undo else { return Err(self.history_gone(wanted)) };
+            rewind = Rewind { diff: rewind.diff.then(&diff), block: before, root };
+        }
+        Ok(rewind)
+    }
+
+    pub(super) fn history_gone(&self, block: BlockNumber) -> Error {
+        let history = self.history();
+        let oldest = history.front().and_then(|first| first.0.checked_sub(1)).map(BlockNumber);
+        Error::HistoryGone { block, oldest, newest: self.chain().committed }
+    }
+
+    /// Puts what takes a block back to its batch, and deletes what is too old.
+    pub(super) fn keep_undo(
+        &self,
+        base: &Base,
+        batch: &mut WriteBatch,
+        block: BlockNumber,
+        undo: &Undo,
+    ) -> Result<(), Error> {
+        let mut history = self.history();
+        if self.config.history_blocks > 0 {
+            meta::put_undo(batch, block, undo);
+            history.push_back(block);
+        }
+        while history.len() > self.config.history_blocks {
+            let Some(oldest) = history.pop_front() else { break };
+            meta::delete_undo(batch, &self.rows.of(base), oldest)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back the blocks after one; the caller holds the closer's lock, and nothing is on its way.
+    fn revert(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
+        let base = self.rows.base();
+        if base.block == Some(block) {
+            return Ok(base.root);
+        }
+        let rewind = self.rewind(&base, block, |at| at == Some(block))?;
+        self.apply(&base, &rewind, |first| {
+            let mut durability = self.durability();
+            durability.refuse_from(first)?;
+            Ok(durability.refusal())
+        })
+    }
+
+    /// Finishes a revert that a crash interrupted: the journal has taken back `first` and all after it, the store has not.
+    pub(super) fn finish_taking_back(&self, first: BlockNumber) -> Result<(), Error> {
+        let base = self.rows.base();
+        let rewind = self.rewind(&base, first, |at| at < Some(first))?;
+        self.apply(&base, &rewind, |_| Ok(self.durability().refusal())).map(|_| ())
+    }
+
+    /// Commits a rewind for good. `refuse` makes it durable that blocks from one on are gone, and is called once their
+    /// state before is known to be right.
+    fn apply(
+        &self,
+        base: &Base,
+        rewind: &Rewind,
+        refuse: impl FnOnce(BlockNumber) -> Result<crate::journal::Position, Error>,
+    ) -> Result<BlockRoot, Error> {
+        let Rewind { diff, block, root } = rewind;
+        let staged = self.pool.install(|| self.stage_diffs(base, &[diff], None))?;
+        rewind.check(base, staged.roots.first().copied().unwrap_or_default())?;
+        let first = block.map_or(Some(BlockNumber(0)), BlockNumber::next).unwrap_or_default();
+        let refusal = refuse(first).map_err(|error| self.stop_and_tell(error))?;
+
+        let mut batch = staged.rows.batch;
+        meta::put_head(&mut batch, &StoredHead { block: *block, root: *root, refusal });
+        self.forget_after(base, *block, &mut batch)?;
+        let stamp = self.chain().stamp + 1;
+        self.values.push(stamp, diff);
+        staged.undo.iter().for_each(|redo| self.values.settle(stamp, redo));
+        let layer = self.rows.commit(batch, Base { stamp, block: *block, root: *root, ..Base::default() });
+        staged.rows.applied.into_iter().for_each(|applied| applied());
+
+        let facts = PendingBlock { number: block.unwrap_or_default(), ..PendingBlock::default() };
+        let state = Arc::new(Closed::new(PendingBlock { diff: diff.clone(), ..facts }, stamp));
+        let mut chain = self.chain();
+        chain.closed = *block;
+        chain.committed = *block;
+        chain.root = *root;
+        chain.stamp = stamp;
+        chain.refusal = refusal;
+        chain.wanted = chain.wanted.min(*block);
+        chain.unwritten.push_back(Unwritten { layer, blocks: vec![state], head: *block });
+        self.set_tip(stamp, *block);
+        self.changed.notify_all();
+        Ok(*root)
+    }
+
+    /// Deletes the roots of blocks after one, and what takes them back.
+    fn forget_after(
+        &self,
+        base: &Base,
+        block: Option<BlockNumber>,
+        batch: &mut WriteBatch,
+    ) -> Result<(), Error> {
+        let rows = self.rows.of(base);
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(last) = history.pop_back_if(|last| Some(*last) > block) {
+            meta::delete_undo(batch, &rows, last)?;
+        }
+        let first = block.map_or(0, |block| block.0 + 1);
+        let last = base.block.map_or(0, |block| block.0);
+        (first..=last).for_each(|block| meta::delete_block_root(batch, BlockNumber(block)));
+        Ok(())
+    }
+}

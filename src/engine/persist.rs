@@ -1,0 +1,62 @@
+//! Writing what is committed to the store: the one place that writes.
+
+use std::sync::{Arc, PoisonError};
+
+use super::Shared;
+use super::base::Layer;
+use super::chain::{Ending, Unwritten};
+use crate::error::Error;
+
+impl Shared {
+    /// The writing thread: writes all that is committed, whenever there is something, until the end. What was committed
+    /// while it wrote goes together, so a slow store gets fewer and larger units.
+    pub(super) fn write_committed(&self) -> Result<(), Error> {
+        while let Some(unwritten) = self.next_unwritten() {
+            self.write(&unwritten)?;
+        }
+        Ok(())
+    }
+
+    fn next_unwritten(&self) -> Option<Vec<Unwritten>> {
+        let mut chain = self.chain();
+        loop {
+            if self.stopped.get().is_some() {
+                return None;
+            }
+            if !chain.unwritten.is_empty() {
+                return Some(chain.unwritten.iter().cloned().collect());
+            }
+            if chain.ending >= Ending::Writing {
+                return None;
+            }
+            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Steps 3 to 5 of [`durable`](super::durable).
+    fn write(&self, unwritten: &[Unwritten]) -> Result<(), Error> {
+        let layers: Vec<Arc<Layer>> =
+            unwritten.iter().map(|unwritten| Arc::clone(&unwritten.layer)).collect();
+        let blocks: u32 = unwritten.iter().map(|unwritten| unwritten.blocks.len() as u32).sum();
+        let head = unwritten.last().and_then(|unwritten| unwritten.head);
+        self.rows.write(&layers, |store, batch| store.write(batch))?; // 3
+        let sync_is_due = self.durability().sync_is_due(blocks);
+        if sync_is_due {
+            self.rows.store().sync()?; // 4
+            self.durability().synced(head)?; // 5
+        }
+        let mut chain = self.chain();
+        for written in unwritten {
+            chain.unwritten.pop_front();
+            chain.recent.extend(written.blocks.iter().map(Arc::clone));
+        }
+        let leaving = chain.leaving(&self.config);
+        drop(chain);
+        for closed in leaving {
+            self.values.retire(closed.stamp, &closed.block.diff);
+        }
+        self.chain().persisted = head;
+        self.changed.notify_all();
+        Ok(())
+    }
+}

@@ -1,0 +1,529 @@
+//! Values for executors, in front of the layout: what recent blocks wrote, and what the layout answered.
+//!
+//! Two things in one place, because a read asks both and takes one lock for it:
+//!
+//! - **Recent values.** Each closed block has a *stamp*, larger than all before. For each key that a recent block wrote,
+//!   its values are kept with their stamps, and the value before the first of them once that is known (a commitment
+//!   learns it from the tries, see [`Values::settle`]). So a view of any of the last blocks is answered from here
+//!   whatever has been closed, committed or written to the store since.
+//! - **A cache** of values and known absences that the layout answered, bounded in bytes, the longest unused leaving first.
+//!
+//! # Why it is exact
+//!
+//! Each shard holds, under its lock, a *floor*: the stamp of the last block that left the recent ones. It keeps this at
+//! every unlock:
+//!
+//! 1. *A key without recent values has one value for all views from the floor on, and if it is cached, that is it.*
+//! 2. *A key's recent values answer for each view from the floor on; only the value before the first may be missing, and
+//!    then the block that wrote the first is in no row that the engine reads.*
+//!
+//! - **Asking** ([`Values::get`]) with a stamp below the floor is refused: that view has expired.
+//! - **Filling** ([`Values::fill`]) comes after the layout was asked, and looks again. If a block wrote the key meanwhile,
+//!   recent values decide: they know the value before, or the rows that were read did not have the block's yet. If there
+//!   are none, nothing from the view's block to now wrote the key, and the value goes into the cache. If the floor has
+//!   passed the view, the value is not taken and the view has expired. So a slow reader can neither answer for another
+//!   block nor put an old value back.
+//! - **Leaving** ([`Values::retire`]): a block's values become the values before, or, if they are a key's last, go to the
+//!   cache. The floor goes up with them. Only blocks that are written to the store leave.
+//! - **Taking back** ([`Values::take_back`]): a refused block's values go as they came. If they are a key's last, what was
+//!   cached under them is right again, because nothing of the block reached a row; or, if blocks left meanwhile, the value
+//!   before is.
+//!
+//! # Where `lru` serves
+//!
+//! One [`LruCache`] per shard gives recency in constant time, and hashes as we say. What it does not do is here:
+//! it counts entries and not bytes (enough, as all of ours have one size; for rows of different sizes it would not do);
+//! its map may double itself when it evicts and inserts near its capacity, so ours is made twice as large as its entries
+//! and evicted from outside, which also counts evictions; a hit reorders and thus needs the lock exclusively, hence
+//! shards; each entry is an allocation of its own; and a scan of many keys once evicts what is hot.
+//!
+//! Keys are chosen by whoever writes contracts, so shard and place in the table come from a keyed hash (SipHash with
+//! random keys). It is computed once for each read, outside the lock, and kept in the entry.
+
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use flagstone_core::diff::{StateDiff, Subject};
+use flagstone_core::felt::Felt;
+use lru::LruCache;
+
+/// Most shards. More than executors have threads, so that two seldom meet.
+const SHARDS_MAX: usize = 16;
+/// A smaller cache has fewer shards, so that recency still means something in each.
+const SHARD_BYTES_MIN: usize = 4 << 10;
+/// What an allocator keeps beside an allocation, and what it rounds its size to.
+const ALLOCATION_HEADER_BYTES: usize = 8;
+const ALLOCATION_ROUNDED_TO: usize = 16;
+/// A cached value as `lru` allocates it: key, value, two links.
+const ENTRY_BYTES: usize =
+    (size_of::<Hashed>() + size_of::<Felt>() + 2 * size_of::<usize>() + ALLOCATION_HEADER_BYTES)
+        .next_multiple_of(ALLOCATION_ROUNDED_TO);
+/// A bucket of the table: pointers to key and entry, and a control byte.
+const BUCKET_BYTES: usize = 2 * size_of::<usize>() + 1;
+/// Least buckets. From here on a table of n buckets takes up to 7 n / 8 entries.
+const BUCKETS_MIN: usize = 16;
+/// What a shard's cache takes without entries or buckets: itself, the two ends of its list, trailing control bytes.
+const SHARD_BYTES: usize = size_of::<Shard>() + 2 * ENTRY_BYTES + 2 * ALLOCATION_ROUNDED_TO;
+
+/// About what a value takes among the recent ones: its key and versions in a table that is two thirds full.
+pub const RECENT_VALUE_BYTES: usize = (size_of::<Hashed>() + size_of::<Recent>() + 1) * 3 / 2;
+
+/// What the values in front of the layout have done, and what they hold. Read without stopping anyone, so the numbers
+/// may be some reads apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadCacheStats {
+    /// Reads answered with a value.
+    pub hits: u64,
+    /// Reads answered with a known absence.
+    pub absent_hits: u64,
+    /// Reads that went on to the layout.
+    pub misses: u64,
+    /// Cached values that left for others at the bound.
+    pub evictions: u64,
+    /// Values that came back from the layout after a block had written the key, and were not cached.
+    pub stale_fills: u64,
+    /// Cached values.
+    pub entries: u64,
+    /// Bytes of the cached values and their tables, with what the allocator adds.
+    pub bytes: u64,
+    /// Keys that recent blocks wrote.
+    pub recent: u64,
+}
+
+/// A key with its keyed hash.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Hashed {
+    hash: u64,
+    key: Subject,
+}
+
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Passes on the hash that a key brings.
+#[derive(Default)]
+struct Brought(u64);
+
+impl Hasher for Brought {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        debug_assert!(false, "only hashed keys are looked up");
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+type BuildBrought = BuildHasherDefault<Brought>;
+
+/// What is known of a key.
+pub enum Lookup {
+    /// The value; zero if it is known to be absent.
+    Known(Felt),
+    /// Nothing. What the layout answers may be put here.
+    Unknown(Vacancy),
+    /// The stamp is below the floor.
+    Expired,
+}
+
+/// A place for the value of one key, asked for by a view.
+pub struct Vacancy {
+    stamp: u64,
+    key: Hashed,
+}
+
+/// A value that a block wrote.
+#[derive(Clone, Copy)]
+struct Version {
+    stamp: u64,
+    value: Felt,
+}
+
+/// The recent values of one key.
+struct Recent {
+    /// The value before the oldest version, if it is known.
+    before: Option<Felt>,
+    newest: Version,
+    /// Ascending.
+    older: Vec<Version>,
+}
+
+impl Recent {
+    /// The value for a view; `None` if that is the one before and not known.
+    fn at(&self, stamp: u64) -> Option<Felt> {
+        if self.newest.stamp <= stamp {
+            return Some(self.newest.value);
+        }
+        let older = self.older.iter().rev().find(|version| version.stamp <= stamp);
+        older.map_or(self.before, |version| Some(version.value))
+    }
+
+    fn push(&mut self, version: Version) {
+        debug_assert!(self.newest.stamp < version.stamp, "stamps go up");
+        self.older.push(std::mem::replace(&mut self.newest, version));
+    }
+
+    fn oldest(&self) -> &Version {
+        self.older.first().unwrap_or(&self.newest)
+    }
+
+    /// Lets versions up to a stamp become the value before. Returns that value if no version is left.
+    fn retire(&mut self, through: u64) -> Option<Felt> {
+        if self.newest.stamp <= through {
+            return Some(self.newest.value);
+        }
+        let gone = self.older.partition_point(|version| version.stamp <= through);
+        if let Some(last) = self.older.drain(..gone).next_back() {
+            self.before = Some(last.value);
+        }
+        None
+    }
+
+    /// Takes versions from a stamp on away. Whether any is left.
+    fn take_back(&mut self, from: u64) -> bool {
+        while self.newest.stamp >= from {
+            match self.older.pop() {
+                Some(version) => self.newest = version,
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+/// How a shard's cache divides its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    /// A power of two. Allocated at once and never again.
+    buckets: usize,
+    /// With the one that comes before another leaves, at most half of what the table could take: then it never grows,
+    /// whatever is evicted and inserted. Zero if the cache is off.
+    entries_max: usize,
+}
+
+impl Plan {
+    /// The plan with most entries; one that is off if not even one fits.
+    fn new(bytes_max: usize) -> Self {
+        let off = Self { buckets: 0, entries_max: 0 };
+        let Some(bytes) = bytes_max.checked_sub(SHARD_BYTES) else { return off };
+        let tables = std::iter::successors(Some(BUCKETS_MIN), |buckets| buckets.checked_mul(2));
+        tables
+            .map_while(|buckets| {
+                let entries = bytes.checked_sub(buckets.checked_mul(BUCKET_BYTES)?)? / ENTRY_BYTES;
+                Some(Self { buckets, entries_max: entries.min(buckets / 16 * 7).saturating_sub(1) })
+            })
+            .max_by_key(|plan| plan.entries_max)
+            .filter(|plan| plan.entries_max > 0)
+            .unwrap_or(off)
+    }
+
+    const fn bytes(&self, entries: usize) -> usize {
+        if self.entries_max == 0 {
+            return 0;
+        }
+        SHARD_BYTES + self.buckets * BUCKET_BYTES + entries * ENTRY_BYTES
+    }
+}
+
+/// Written with the shard's lock held and so never by two at once; read without it.
+#[derive(Default)]
+struct Counter(AtomicU64);
+
+impl Counter {
+    fn increment(&self) {
+        self.set(self.get() + 1);
+    }
+    fn set(&self, count: u64) {
+        self.0.store(count, Ordering::Relaxed);
+    }
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Default)]
+struct Counters {
+    hits: Counter,
+    absent_hits: Counter,
+    misses: Counter,
+    evictions: Counter,
+    stale_fills: Counter,
+    entries: Counter,
+    recent: Counter,
+}
+
+struct Entries {
+    floor: u64,
+    recent: HashMap<Hashed, Recent, BuildBrought>,
+    cached: LruCache<Hashed, Felt, BuildBrought>,
+    cached_max: usize,
+}
+
+impl Entries {
+    /// The known value for a view.
+    fn at(&mut self, key: &Hashed, stamp: u64) -> Option<Felt> {
+        match self.recent.get(key) {
+            Some(recent) => recent.at(stamp),
+            None => self.cached.get(key).copied(),
+        }
+    }
+
+    /// Caches a value, which becomes the most recent one.
+    fn cache(&mut self, counters: &Counters, key: Hashed, value: Felt) {
+        if self.cached_max == 0 || self.cached.put(key, value).is_some() {
+            return;
+        }
+        if self.cached.len() > self.cached_max {
+            self.cached.pop_lru();
+            counters.evictions.increment();
+        }
+        counters.entries.set(self.cached.len() as u64);
+    }
+
+    fn push(&mut self, key: Hashed, version: Version) {
+        match self.recent.entry(key) {
+            Entry::Occupied(mut recent) => recent.get_mut().push(version),
+            Entry::Vacant(place) => {
+                place.insert(Recent { before: None, newest: version, older: Vec::new() });
+            }
+        }
+    }
+}
+
+/// Alone on its cache lines (two, as they are fetched in pairs): neighbours are used by other threads.
+#[repr(align(128))]
+struct Shard {
+    entries: Mutex<Entries>,
+    counters: Counters,
+}
+
+impl Shard {
+    fn new(plan: Plan) -> Self {
+        let table_takes = NonZeroUsize::new(plan.buckets / 8 * 7).unwrap_or(NonZeroUsize::MIN);
+        let entries = Entries {
+            floor: 0,
+            recent: HashMap::default(),
+            cached: LruCache::with_hasher(table_takes, BuildBrought::default()),
+            cached_max: plan.entries_max,
+        };
+        Self { entries: Mutex::new(entries), counters: Counters::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Visits every value that a diff sets, each once; zero deletes.
+pub fn each_value(diff: &StateDiff, mut visit: impl FnMut(Subject, Felt)) {
+    for contract in diff.contracts() {
+        let address = contract.address;
+        contract.class_hash.iter().for_each(|hash| visit(Subject::ClassHash(address), hash.0));
+        contract.nonce.iter().for_each(|nonce| visit(Subject::Nonce(address), nonce.0));
+        contract.storage.iter().for_each(|(key, value)| visit(Subject::Storage(address, *key), value.0));
+    }
+    for class in diff.classes() {
+        visit(Subject::CompiledClassHash(class.class_hash), class.compiled_class_hash.0);
+    }
+}
+
+/// Recent values and cached ones. Shared by all views; holds a lock only while it looks into one shard.
+pub struct Values {
+    /// A power of two of them.
+    shards: Box<[Shard]>,
+    plan: Plan,
+    hasher: RandomState,
+}
+
+impl Values {
+    /// No recent values, and a cache that takes at most `cache_bytes_max`; one that is off if no entry fits.
+    pub fn new(cache_bytes_max: usize) -> Self {
+        let mut count = SHARDS_MAX;
+        while cache_bytes_max > 0 && count > 1 && cache_bytes_max / count < SHARD_BYTES_MIN {
+            count /= 2;
+        }
+        let plan = Plan::new(cache_bytes_max / count);
+        let shards = (0..count).map(|_| Shard::new(plan)).collect();
+        Self { shards, plan, hasher: RandomState::new() }
+    }
+
+    /// What is known of a key for a view.
+    pub fn get(&self, stamp: u64, key: Subject) -> Lookup {
+        let key = self.hashed(key);
+        let Shard { counters, .. } = self.shard(&key);
+        let mut entries = self.shard(&key).lock();
+        if stamp < entries.floor {
+            return Lookup::Expired;
+        }
+        match entries.at(&key, stamp) {
+            Some(value) => {
+                let counter = if value == Felt::ZERO { &counters.absent_hits } else { &counters.hits };
+                counter.increment();
+                Lookup::Known(value)
+            }
+            None => {
+                counters.misses.increment();
+                Lookup::Unknown(Vacancy { stamp, key })
+            }
+        }
+    }
+
+    /// The known value for a view, if there is one; only then this counts as a read.
+    pub fn recall(&self, stamp: u64, key: Subject) -> Option<Felt> {
+        let key = self.hashed(key);
+        let Shard { counters, .. } = self.shard(&key);
+        let mut entries = self.shard(&key).lock();
+        let value = if stamp < entries.floor { None } else { entries.at(&key, stamp) }?;
+        if value == Felt::ZERO { &counters.absent_hits } else { &counters.hits }.increment();
+        Some(value)
+    }
+
+    /// Takes what the layout answered, zero if the key is absent, and returns the value for the view that asked; `None`
+    /// if it has expired meanwhile.
+    pub fn fill(&self, vacancy: Vacancy, answer: Felt) -> Option<Felt> {
+        let Vacancy { stamp, key } = vacancy;
+        let Shard { counters, .. } = self.shard(&key);
+        let mut entries = self.shard(&key).lock();
+        if stamp < entries.floor {
+            counters.stale_fills.increment();
+            return None;
+        }
+        if let Some(recent) = entries.recent.get(&key) {
+            counters.stale_fills.increment();
+            return Some(recent.at(stamp).unwrap_or(answer));
+        }
+        debug_assert!(
+            entries.cached.peek(&key).is_none_or(|known| *known == answer),
+            "two readers read different values of a key that nobody wrote"
+        );
+        entries.cache(counters, key, answer);
+        Some(answer)
+    }
+
+    /// Whether a view can still be answered.
+    pub fn reaches(&self, stamp: u64) -> bool {
+        self.shards.iter().all(|shard| shard.lock().floor <= stamp)
+    }
+
+    /// Adds a block's values, for views from its stamp on. No view has this stamp or a later one yet.
+    pub fn push(&self, stamp: u64, diff: &StateDiff) {
+        self.each_shard(diff, |entries, values| {
+            values.into_iter().for_each(|(key, value)| entries.push(key, Version { stamp, value }));
+        });
+    }
+
+    /// Learns the values before blocks, from the diff that takes them back. `through` is the last one's stamp; all before
+    /// are settled already. Comes before any row of these blocks can be read.
+    pub fn settle(&self, through: u64, undo: &StateDiff) {
+        self.each_shard(undo, |entries, values| {
+            for (key, before) in values {
+                if let Some(recent) = entries.recent.get_mut(&key)
+                    && recent.before.is_none()
+                    && recent.oldest().stamp <= through
+                {
+                    recent.before = Some(before);
+                }
+            }
+        });
+    }
+
+    /// Lets a block's values go: the oldest recent block, whose rows are in the store. Views before it expire.
+    pub fn retire(&self, stamp: u64, diff: &StateDiff) {
+        let mut values = self.by_shard(diff);
+        for (shard, values) in self.shards.iter().zip(&mut values) {
+            let mut entries = shard.lock();
+            entries.floor = stamp;
+            for (key, _) in values.drain(..) {
+                let left = entries.recent.get_mut(&key).and_then(|recent| recent.retire(stamp));
+                if let Some(value) = left {
+                    entries.recent.remove(&key);
+                    entries.cache(&shard.counters, key, value);
+                }
+            }
+            shard.counters.recent.set(entries.recent.len() as u64);
+        }
+    }
+
+    /// Takes back all values from a stamp on; `diffs` are those blocks'. Nothing of them is in any row.
+    pub fn take_back<'a>(&self, from: u64, diffs: impl IntoIterator<Item = &'a StateDiff>) {
+        for diff in diffs {
+            for (shard, values) in self.shards.iter().zip(self.by_shard(diff)) {
+                let mut entries = shard.lock();
+                for (key, _) in values {
+                    let Entry::Occupied(mut recent) = entries.recent.entry(key) else { continue };
+                    if !recent.get_mut().take_back(from) {
+                        // What is cached may be older than blocks that left since.
+                        if let Some(before) = recent.remove().before {
+                            entries.cache(&shard.counters, key, before);
+                        }
+                    }
+                }
+                shard.counters.recent.set(entries.recent.len() as u64);
+            }
+        }
+    }
+
+    /// What it has done, and what it holds.
+    pub fn stats(&self) -> ReadCacheStats {
+        let mut stats = ReadCacheStats::default();
+        for Shard { counters, .. } in &self.shards {
+            stats.hits += counters.hits.get();
+            stats.absent_hits += counters.absent_hits.get();
+            stats.misses += counters.misses.get();
+            stats.evictions += counters.evictions.get();
+            stats.stale_fills += counters.stale_fills.get();
+            stats.recent += counters.recent.get();
+            let entries = counters.entries.get();
+            stats.entries += entries;
+            stats.bytes += self.plan.bytes(entries as usize) as u64;
+        }
+        stats
+    }
+
+    /// A diff's values by shard: hashed before any lock is taken.
+    fn by_shard(&self, diff: &StateDiff) -> Vec<Vec<(Hashed, Felt)>> {
+        let expected = diff.writes() / self.shards.len() + diff.writes() / 64;
+        let mut values: Vec<_> = self.shards.iter().map(|_| Vec::with_capacity(expected)).collect();
+        each_value(diff, |key, value| {
+            let key = self.hashed(key);
+            values[self.shard_index(&key)].push((key, value));
+        });
+        values
+    }
+
+    /// Visits, one at a time, the shards that a diff has values for.
+    fn each_shard(&self, diff: &StateDiff, mut visit: impl FnMut(&mut Entries, Vec<(Hashed, Felt)>)) {
+        for (shard, values) in self.shards.iter().zip(self.by_shard(diff)) {
+            if !values.is_empty() {
+                let mut entries = shard.lock();
+                visit(&mut entries, values);
+                shard.counters.recent.set(entries.recent.len() as u64);
+            }
+        }
+    }
+
+    fn hashed(&self, key: Subject) -> Hashed {
+        Hashed { hash: self.hasher.hash_one(key), key }
+    }
+
+    fn shard(&self, key: &Hashed) -> &Shard {
+        &self.shards[self.shard_index(key)]
+    }
+
+    /// From bits that the tables do not use: they take the lowest ones for the place and the highest seven as a tag.
+    fn shard_index(&self, key: &Hashed) -> usize {
+        (key.hash >> 40) as usize & (self.shards.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests;

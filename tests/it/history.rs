@@ -1,0 +1,289 @@
+//! Blocks taken back, earlier states viewed and read in tries: each compared with the reference at that block.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use flagstone::core::types::{BlockNumber, StateCommitment};
+use flagstone::engine::Blob;
+use flagstone::journal::faulty::FaultyFiles;
+use flagstone::store::MemoryStore;
+use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, View};
+use flagstone_testkit::reference::ReferenceState;
+use flagstone_testkit::strategies::blocks;
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+
+use crate::support::{Place, config, every, layouts, settle};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Close(StateDiff),
+    /// Goes back so many blocks.
+    Revert(usize),
+    Reopen,
+    Commit,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let diff = || blocks(1..2).prop_map(|mut blocks| Step::Close(blocks.remove(0)));
+    let step = prop_oneof![
+        8 => diff(),
+        2 => (0..6usize).prop_map(Step::Revert),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Commit),
+    ];
+    prop::collection::vec(step, 1..24)
+}
+
+/// What the database ought to be: the states after each block, the empty one first.
+struct Model {
+    states: Vec<(ReferenceState, StateCommitment)>,
+    touched: Vec<StateDiff>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { states: vec![(ReferenceState::new(), StateCommitment::default())], touched: Vec::new() }
+    }
+
+    fn update(&mut self, diff: &StateDiff) -> StateUpdate {
+        let number = self.states.len() as u64 - 1;
+        let mut state = self.states.last().unwrap().0.clone();
+        state.apply(diff);
+        let update = StateUpdate {
+            block_number: Some(BlockNumber(number)),
+            starknet_version: "0.14.0".parse().ok(),
+            ..StateUpdate::from(diff.clone())
+        };
+        let root = state.commitment(update.starknet_version.unwrap().commitment_rule());
+        self.states.push((state, root));
+        self.touched.push(diff.clone());
+        update
+    }
+
+    fn check_view(&self, view: &View, number: u64) {
+        let (expected, _) = &self.states[number as usize + 1];
+        for contract in self.touched.iter().flat_map(StateDiff::contracts) {
+            let address = &contract.address;
+            for (key, _) in &contract.storage {
+                let value = view.storage_at(address, key).unwrap();
+                assert_eq!(value, expected.storage_at(address, key), "{address} {key} at block {number}");
+            }
+            assert_eq!(view.nonce_at(address).unwrap(), expected.nonce_at(address));
+            assert_eq!(view.class_hash_at(address).unwrap(), expected.class_hash_at(address));
+        }
+        for class in self.touched.iter().flat_map(StateDiff::classes) {
+            let compiled = view.compiled_class_hash(&class.class_hash).unwrap();
+            assert_eq!(compiled, expected.compiled_class_hash(&class.class_hash));
+        }
+    }
+
+    /// Compares views and tries at every block with the reference, as far as the history goes.
+    fn check(&self, engine: &Engine, reach: u64) {
+        engine.commit().unwrap();
+        let Some(last) = (self.states.len() as u64).checked_sub(2) else { return };
+        assert_eq!(engine.head().closed, Some(BlockNumber(last)));
+        assert_eq!(engine.head().root.commitment, self.states.last().unwrap().1);
+        for number in last.saturating_sub(reach)..=last {
+            let (state, root) = &self.states[number as usize + 1];
+            self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number);
+            assert_eq!(engine.block_root(BlockNumber(number)).unwrap().unwrap().commitment, *root);
+            let at = engine.at_commitment(Some(BlockNumber(number)), |tries, block, root| {
+                assert_eq!(block, Some(BlockNumber(number)));
+                for contract in self.touched.iter().flat_map(StateDiff::contracts) {
+                    let leaf = tries.contract_leaf(&contract.address)?;
+                    assert_eq!(leaf.nonce, state.nonce_at(&contract.address));
+                    assert_eq!(leaf.class_hash, state.class_hash_at(&contract.address));
+                }
+                Ok(*root)
+            });
+            assert_eq!(at.unwrap().commitment, *root);
+        }
+        assert_eq!(engine.block_root(BlockNumber(last + 1)).unwrap(), None);
+    }
+}
+
+fn run(open: &dyn Fn() -> Engine, steps: &[Step], reach: u64) {
+    let mut model = Model::new();
+    let mut engine = Some(open());
+    for step in steps {
+        let running = engine.as_ref().unwrap();
+        match step {
+            Step::Close(diff) => drop(running.close_block(&model.update(diff)).unwrap()),
+            Step::Commit => model.check(running, reach),
+            Step::Revert(back) => {
+                let blocks = model.states.len() - 1;
+                let back = (*back).min(reach as usize).min(blocks.saturating_sub(1));
+                if blocks > 0 {
+                    model.states.truncate(model.states.len() - back);
+                    let number = BlockNumber(model.states.len() as u64 - 2);
+                    let root = running.revert_to(number).unwrap();
+                    assert_eq!(root.commitment, model.states.last().unwrap().1);
+                    model.check(running, reach.saturating_sub(back as u64).min(1));
+                }
+            }
+            Step::Reopen => {
+                drop(engine.take());
+                engine = Some(open());
+            }
+        }
+    }
+    model.check(engine.as_ref().unwrap(), 2);
+}
+
+/// Runs a property over the same random steps each time; a failure prints the shrunk steps.
+fn for_random_steps(cases: u32, property: impl Fn(&[Step])) {
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let outcome = runner.run(&steps(), |steps| {
+        property(&steps);
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn any_block_in_the_history_can_be_viewed_read_and_gone_back_to() {
+    for_random_steps(24, |steps| {
+        for (layout, _) in layouts() {
+            for (cadence, recent_blocks_max) in
+                [(Cadence::AtClose, 0), (Cadence::EVERY_BLOCK, 2), (every(3), 64)]
+            {
+                let config = EngineConfig { recent_blocks_max, history_blocks: 64, ..config(cadence, 1) };
+                let place = Place::memory();
+                run(&|| place.open(layout, config), steps, 5);
+            }
+        }
+    });
+}
+
+#[test]
+fn reverts_are_in_the_journal_and_last() {
+    for_random_steps(24, |steps| {
+        for (layout, _) in layouts() {
+            let (store, files) = (Arc::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
+            let config = EngineConfig { persist_every: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+            let open = || {
+                let make = flagstone::layout(layout).unwrap().make();
+                let files = Arc::clone(&files);
+                Engine::open_journaled(Box::new(Arc::clone(&store)), make, config, files, Path::new("/j"))
+                    .unwrap()
+            };
+            run(&open, steps, 5);
+        }
+    });
+}
+
+fn block(number: u64) -> StateUpdate {
+    let diff = StateDiff::builder().storage(1.into(), 1.into(), (number + 100).into());
+    StateUpdate {
+        block_number: Some(BlockNumber(number)),
+        starknet_version: "0.14.0".parse().ok(),
+        ..StateUpdate::from(diff.build().unwrap())
+    }
+}
+
+#[test]
+fn beyond_the_history_is_refused_and_nothing_changes() {
+    for (layout, _) in layouts() {
+        let config =
+            EngineConfig { history_blocks: 3, recent_blocks_max: 0, ..config(Cadence::EVERY_BLOCK, 1) };
+        let engine = Place::memory().open(layout, config);
+        (0..9).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        settle(&engine);
+        let before = engine.head();
+        let gone = |error: Error| {
+            assert_eq!(error.kind(), ErrorKind::Expired);
+            assert_eq!(
+                error.to_string(),
+                "the state after block 4 is not kept: history reaches from block 5 to block 8"
+            );
+        };
+        gone(engine.revert_to(BlockNumber(4)).unwrap_err());
+        gone(engine.view_at(BlockNumber(4)).unwrap_err());
+        gone(engine.at_commitment(Some(BlockNumber(4)), |_, _, _| Ok(())).unwrap_err());
+        let ahead = engine.revert_to(BlockNumber(9)).unwrap_err();
+        assert_eq!(ahead.to_string(), "block 9 is not there: the last block is block 8");
+        assert_eq!(engine.head(), before);
+        assert_eq!(
+            engine.view_at(BlockNumber(5)).unwrap().storage_at(&1.into(), &1.into()).unwrap(),
+            105.into()
+        );
+        let old = engine.view();
+        engine.revert_to(BlockNumber(5)).unwrap();
+        assert_eq!(engine.view().storage_at(&1.into(), &1.into()).unwrap(), 105.into());
+        assert_eq!(engine.head().closed, Some(BlockNumber(5)));
+        assert!(engine.close_block(&block(9)).is_err());
+        // The view from before the revert answers for its own block, or not at all.
+        if let Ok(value) = old.storage_at(&1.into(), &1.into()) {
+            assert_eq!(value, 108.into());
+        }
+    }
+}
+
+#[test]
+fn blocks_committed_as_one_have_one_root_and_are_taken_back_together() {
+    let roots: Vec<StateCommitment> = {
+        let engine = Place::memory().open("flat", config(Cadence::AtClose, 1));
+        (0..7)
+            .map(|number| engine.close_block(&block(number)).unwrap().committed[0].root.commitment)
+            .collect()
+    };
+    for (layout, _) in layouts() {
+        let config = EngineConfig { coalesce: true, recent_blocks_max: 0, ..config(Cadence::OnRequest, 1) };
+        let engine = Place::memory().open(layout, config);
+        let mut committed = Vec::new();
+        for number in 0..7 {
+            engine.close_block(&block(number)).unwrap();
+            if number == 2 || number == 6 {
+                committed.extend(engine.commit().unwrap().committed);
+            }
+        }
+        engine.sync().unwrap();
+        let told: Vec<_> = committed.iter().map(|block| (block.number.0, block.root.commitment)).collect();
+        assert_eq!(told, [(2, roots[2]), (6, roots[6])]);
+        assert_eq!(engine.block_root(BlockNumber(4)).unwrap(), None);
+        assert_eq!(engine.revert_to(BlockNumber(4)).unwrap_err().kind(), ErrorKind::Expired);
+        assert_eq!(engine.revert_to(BlockNumber(2)).unwrap().commitment, roots[2]);
+        engine.close_block(&StateUpdate { new_root: Some(roots[3]), ..block(3) }).unwrap();
+        engine.commit().unwrap();
+    }
+}
+
+#[test]
+fn blobs_are_there_with_their_block_and_after_a_crash() {
+    let blob = |number: u64| Blob {
+        key: number.to_be_bytes().to_vec(),
+        bytes: (0..number * 5_000).map(|byte| byte as u8).collect::<Vec<u8>>().into(),
+    };
+    for (layout, _) in layouts() {
+        for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
+            let (store, files) = (Arc::new(MemoryStore::new()), FaultyFiles::new());
+            let open = || {
+                let make = flagstone::layout(layout).unwrap().make();
+                let files = Arc::new(files.clone());
+                let store = Box::new(Arc::clone(&store));
+                Engine::open_journaled(store, make, config(cadence, 1), files, Path::new("/j")).unwrap()
+            };
+            let check = |engine: &Engine| {
+                for number in 0..4 {
+                    let read = engine.view().blob(&blob(number).key).unwrap();
+                    assert_eq!(read, Some(blob(number).bytes), "{layout}, {cadence:?}: blob {number}");
+                }
+                assert_eq!(engine.view().blob(b"none").unwrap(), None);
+            };
+            let engine = open();
+            for number in 0..4 {
+                engine.close_block_with(&block(number), &[blob(number)]).unwrap();
+            }
+            check(&engine);
+            settle(&engine);
+            check(&engine);
+            drop(engine);
+            files.crash(1);
+            check(&open());
+            let long = Blob { key: vec![0; 256], bytes: Vec::new().into() };
+            assert_eq!(open().close_block_with(&block(4), &[long]).unwrap_err().kind(), ErrorKind::Input);
+        }
+    }
+}
