@@ -258,6 +258,53 @@ fn classes_are_read_back_after_reopening_and_migrate_to_their_second_hash() {
 }
 
 #[test]
+fn a_class_is_there_exactly_if_its_block_is_closed() {
+    for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
+        let place = Place::memory();
+        let engine = Arc::new(place.open("flat", config(cadence, 1)));
+        let classes = Arc::new(with_classes(&engine));
+        let store: Arc<dyn ClassStore> = Arc::<ReadyClasses<EngineClasses>>::clone(&classes);
+        let producer = Producer::new(engine, store, ProducerConfig::default());
+        producer.close_update(&GENESIS.update, &GENESIS.classes).unwrap();
+        let executed = producer.execute(&next(&producer, Workload::Mixed, 10)).unwrap();
+        let declared = executed.classes[0].class_hash;
+        assert_eq!(classes.get(declared).unwrap(), None);
+        let wrong = StateUpdate { block_number: Some(BlockNumber(99)), ..executed.update.clone() };
+        let Err(error) = producer.close_update(&wrong, &executed.classes) else { panic!("closed") };
+        assert_eq!(error.kind(), ErrorKind::Input, "{error}");
+        assert_eq!(classes.get(declared).unwrap(), None, "its block was refused");
+        producer.close(&executed).unwrap();
+        assert!(classes.get(declared).unwrap().is_some(), "{cadence:?}: before its block has a root");
+        settle(producer.engine());
+        drop((producer, classes));
+        let classes = with_classes(&Arc::new(place.open("flat", config(cadence, 1))));
+        assert!(classes.get(declared).unwrap().is_some(), "{cadence:?}");
+    }
+}
+
+#[test]
+fn hints_to_the_engine_change_no_block_and_are_not_the_executors_reads() {
+    for layout in LAYOUTS {
+        let expected = chain(&producer(&Place::memory(), layout.name, 2), Workload::Mixed);
+        let place = Place::memory();
+        let hinting = producer(&place, layout.name, 2);
+        let engine: Arc<dyn Prefetch> = Arc::<Engine>::clone(hinting.engine());
+        let hinting = hinting.with_prefetch(engine);
+        assert_eq!(chain(&hinting, Workload::Mixed), expected, "{}", layout.name);
+        let stats = hinting.engine().hint_stats();
+        assert!(stats.hinted > 100 && stats.dropped == 0, "{stats:?}");
+        drop(hinting);
+
+        let cold = producer(&place, layout.name, 0);
+        let block = next(&cold, Workload::Mixed, 20);
+        let first = cold.execute(&block).unwrap().reads;
+        assert!(0 < first.misses && first.misses < first.of_values(), "{first:?}");
+        let again = cold.execute(&block).unwrap().reads;
+        assert_eq!((again.misses, again.hit_rate()), (0, 1.0), "{again:?}");
+    }
+}
+
+#[test]
 fn a_damaged_class_is_an_error_and_not_another_class() {
     let declared = GENESIS.classes.last().unwrap();
     let bytes = blob::encode(declared).unwrap();
