@@ -6,6 +6,8 @@ pub mod error;
 pub mod input;
 pub mod journal;
 pub mod registry;
+#[cfg(feature = "blockifier")]
+pub mod sequencer;
 pub mod snapshot;
 pub mod store;
 pub mod wire;

@@ -4,6 +4,12 @@
 
 mod cli;
 
+/// The executor allocates a great deal, on several threads at once. glibc's allocator gives memory back and takes it again
+/// all the time, for up to half of the CPU; this one does not, and the executor's crates build it anyway.
+#[cfg(feature = "blockifier")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> std::process::ExitCode {
     cli::run()
 }

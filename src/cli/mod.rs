@@ -6,8 +6,10 @@
 mod check;
 mod inspect;
 mod output;
+mod place;
 mod prove;
 mod replay;
+mod sequence;
 mod snapshot;
 mod witness;
 
@@ -71,6 +73,9 @@ enum Command {
     /// Tell in what the states of two databases differ, in any layouts and stores
     #[command(after_help = DIFF_EXIT_CODES)]
     Diff(Diff),
+    /// Execute blocks of generated transactions on a state, with StarkWare's executor (feature `blockifier`)
+    #[command(after_help = EXIT_CODES)]
+    Sequence(Sequence),
     /// Read one value
     Get(Get),
     /// Print the state commitment of the last committed block
@@ -217,6 +222,43 @@ struct Diff {
     #[arg(long)]
     all: bool,
     /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Sequence {
+    /// Blocks to produce, besides the genesis
+    #[arg(long, value_name = "B", default_value_t = 5)]
+    blocks: u64,
+    /// Transactions of each block
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    txs: usize,
+    /// What the transactions do: transfers, multicall, contended or mixed
+    #[arg(long, value_name = "NAME", default_value = "mixed")]
+    workload: String,
+    /// Threads that execute; 0 executes one transaction after the other
+    #[arg(long, value_name = "W", default_value_t = 2)]
+    workers: usize,
+    /// Another seed gives other transactions
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Layout of the state [default: what the database has, or flat]
+    #[arg(long, value_name = "NAME")]
+    layout: Option<String>,
+    /// Where the rows are kept: memory or sled [default: what the database has, or sled]
+    #[arg(long, value_name = "NAME")]
+    store: Option<String>,
+    /// Directory of the database, made if missing, continued if not; without it a temporary one is used and removed
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Do not compare roots with those of another layout in memory
+    #[arg(long)]
+    no_verify: bool,
+    /// Do not read ahead what transactions will read
+    #[arg(long)]
+    no_hints: bool,
+    /// Print one JSON object a line
     #[arg(long)]
     json: bool,
 }
@@ -399,7 +441,11 @@ impl Failure {
 }
 
 fn exit_code(error: &Error) -> u8 {
-    match error.kind() {
+    exit_code_of(error.kind())
+}
+
+const fn exit_code_of(kind: ErrorKind) -> u8 {
+    match kind {
         ErrorKind::Root => 1,
         ErrorKind::Input | ErrorKind::Expired => 2,
         ErrorKind::Store => 3,
@@ -428,6 +474,7 @@ pub fn run() -> ExitCode {
         Command::Convert(args) => snapshot::convert(&args, &mut output),
         Command::Check(args) => check::check(&args, &mut output),
         Command::Diff(args) => check::diff(&args, &mut output),
+        Command::Sequence(args) => sequence::run(&args, &mut output),
         Command::Get(args) => inspect::get(&args, &mut output),
         Command::Root(args) => inspect::root(&args, &mut output),
         Command::Info(args) => inspect::info(&args, &mut output),

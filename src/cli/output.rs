@@ -57,6 +57,18 @@ impl Output {
             Some(_) => "{bar:30} {bytes}/{total_bytes}  {elapsed}, {eta} left  {msg}",
             None => "{spinner} {bytes}  {elapsed}  {msg}",
         };
+        self.start_bar(total, template);
+    }
+
+    /// Starts a progress bar over `total` blocks, if somebody can see it.
+    #[cfg(feature = "blockifier")]
+    pub fn start_blocks(&mut self, total: u64) {
+        if std::io::stderr().is_terminal() {
+            self.start_bar(Some(total), "{bar:30} {pos}/{len} blocks  {elapsed}, {eta} left  {msg}");
+        }
+    }
+
+    fn start_bar(&mut self, total: Option<u64>, template: &str) {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let target = ProgressDrawTarget::stderr();
         self.bar = ProgressBar::with_draw_target(total, target).with_style(style);
@@ -73,10 +85,10 @@ impl Output {
         }
     }
 
-    /// Moves the progress bar to `bytes` of input read.
-    pub fn progress(&self, bytes: u64, message: impl FnOnce() -> String) {
+    /// Moves the progress bar to `position`: bytes of input read, or blocks.
+    pub fn progress(&self, position: u64, message: impl FnOnce() -> String) {
         if !self.bar.is_hidden() {
-            self.bar.set_position(bytes);
+            self.bar.set_position(position);
             self.bar.set_message(message());
         }
     }

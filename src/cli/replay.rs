@@ -8,11 +8,11 @@ use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::core::witness::Witness;
 use flagstone::engine::BlockRoot;
 use flagstone::input::{LocatedUpdate, UpdateReader};
-use flagstone::store::MemoryStore;
-use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, database, registry};
+use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, registry};
 use serde_json::json;
 
 use super::output::{BAD, DIM, GOOD, Output, styled};
+use super::place::Place;
 use super::{Failure, Replay, witness};
 
 /// A closed block whose line is not printed yet, because its root is not known yet.
@@ -34,9 +34,6 @@ struct Replayer<'a> {
     verified: u64,
 }
 
-/// A store named on the command line that keeps nothing.
-const MEMORY: &str = "memory";
-
 pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     if args.witness.is_some() && ![Cadence::EVERY_BLOCK, Cadence::AtClose].contains(&args.commit) {
@@ -44,22 +41,10 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
             "--witness is of blocks as they are committed, one by one; use --commit every",
         ));
     }
-    let temporary = match (&args.data, args.store.as_deref()) {
-        (Some(_), Some(MEMORY)) => {
-            return Err(Failure::usage(
-                "--store memory keeps nothing, so it cannot be used with --data; leave one out",
-            ));
-        }
-        (None, store) if store != Some(MEMORY) => Some(
-            tempfile::Builder::new()
-                .prefix("flagstone-")
-                .tempdir()
-                .map_err(|error| Failure::store(format!("cannot make a temporary directory: {error}")))?,
-        ),
-        _ => None,
-    };
-    let directory = temporary.as_ref().map(tempfile::TempDir::path).or(args.data.as_deref());
-    let engine = open(args, directory)?;
+    let place = Place::new(args.data.as_deref(), args.store.as_deref())?;
+    let config = EngineConfig { cadence: args.commit, threads: args.threads, ..EngineConfig::default() };
+    let layout = args.layout.as_deref().map(registry::layout).transpose()?;
+    let engine = place.open(layout, args.store.as_deref(), config)?;
     let layout = engine.identity().layout;
     let mut replayer = Replayer {
         args,
@@ -75,19 +60,8 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
         replayer.file(file)?;
     }
     replayer.finish(None)?;
-    replayer.summary(started, directory, temporary.is_some());
+    replayer.summary(started, &place);
     Ok(())
-}
-
-fn open(args: &Replay, directory: Option<&Path>) -> Result<Engine, Failure> {
-    let layout = args.layout.as_deref().map(registry::layout).transpose()?;
-    let config = EngineConfig { cadence: args.commit, threads: args.threads, ..EngineConfig::default() };
-    let Some(directory) = directory else {
-        let layout = layout.unwrap_or(&registry::LAYOUTS[0]).make();
-        return Ok(Engine::open(Box::new(MemoryStore::new()), layout, config)?);
-    };
-    let store = args.store.as_deref().map(database::store).transpose()?;
-    Ok(database::open_or_create(directory, layout, store, config)?)
 }
 
 impl Replayer<'_> {
@@ -216,7 +190,7 @@ impl Replayer<'_> {
             .line(&format!("block {number:<8} {}  {writes:>6} writes  root {root}  {verdict}", self.layout));
     }
 
-    fn summary(&mut self, started: Instant, directory: Option<&Path>, temporary: bool) {
+    fn summary(&mut self, started: Instant, place: &Place) {
         let seconds = started.elapsed().as_secs_f64();
         let root = self.engine.head().root.commitment;
         let store = self.engine.store_name();
@@ -227,14 +201,13 @@ impl Replayer<'_> {
             });
             return self.output.line(&json!({ "summary": summary }).to_string());
         }
-        let place = match directory {
-            Some(_) if temporary => ", in a temporary directory".to_owned(),
-            Some(directory) => format!(", in {}", directory.display()),
-            None => String::new(),
-        };
         self.output.line(&format!(
-            "{} blocks, {} writes, {} roots compared and equal, {seconds:.2} s; {} on {store}{place}",
-            self.blocks, self.writes, self.verified, self.layout
+            "{} blocks, {} writes, {} roots compared and equal, {seconds:.2} s; {} on {store}{}",
+            self.blocks,
+            self.writes,
+            self.verified,
+            self.layout,
+            place.suffix()
         ));
     }
 }

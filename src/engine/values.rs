@@ -377,6 +377,16 @@ impl Values {
         }
     }
 
+    /// The known value for a view, if there is one; only then this counts as a read.
+    pub fn recall(&self, stamp: u64, key: Subject) -> Option<Felt> {
+        let key = self.hashed(key);
+        let Shard { counters, .. } = self.shard(&key);
+        let mut entries = self.shard(&key).lock();
+        let value = if stamp < entries.floor { None } else { entries.at(&key, stamp) }?;
+        if value == Felt::ZERO { &counters.absent_hits } else { &counters.hits }.increment();
+        Some(value)
+    }
+
     /// Takes what the layout answered, zero if the key is absent, and returns the value for the view that asked; `None`
     /// if it has expired meanwhile.
     pub fn fill(&self, vacancy: Vacancy, answer: Felt) -> Option<Felt> {

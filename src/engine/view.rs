@@ -91,6 +91,16 @@ impl View {
         }
     }
 
+    /// Like [`View::value`], if that is in memory; `None` if the layout has to be asked, or the view does not answer.
+    pub fn known(&self, subject: &Subject) -> Option<Felt> {
+        self.shared.check_running().ok()?;
+        if let Some(value) = self.past.as_ref().and_then(|past| past.get(subject)) {
+            return Some(*value);
+        }
+        let value = self.shared.values.recall(self.stamp, *subject);
+        value.filter(|_| !self.shared.is_taken_back(self.stamp))
+    }
+
     /// The blob of a key, if a block brought one: of any block so far, as blobs never change.
     ///
     /// # Errors

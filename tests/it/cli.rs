@@ -209,6 +209,15 @@ fn a_lag_of_the_commitment_is_told_beside_the_root() {
     assert_eq!(stderr(&output).trim(), note);
 }
 
+#[cfg(not(feature = "blockifier"))]
+#[test]
+fn without_the_executor_the_command_says_how_to_get_it() {
+    let output = flagstone(["sequence", "--blocks", "2", "--workload", "transfers"]);
+    check(&output, 2);
+    let expected = "build it with it: cargo build --release --features blockifier";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+}
+
 #[test]
 fn layouts_are_listed() {
     let output = flagstone(["layouts"]);

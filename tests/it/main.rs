@@ -22,6 +22,8 @@ mod moving;
 mod proofs;
 mod properties;
 mod read_cache;
+#[cfg(feature = "blockifier")]
+mod sequencer;
 mod snapshot;
 mod store_conformance;
 mod store_damage;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use flagstone::core::diff::Subject;
 use flagstone::core::types::BlockNumber;
 use flagstone::store::{Capabilities, MemoryStore, Row, Store, StoreError, StoreRead, Visit, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, ErrorKind, StateDiff, StateUpdate, View};
@@ -189,9 +190,12 @@ fn what_was_read_or_written_is_answered_without_the_store() {
         let (address, absent) = (1.into(), 500.into());
         assert_eq!(view.storage_at(&address, &3.into()).unwrap(), 100.into());
         assert_eq!(asked(), 0, "a written value is known");
+        assert_eq!(view.known(&Subject::Storage(address, absent)), None);
+        assert_eq!(asked(), 0, "what is not known is not asked for");
         assert_eq!(view.storage_at(&address, &absent).unwrap(), 0.into());
         assert!(asked() > 0);
         assert_eq!(view.storage_at(&address, &absent).unwrap(), 0.into());
+        assert_eq!(view.known(&Subject::Storage(address, absent)), Some(0.into()));
         assert_eq!(asked(), 0, "an absence is known once asked for");
         engine.close_block(&block(1)).unwrap();
         settle(&engine);
@@ -199,7 +203,7 @@ fn what_was_read_or_written_is_answered_without_the_store() {
         assert_eq!(engine.view().storage_at(&address, &absent).unwrap(), 0.into());
         assert_eq!(asked(), 0, "and after a block that did not touch it");
         let stats = engine.read_cache_stats();
-        assert_eq!((stats.hits, stats.absent_hits, stats.misses), (1, 2, 1));
+        assert_eq!((stats.hits, stats.absent_hits, stats.misses), (1, 3, 1));
     }
 }
 

@@ -70,6 +70,14 @@ fn only_its_own_file_knows_sled() {
 }
 
 #[test]
+fn only_the_sequencer_knows_the_executor() {
+    for below in ["src", "layouts"] {
+        check_only_in(below, "blockifier::", &["src/sequencer/"]);
+        check_only_in(below, "starknet_api", &["src/sequencer/"]);
+    }
+}
+
+#[test]
 fn unsafe_code_is_allowed_nowhere_but_in_the_hash_module() {
     for below in ["src", "layouts"] {
         check_only_in(below, "allow(unsafe_code", &["layouts/core/src/hash/"]);
@@ -103,4 +111,16 @@ fn every_layout_documents_its_format() {
             assert!(readme.contains("format version"), "{name}");
         }
     }
+}
+
+#[test]
+fn the_readmes_sequencer_is_the_one_that_is_tested() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let (tested, readme) = (read("src/sequencer/example.md"), read("README.md"));
+    let program = tested.split("```").nth(1).unwrap();
+    assert!(program.contains("fn main()"));
+    assert!(
+        readme.contains(&format!("```rust,ignore{program}```")),
+        "README.md and src/sequencer/example.md differ"
+    );
 }

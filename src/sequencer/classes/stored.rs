@@ -1,0 +1,42 @@
+//! Compiled classes as blobs of the engine.
+
+use std::sync::Arc;
+
+use flagstone_core::types::ClassHash;
+
+use super::{ClassError, ClassStore, DeclaredClass, ReadyClass, blob};
+use crate::engine::{Blob, Engine};
+
+/// A [`ClassStore`] in the engine's own database, one blob a class: a class is there exactly if the block that declared it
+/// was closed.
+#[derive(Debug)]
+pub struct EngineClasses {
+    engine: Arc<Engine>,
+}
+
+impl EngineClasses {
+    /// The classes of this engine's blocks.
+    pub const fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+}
+
+/// The key of a class's blob.
+pub fn blob_key(class_hash: ClassHash) -> Vec<u8> {
+    [b"class/".as_slice(), &class_hash.to_be()].concat()
+}
+
+impl ClassStore for EngineClasses {
+    fn get(&self, class_hash: ClassHash) -> Result<Option<ReadyClass>, ClassError> {
+        let kept = self.engine.view().blob(&blob_key(class_hash));
+        let bytes = kept.map_err(|error| ClassError::Store(error.to_string()))?;
+        bytes.map(|bytes| blob::decode(class_hash, &bytes)).transpose()
+    }
+
+    fn put(&self, classes: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError> {
+        let encode = |class: &DeclaredClass| {
+            Ok(Blob { key: blob_key(class.class_hash), bytes: blob::encode(class)?.into() })
+        };
+        classes.iter().map(encode).collect()
+    }
+}

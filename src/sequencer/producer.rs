@@ -1,0 +1,275 @@
+//! Producing blocks: execute, close, and say the root once it is known.
+//!
+//! Closing returns when the block is durable and visible. From then on the next block can execute, while the root of
+//! this one follows: [`Producer::wait_for_root`] waits for it, from any thread. [`run`](super::run) puts the three in a loop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockifier::blockifier::concurrent_transaction_executor::ConcurrentTransactionExecutor;
+use blockifier::blockifier::config::{TransactionExecutorConfig, WorkerPoolConfig};
+use blockifier::blockifier::transaction_executor::{
+    BlockExecutionSummary, DEFAULT_STACK_SIZE, TransactionExecutionOutput, TransactionExecutor,
+    TransactionExecutorResult,
+};
+use blockifier::concurrency::worker_pool::WorkerPool;
+use blockifier::context::BlockContext;
+use blockifier::state::cached_state::CachedState;
+use blockifier::transaction::transaction_execution::Transaction;
+use flagstone_core::commitment::StarknetVersion;
+use flagstone_core::types::{BlockNumber, ClassHash};
+use flagstone_core::update::StateUpdate;
+use starknet_api::block::BlockHashAndNumber;
+use starknet_api::executable_transaction::AccountTransaction;
+
+use super::classes::{ClassStore, DeclaredClass};
+use super::hints::{self, Prefetch};
+use super::{ReadCounts, SequencerError, ViewReader, convert};
+use crate::engine::{BlockRoot, Engine};
+
+/// How long the producer sleeps between looks at what the workers have done.
+const POLL: Duration = Duration::from_micros(200);
+
+/// Settings of a [`Producer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerConfig {
+    /// Threads that execute transactions; 0 executes one after the other in the caller's thread. The result is the same.
+    pub workers: usize,
+    /// Stack of each such thread, in bytes.
+    pub stack_bytes: usize,
+}
+
+impl Default for ProducerConfig {
+    fn default() -> Self {
+        Self { workers: 2, stack_bytes: DEFAULT_STACK_SIZE }
+    }
+}
+
+/// A block to be executed on the state after the last closed one.
+pub struct BlockInput {
+    /// The block's header and the chain's constants. Its number must be the next one.
+    pub context: BlockContext,
+    /// From block 10 on, the hash of the block ten before, which the executor stores at address 0x1.
+    pub old_block: Option<BlockHashAndNumber>,
+    /// The transactions, in order.
+    pub transactions: Vec<Transaction>,
+}
+
+/// A block that was executed and is not closed.
+pub struct Executed {
+    /// What it changes; ready for [`Producer::close`].
+    pub update: StateUpdate,
+    /// The classes it declares.
+    pub classes: Vec<DeclaredClass>,
+    /// How each transaction ended. Fewer than there were if the block became full; the rest are for a next block.
+    pub outcomes: Vec<TransactionExecutorResult<TransactionExecutionOutput>>,
+    /// What the executor says of the block.
+    pub summary: BlockExecutionSummary,
+    /// What the executor read.
+    pub reads: ReadCounts,
+    /// Time from taking the view to having the state diff.
+    pub elapsed: Duration,
+}
+
+/// A block that is durable and visible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// The block.
+    pub number: BlockNumber,
+    /// Time that closing took: all that the next block's execution waits for.
+    pub elapsed: Duration,
+}
+
+/// Workers for as long as nobody else is given their results.
+type Pool = WorkerPool<CachedState<ViewReader>>;
+
+/// Makes blocks on an engine. One block at a time; roots may be waited for by other threads meanwhile.
+pub struct Producer {
+    engine: Arc<Engine>,
+    classes: Arc<dyn ClassStore>,
+    prefetch: Option<Arc<dyn Prefetch>>,
+    pool: Option<Arc<Pool>>,
+}
+
+impl Producer {
+    /// A producer on an engine, with its compiled classes. Starts the workers.
+    pub fn new(engine: Arc<Engine>, classes: Arc<dyn ClassStore>, config: ProducerConfig) -> Self {
+        let pool = WorkerPoolConfig { n_workers: config.workers, stack_size: config.stack_bytes };
+        let pool = (config.workers > 0).then(|| Arc::new(WorkerPool::start(&pool)));
+        Self { engine, classes, prefetch: None, pool }
+    }
+
+    /// Tells `prefetch` early what executions will read.
+    #[must_use]
+    pub fn with_prefetch(mut self, prefetch: Arc<dyn Prefetch>) -> Self {
+        self.prefetch = Some(prefetch);
+        self
+    }
+
+    /// The engine.
+    pub const fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Executes a block on the state after the last closed block, and changes nothing.
+    ///
+    /// A transaction that fails is among the outcomes and does not fail the block.
+    ///
+    /// # Errors
+    /// [`SequencerError::Read`] if the state could not be read, [`SequencerError::Executor`] if the executor failed,
+    /// [`SequencerError::Diff`] if its diff has keys out of range.
+    pub fn execute(&self, block: &BlockInput) -> Result<Executed, SequencerError> {
+        let started = Instant::now();
+        let reader = ViewReader::new(self.engine.view(), Arc::clone(&self.classes));
+        let ahead = Ahead { prefetch: self.prefetch.as_deref(), context: &block.context };
+        ahead.transactions(&block.transactions);
+        let executed = match &self.pool {
+            Some(pool) => execute_streaming(block, reader.clone(), pool, &ahead),
+            None => execute_sequentially(block, reader.clone(), &ahead),
+        };
+        let number = BlockNumber(block.context.block_info().block_number.0);
+        if let Some(problem) = reader.failure() {
+            return Err(SequencerError::Read { block: number, problem: problem.to_owned() });
+        }
+        let (outcomes, summary) =
+            executed.map_err(|problem| SequencerError::Executor { block: number, problem })?;
+        let classes = declared(&block.transactions, &outcomes);
+        let cairo_0 = |class: &DeclaredClass| class.hashes.is_none().then_some(class.class_hash);
+        let deprecated: Vec<ClassHash> = classes.iter().filter_map(cairo_0).collect();
+        let version = block.context.block_info().starknet_version.to_string();
+        let update = StateUpdate {
+            block_number: Some(number),
+            starknet_version: version.parse::<StarknetVersion>().ok(),
+            ..StateUpdate::from(convert::state_diff(&summary.state_diff, &deprecated)?)
+        };
+        let elapsed = started.elapsed();
+        Ok(Executed { update, classes, outcomes, summary, reads: reader.counts(), elapsed })
+    }
+
+    /// Closes a block that was executed on the last closed one: its values and classes are durable, as one unit, and visible.
+    ///
+    /// # Errors
+    /// As [`Engine::close_block_with`], and [`SequencerError::Class`] if a class could not be kept; then nothing was closed.
+    pub fn close(&self, block: &Executed) -> Result<Closed, SequencerError> {
+        self.close_update(&block.update, &block.classes)
+    }
+
+    /// Closes a block that was not executed, like a genesis.
+    ///
+    /// # Errors
+    /// As [`Producer::close`].
+    pub fn close_update(
+        &self,
+        update: &StateUpdate,
+        classes: &[DeclaredClass],
+    ) -> Result<Closed, SequencerError> {
+        let started = Instant::now();
+        let blobs = self.classes.put(classes)?;
+        let progress = self.engine.close_block_with(update, &blobs)?;
+        Ok(Closed { number: progress.closed.unwrap_or_default(), elapsed: started.elapsed() })
+    }
+
+    /// The root of a closed block, once it is known.
+    ///
+    /// # Errors
+    /// As [`Engine::wait_for_root`].
+    pub fn wait_for_root(&self, block: BlockNumber) -> Result<BlockRoot, SequencerError> {
+        Ok(self.engine.wait_for_root(block)?)
+    }
+}
+
+impl Drop for Producer {
+    /// Stops the workers.
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take().and_then(Arc::into_inner) {
+            pool.join();
+        }
+    }
+}
+
+/// What is told of a block before the executor asks.
+struct Ahead<'a> {
+    prefetch: Option<&'a dyn Prefetch>,
+    context: &'a BlockContext,
+}
+
+impl Ahead<'_> {
+    fn transactions(&self, transactions: &[Transaction]) {
+        if let Some(prefetch) = self.prefetch {
+            prefetch.prefetch(hints::of_transactions(transactions, self.context));
+        }
+    }
+
+    fn outcomes(&self, outcomes: &[TransactionExecutorResult<TransactionExecutionOutput>]) {
+        let Some(prefetch) = self.prefetch else { return };
+        for (_, writes) in outcomes.iter().flatten() {
+            prefetch.prefetch(hints::of_writes(writes, self.context));
+        }
+    }
+}
+
+type Outcomes = Vec<TransactionExecutorResult<TransactionExecutionOutput>>;
+
+/// Hands all transactions to the workers, and takes what they have done as it comes.
+fn execute_streaming(
+    block: &BlockInput,
+    reader: ViewReader,
+    pool: &Arc<Pool>,
+    ahead: &Ahead<'_>,
+) -> Result<(Outcomes, BlockExecutionSummary), String> {
+    let (context, pool) = (block.context.clone(), Arc::clone(pool));
+    let mut executor =
+        ConcurrentTransactionExecutor::start_block(reader, context, block.old_block, pool, None)
+            .map_err(|error| error.to_string())?;
+    executor.add_txs(&block.transactions);
+    let mut outcomes = Outcomes::new();
+    loop {
+        // In this order, so that nothing that was done before the end is left behind.
+        let full = executor.is_done();
+        let new = executor.get_new_results();
+        ahead.outcomes(&new);
+        outcomes.extend(new);
+        if full || outcomes.len() == block.transactions.len() {
+            break;
+        }
+        std::thread::sleep(POLL);
+    }
+    let summary = executor.close_block(outcomes.len()).map_err(|error| error.to_string())?;
+    Ok((outcomes, summary))
+}
+
+fn execute_sequentially(
+    block: &BlockInput,
+    reader: ViewReader,
+    ahead: &Ahead<'_>,
+) -> Result<(Outcomes, BlockExecutionSummary), String> {
+    let (context, config) = (block.context.clone(), TransactionExecutorConfig::default());
+    let mut executor = TransactionExecutor::pre_process_and_create(reader, context, block.old_block, config)
+        .map_err(|error| error.to_string())?;
+    let outcomes = executor.execute_txs(&block.transactions, None);
+    ahead.outcomes(&outcomes);
+    let summary = executor.finalize().map_err(|error| error.to_string())?;
+    Ok((outcomes, summary))
+}
+
+/// The classes of declarations that took place.
+fn declared(transactions: &[Transaction], outcomes: &Outcomes) -> Vec<DeclaredClass> {
+    let took_place = |outcome: &TransactionExecutorResult<TransactionExecutionOutput>| {
+        outcome.as_ref().is_ok_and(|(info, _)| !info.is_reverted())
+    };
+    let of_transaction = |transaction: &Transaction| match transaction {
+        Transaction::Account(account) => match &account.tx {
+            AccountTransaction::Declare(declare) => {
+                Some(DeclaredClass::new(ClassHash(declare.class_hash().0), declare.contract_class()))
+            }
+            _ => None,
+        },
+        Transaction::L1Handler(_) => None,
+    };
+    let outcomes = outcomes.iter().map(took_place);
+    transactions
+        .iter()
+        .zip(outcomes)
+        .filter_map(|(transaction, declared)| declared.then(|| of_transaction(transaction)).flatten())
+        .collect()
+}

@@ -1,0 +1,184 @@
+//! The executor's reader over a pinned view.
+//!
+//! Answers for the view's block or fails: an error is passed on as [`StateError::StateReadError`] with its text, never as
+//! a default value, and the first one is kept. Absent values are zero, as the executor expects.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use blockifier::execution::contract_class::RunnableCompiledClass;
+use blockifier::state::errors::StateError;
+use blockifier::state::state_api::{StateReader, StateResult};
+use flagstone_core::diff::Subject;
+use flagstone_core::felt::Felt;
+use flagstone_core::types::ClassHash;
+use starknet_api::core as api;
+use starknet_api::state::StorageKey;
+
+use super::classes::{ClassStore, ReadyClass};
+use super::convert;
+use crate::engine::View;
+
+/// What the executor has asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadCounts {
+    /// Storage slots.
+    pub storage: u64,
+    /// Nonces.
+    pub nonces: u64,
+    /// Class hashes of contracts.
+    pub class_hashes: u64,
+    /// Compiled class hashes, with those asked for to know that a class is declared.
+    pub compiled_class_hashes: u64,
+    /// Compiled classes. They come from the [`ClassStore`], not from the view.
+    pub classes: u64,
+    /// Of those that went to the view, the ones that were not in memory.
+    pub misses: u64,
+}
+
+impl ReadCounts {
+    /// Reads that went to the view.
+    pub const fn of_values(&self) -> u64 {
+        self.storage + self.nonces + self.class_hashes + self.compiled_class_hashes
+    }
+
+    /// Share of the reads that went to the view and were answered from memory.
+    pub fn hit_rate(&self) -> f64 {
+        let reads = self.of_values();
+        1.0 - self.misses.min(reads) as f64 / reads.max(1) as f64
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    storage: AtomicU64,
+    nonces: AtomicU64,
+    class_hashes: AtomicU64,
+    compiled_class_hashes: AtomicU64,
+    classes: AtomicU64,
+    misses: AtomicU64,
+    failure: OnceLock<String>,
+}
+
+/// The state after a block, as the executor reads it. Clones share their counts and their failure.
+#[derive(Clone)]
+pub struct ViewReader {
+    view: View,
+    classes: Arc<dyn ClassStore>,
+    shared: Arc<Shared>,
+}
+
+impl ViewReader {
+    /// A reader of a view, with the compiled classes of its contracts.
+    pub fn new(view: View, classes: Arc<dyn ClassStore>) -> Self {
+        Self { view, classes, shared: Arc::default() }
+    }
+
+    /// What was asked for until now.
+    pub fn counts(&self) -> ReadCounts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ReadCounts {
+            storage: get(&self.shared.storage),
+            nonces: get(&self.shared.nonces),
+            class_hashes: get(&self.shared.class_hashes),
+            compiled_class_hashes: get(&self.shared.compiled_class_hashes),
+            classes: get(&self.shared.classes),
+            misses: get(&self.shared.misses),
+        }
+    }
+
+    /// The first read that failed, if one did. The executor takes a failed read for a transaction's own fault, so whoever
+    /// uses its results asks this first.
+    pub fn failure(&self) -> Option<&str> {
+        self.shared.failure.get().map(String::as_str)
+    }
+
+    fn checked<T, E: std::fmt::Display>(&self, read: Result<T, E>) -> StateResult<T> {
+        read.map_err(|error| {
+            let text = error.to_string();
+            let _ = self.shared.failure.set(text.clone());
+            StateError::StateReadError(text)
+        })
+    }
+
+    fn value(&self, subject: &Subject) -> StateResult<Felt> {
+        if let Some(value) = self.view.known(subject) {
+            return Ok(value);
+        }
+        count(&self.shared.misses);
+        self.checked(self.view.value(subject))
+    }
+
+    fn compiled_class_hash(&self, class_hash: ClassHash) -> StateResult<Felt> {
+        count(&self.shared.compiled_class_hashes);
+        self.value(&Subject::CompiledClassHash(class_hash))
+    }
+
+    /// A class that is declared in this view's block.
+    fn class(&self, class_hash: api::ClassHash) -> StateResult<Option<ReadyClass>> {
+        let ours = ClassHash(class_hash.0);
+        let class = self.checked(self.classes.get(ours))?;
+        // The store may know a class of a block that was dropped, or of one after this view. A Cairo 0 class has no
+        // leaf to ask for; there the store's word has to do.
+        match &class {
+            Some(ReadyClass { hashes: Some(_), .. }) if self.compiled_class_hash(ours)? == Felt::ZERO => {
+                Ok(None)
+            }
+            _ => Ok(class),
+        }
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl StateReader for ViewReader {
+    fn get_storage_at(&self, address: api::ContractAddress, key: StorageKey) -> StateResult<Felt> {
+        count(&self.shared.storage);
+        let address = self.checked(convert::address(address))?;
+        let key = self.checked(convert::storage_key(key))?;
+        self.value(&Subject::Storage(address, key))
+    }
+
+    fn get_nonce_at(&self, address: api::ContractAddress) -> StateResult<api::Nonce> {
+        count(&self.shared.nonces);
+        let address = self.checked(convert::address(address))?;
+        self.value(&Subject::Nonce(address)).map(api::Nonce)
+    }
+
+    fn get_class_hash_at(&self, address: api::ContractAddress) -> StateResult<api::ClassHash> {
+        count(&self.shared.class_hashes);
+        let address = self.checked(convert::address(address))?;
+        self.value(&Subject::ClassHash(address)).map(api::ClassHash)
+    }
+
+    fn get_compiled_class(&self, class_hash: api::ClassHash) -> StateResult<RunnableCompiledClass> {
+        count(&self.shared.classes);
+        match self.class(class_hash)? {
+            Some(class) => Ok(class.runnable),
+            None => Err(StateError::UndeclaredClassHash(class_hash)),
+        }
+    }
+
+    fn get_compiled_class_hash(&self, class_hash: api::ClassHash) -> StateResult<api::CompiledClassHash> {
+        self.compiled_class_hash(ClassHash(class_hash.0)).map(api::CompiledClassHash)
+    }
+
+    fn get_compiled_class_hash_v2(
+        &self,
+        class_hash: api::ClassHash,
+        _: &RunnableCompiledClass,
+    ) -> StateResult<api::CompiledClassHash> {
+        match self.class(class_hash)?.and_then(|class| class.hashes) {
+            Some(hashes) => Ok(api::CompiledClassHash(hashes.v2.0)),
+            None => Err(StateError::MissingCompiledClassHashV2(class_hash)),
+        }
+    }
+}
+
+impl std::fmt::Debug for ViewReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ViewReader").field("view", &self.view).finish_non_exhaustive()
+    }
+}
