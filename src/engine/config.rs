@@ -32,7 +32,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Most blocks that may be closed and not committed. At the bound, closing a block waits for the commitment.
     pub pending_blocks_max: usize,
-    /// Most values that may be closed and not committed. At the bound, closing a block waits for the commitment.
+    /// Most values that may be closed and not committed; each takes some 300 bytes until then. At the bound, closing a block
+    /// waits for the commitment.
     pub pending_writes_max: usize,
     /// Most batches that may be committed and not written to the store. At the bound, commitment waits for the store.
     pub unwritten_batches_max: usize,
@@ -61,9 +62,9 @@ impl Default for EngineConfig {
             coalesce: false,
             threads: 0,
             pending_blocks_max: 1024,
-            pending_writes_max: 1 << 20,
+            pending_writes_max: 200_000,
             unwritten_batches_max: 8,
-            unwritten_bytes_max: 64 << 20,
+            unwritten_bytes_max: 32 << 20,
             persist_every: 64,
             read_cache_bytes: 32 << 20,
             recent_bytes_max: 16 << 20,

@@ -139,6 +139,10 @@ fn check(engine: &Engine, undisturbed: &mut Undisturbed, acknowledged: Option<u6
         Ok(())
     });
     compared.unwrap_or_else(|error| panic!("{what}: {error}"));
+    if closed % 16 == 0 {
+        let report = engine.check(&|_| ()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(report.is_sound(), "{what}: {:?}", report.findings);
+    }
     closed + 1
 }
 
