@@ -60,6 +60,7 @@ impl Engine {
     /// # let engine = Engine::open(Box::new(MemoryStore::new()), layout("flat")?.make(), EngineConfig::default())?;
     /// # let diff = StateDiff::builder().storage(1.into(), 2.into(), 3.into()).build()?;
     /// # engine.close_block(&StateUpdate { starknet_version: "0.14.0".parse().ok(), ..diff.into() })?;
+    /// # engine.commit()?;
     /// let slots = ContractStorageKeys { contract_address: 1.into(), storage_keys: vec![2.into(), 9.into()] };
     /// let request = ProofRequest {
     ///     contract_addresses: vec![1.into()],
