@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::commit::TrieRows;
+use crate::commit::{TrieRows, contract_leaf_hashes};
 use crate::commitment::{ContractLeaf, Roots, class_leaf_preimage};
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -288,16 +288,6 @@ impl<'a> Auditor<'a> {
         }
         walk.split(SPLIT_PARTS).into_par_iter().try_for_each(|part| self.storage(part))
     }
-}
-
-/// The leaves of contracts, `Ped(Ped(Ped(class_hash, storage_root), nonce), 0)`, in three batches.
-pub fn contract_leaf_hashes(hasher: &dyn Hasher, leaves: &[ContractLeaf]) -> Vec<Felt> {
-    let hash = |pairs: &[[Felt; 2]]| hash_pairs(hasher, HashFunction::Pedersen, pairs);
-    let first: Vec<_> = leaves.iter().map(|leaf| [leaf.class_hash.0, leaf.storage_root.0]).collect();
-    let first = hash(&first);
-    let second: Vec<_> = first.into_iter().zip(leaves).map(|(hash, leaf)| [hash, leaf.nonce.0]).collect();
-    let third: Vec<_> = hash(&second).into_iter().map(|hash| [hash, Felt::ZERO]).collect();
-    hash(&third)
 }
 
 /// Visits all rows under a prefix, also behind damaged ones, each of which is a finding.

@@ -4,13 +4,13 @@
 //! its own roots. Old leaves and nodes come from the source, which absorbs each block before the next, and never from
 //! newer values that a layout may already hold: that would commit a block to its successor's state.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
 use crate::commitment::{ContractLeaf, Roots, class_leaf_preimage};
-use crate::diff::{ClassDiff, ContractDiff, StateDiff};
+use crate::diff::{ClassDiff, ContractDiff, StateDiff, Subject};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
@@ -76,6 +76,66 @@ pub struct Wanted {
     pub root: Felt,
     /// Whole paths of the leaves, ascending.
     pub leaves: Vec<Path>,
+}
+
+/// Leaves of one state's tries that somebody names.
+#[derive(Debug, Default)]
+pub struct NamedLeaves {
+    /// Contracts, with paths in their storage tries.
+    contracts: BTreeMap<ContractAddress, BTreeSet<Path>>,
+    /// Paths in the classes trie.
+    classes: BTreeSet<Path>,
+}
+
+impl NamedLeaves {
+    /// The leaves that these things are in. A class hash that is no key of the classes trie has none.
+    pub fn of(subjects: &[Subject]) -> Self {
+        let mut leaves = Self::default();
+        for subject in subjects {
+            match subject {
+                Subject::Storage(address, key) => {
+                    let slots = leaves.contracts.entry(*address).or_default();
+                    slots.insert(Path::of_key(key.trie_key()));
+                }
+                Subject::ClassHash(address) | Subject::Nonce(address) => leaves.add_contract(*address),
+                Subject::CompiledClassHash(class_hash) => {
+                    let key = TrieKey::try_from(class_hash.0).ok();
+                    leaves.classes.extend(key.map(|key| Path::of_key(&key)));
+                }
+            }
+        }
+        leaves
+    }
+
+    /// Adds the leaf of a contract.
+    pub fn add_contract(&mut self, address: ContractAddress) {
+        self.contracts.entry(address).or_default();
+    }
+
+    /// The leaves by trie, as far as the tries at `roots` are not empty. `contract_leaf` says what a contract's leaf commits
+    /// to, and is asked once for each contract.
+    ///
+    /// # Errors
+    /// Whatever `contract_leaf` says.
+    pub fn wanted(
+        self,
+        roots: Roots,
+        mut contract_leaf: impl FnMut(&ContractAddress) -> Result<ContractLeaf, StateError>,
+    ) -> Result<Vec<Wanted>, StateError> {
+        let contracts = self.contracts.keys().map(|address| Path::of_key(address.trie_key())).collect();
+        let classes = self.classes.into_iter().collect();
+        let mut wanted = vec![
+            Wanted { trie: TrieId::Contracts, root: roots.contracts.0, leaves: contracts },
+            Wanted { trie: TrieId::Classes, root: roots.classes.0, leaves: classes },
+        ];
+        for (address, slots) in self.contracts {
+            let root = contract_leaf(&address)?.storage_root.0;
+            let leaves = slots.into_iter().collect();
+            wanted.push(Wanted { trie: TrieId::Storage(address), root, leaves });
+        }
+        wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
+        Ok(wanted)
+    }
 }
 
 /// A contract's leaf that a block changes.
@@ -153,6 +213,24 @@ impl<R: TrieRows> Overlaid<R> {
     /// Starts with what the rows say.
     pub fn new(rows: R) -> Self {
         Self { rows, nodes: HashMap::new(), leaves: HashMap::new(), classes: HashMap::new() }
+    }
+}
+
+impl<R: TrieRows + Send> Overlaid<R> {
+    /// Commits a diff on top of these tries, which stand at `roots`, in memory: reads from now on are of the state after it.
+    /// Returns its roots.
+    ///
+    /// # Errors
+    /// [`StateError`] if old leaves or nodes cannot be read.
+    pub fn advance(
+        &mut self,
+        roots: Roots,
+        diff: &StateDiff,
+        hasher: &dyn Hasher,
+    ) -> Result<Roots, StateError> {
+        let block = BlockWork::new(hasher).run(self, roots, diff)?;
+        self.absorb(&block, false)?;
+        Ok(block.roots)
     }
 }
 
@@ -333,20 +411,13 @@ impl<'a> BlockWork<'a> {
         shaped.into_par_iter().map(ShapedTrie::into_changes).collect()
     }
 
-    /// `Ped(Ped(Ped(class_hash, storage_root), nonce), 0)`, in three dependent batches; zero for an absent contract.
     fn hash_contract_leaves(&self, changes: &mut [ContractLeafChange]) {
-        let mut present: Vec<_> = changes.iter_mut().filter(|change| !change.leaf.is_absent()).collect();
-        let mut step = |operands: fn(&ContractLeafChange) -> [Felt; 2]| {
-            let pairs: Vec<_> = present.iter().map(|change| operands(change)).collect();
-            let hashes = hash_pairs(self.hasher, HashFunction::Pedersen, &pairs);
-            self.pedersen.fetch_add(hashes.len() as u64, Ordering::Relaxed);
-            for (change, hash) in present.iter_mut().zip(hashes) {
-                change.hash = hash;
-            }
-        };
-        step(|change| [change.leaf.class_hash.0, change.leaf.storage_root.0]);
-        step(|change| [change.hash, change.leaf.nonce.0]);
-        step(|change| [change.hash, Felt::ZERO]);
+        let leaves: Vec<ContractLeaf> = changes.iter().map(|change| change.leaf).collect();
+        let present = leaves.iter().filter(|leaf| !leaf.is_absent()).count();
+        self.pedersen.fetch_add(HASHES_OF_A_CONTRACT_LEAF * present as u64, Ordering::Relaxed);
+        for (change, hash) in changes.iter_mut().zip(contract_leaf_hashes(self.hasher, &leaves)) {
+            change.hash = hash;
+        }
     }
 
     /// Class leaves and classes trie, and how many Poseidon hashes they took.
@@ -378,6 +449,21 @@ impl<'a> BlockWork<'a> {
         let trie = trie.remove(0).into_changes();
         Ok((trie, changes, pairs.len() as u64 + inner))
     }
+}
+
+const HASHES_OF_A_CONTRACT_LEAF: u64 = 3;
+
+/// The leaves of contracts in the contracts trie, `Ped(Ped(Ped(class_hash, storage_root), nonce), 0)`, in three dependent
+/// batches; zero for an absent contract, without hashing it.
+pub fn contract_leaf_hashes(hasher: &dyn Hasher, leaves: &[ContractLeaf]) -> Vec<Felt> {
+    let present: Vec<&ContractLeaf> = leaves.iter().filter(|leaf| !leaf.is_absent()).collect();
+    let pedersen = |pairs: Vec<[Felt; 2]>| hash_pairs(hasher, HashFunction::Pedersen, &pairs);
+    let hashes = pedersen(present.iter().map(|leaf| [leaf.class_hash.0, leaf.storage_root.0]).collect());
+    let hashes =
+        pedersen(hashes.into_iter().zip(&present).map(|(hash, leaf)| [hash, leaf.nonce.0]).collect());
+    let mut hashes = pedersen(hashes.into_iter().map(|hash| [hash, Felt::ZERO]).collect()).into_iter();
+    let of_leaf = |leaf: &ContractLeaf| if leaf.is_absent() { None } else { hashes.next() };
+    leaves.iter().map(of_leaf).map(Option::unwrap_or_default).collect()
 }
 
 /// A block's work on its contracts.

@@ -13,19 +13,16 @@ pub use record::DEPTH;
 
 use cache::RecordCache;
 use flagstone_core::audit::{Findings, Visited};
-use flagstone_core::commit::{TrieRows, commit_blocks};
+use flagstone_core::commit::{NamedLeaves, TrieRows, commit_blocks};
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
 use flagstone_core::store::WriteBatch;
-use flagstone_core::trie::Path;
-use flagstone_core::types::{
-    ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
-};
+use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 use flagstone_core::witness::{Witness, commit_with_witness};
 
-use tries::{Tries, Writes};
+use tries::Tries;
 
 /// Values in sorted rows, the commitment beside them in packed records.
 ///
@@ -171,23 +168,7 @@ impl Layout for Flat {
     /// Reads the records and contract leaves on the way into the cache; if a commitment has it, beside it.
     fn prefetch(&self, state: StateAt<'_>, subjects: &[Subject]) -> Result<(), StateError> {
         let Some(ticket) = self.cache.begin_ahead(&state.roots) else { return Ok(()) };
-        let mut writes = Writes::default();
-        for subject in subjects {
-            match subject {
-                Subject::Storage(address, key) => {
-                    let path = Path::of_key(key.trie_key());
-                    writes.contracts.entry(*address).or_default().insert(path);
-                }
-                Subject::ClassHash(address) | Subject::Nonce(address) => {
-                    writes.contracts.entry(*address).or_default();
-                }
-                Subject::CompiledClassHash(class_hash) => {
-                    let key = TrieKey::try_from(class_hash.0).ok();
-                    writes.classes.extend(key.map(|key| Path::of_key(&key)));
-                }
-            }
-        }
-        let read = Tries::apart(state, &self.cache).read_ahead(&writes)?;
+        let read = Tries::apart(state, &self.cache).read_ahead(NamedLeaves::of(subjects))?;
         self.cache.put_ahead(ticket, read);
         Ok(())
     }

@@ -8,12 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::hash::BuildHasher;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use flagstone_core::commit::{BlockChanges, CommitmentSource, TrieRows, Wanted};
+use flagstone_core::commit::{BlockChanges, CommitmentSource, NamedLeaves, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
 use flagstone_core::error::StateError;
-use flagstone_core::felt::Felt;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, WriteBatch};
 use flagstone_core::trie::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieChanges, TrieId};
@@ -63,20 +62,18 @@ pub struct Tries<'a> {
 /// by its number of places; a record that needs another's place takes it.
 #[derive(Default)]
 struct Recent {
-    places: Vec<Mutex<Option<(RecordKey, Record)>>>,
+    /// Made when the first one is asked for.
+    places: OnceLock<Vec<RecentPlace>>,
     hash: RandomState,
 }
+
+type RecentPlace = Mutex<Option<(RecordKey, Record)>>;
 
 /// Records kept for walks: several walks at a time, with all records on the way down of each.
 const RECENT_RECORDS: usize = 1024;
 const _: () = assert!(RECENT_RECORDS.is_power_of_two());
 
 impl Recent {
-    fn new() -> Self {
-        let places = std::iter::repeat_with(|| Mutex::new(None)).take(RECENT_RECORDS).collect();
-        Self { places, hash: RandomState::default() }
-    }
-
     /// Asks the record at a key; reads it with `read` if it is not there.
     fn ask<T>(
         &self,
@@ -84,8 +81,8 @@ impl Recent {
         read: impl FnOnce() -> Result<Record, StateError>,
         ask: impl FnOnce(&Record) -> T,
     ) -> Result<T, StateError> {
-        let Some(last) = self.places.len().checked_sub(1) else { return Ok(ask(&read()?)) };
-        let place = &self.places[self.hash.hash_one(key) as usize & last];
+        let empty = || std::iter::repeat_with(Mutex::default).take(RECENT_RECORDS).collect();
+        let place = &self.places.get_or_init(empty)[self.hash.hash_one(key) as usize & (RECENT_RECORDS - 1)];
         let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, record)) = place.as_ref().filter(|(held, _)| *held == key) {
             return Ok(ask(record));
@@ -93,15 +90,6 @@ impl Recent {
         let (_, record) = place.insert((key, read()?));
         Ok(ask(record))
     }
-}
-
-/// Leaves that may be going to be written.
-#[derive(Default)]
-pub struct Writes {
-    /// Contracts, with paths in their storage tries.
-    pub contracts: BTreeMap<ContractAddress, BTreeSet<Path>>,
-    /// Paths in the classes trie.
-    pub classes: BTreeSet<Path>,
 }
 
 /// A node whose record is not there yet, and the leaves below it.
@@ -134,26 +122,18 @@ impl<'a> Tries<'a> {
             last_rows: Vec::new(),
             changed_leaves: BTreeSet::new(),
             classes: BTreeMap::new(),
-            recent: if apart { Recent::new() } else { Recent::default() },
+            recent: Recent::default(),
         }
     }
 
     /// Reads what is on the way to these leaves, and is not in the cache. The leaves of contracts are read as well.
-    pub fn read_ahead(mut self, writes: &Writes) -> Result<CachedState, StateError> {
+    pub fn read_ahead(mut self, named: NamedLeaves) -> Result<CachedState, StateError> {
         let mut leaves = CachedState::default();
-        let mut wanted = Vec::new();
-        for (address, keys) in &writes.contracts {
+        let wanted = named.wanted(self.state.roots, |address| {
             let leaf = self.contract_leaf(address)?;
             leaves.set_leaf(*address, leaf);
-            let (trie, root) = (TrieId::Storage(*address), leaf.storage_root.0);
-            wanted.push(Wanted { trie, root, leaves: keys.iter().copied().collect() });
-        }
-        let contracts = writes.contracts.keys().map(|address| Path::of_key(address.trie_key())).collect();
-        let roots = self.state.roots;
-        wanted.push(Wanted { trie: TrieId::Contracts, root: roots.contracts.0, leaves: contracts });
-        let classes = writes.classes.iter().copied().collect();
-        wanted.push(Wanted { trie: TrieId::Classes, root: roots.classes.0, leaves: classes });
-        wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
+            Ok(leaf)
+        })?;
         self.prepare(&wanted)?;
         for (trie, path) in std::mem::take(&mut self.read) {
             let entry = self.records.tries.get_mut(&trie).and_then(|records| records.remove(&path));
@@ -325,13 +305,14 @@ impl NodeSource for Tries<'_> {
         if let Some(entry) = self.records.tries.get(&at.trie).and_then(|records| records.get(&path)) {
             return Ok(entry.record.get(&at.path));
         }
-        if self.apart {
-            let look = |look: Look<'_>| look.record(&at.trie, &path).map(|record| record.get(&at.path));
-            if let Some(node) = self.cache.look(&self.state.roots, look) {
-                return Ok(node);
-            }
+        if !self.apart {
+            // A sibling that a deletion must look at: commitments ask for nothing else that was not prepared.
+            return Ok(self.record(at.trie, path)?.get(&at.path));
         }
-        // A sibling that a deletion must look at, or a walk: commitments ask for nothing else that was not prepared.
+        let look = |look: Look<'_>| look.record(&at.trie, &path).map(|record| record.get(&at.path));
+        if let Some(node) = self.cache.look(&self.state.roots, look) {
+            return Ok(node);
+        }
         let read = || self.record(at.trie, path);
         self.recent.ask((at.trie, path), read, |record| record.get(&at.path))
     }

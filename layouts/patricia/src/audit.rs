@@ -5,9 +5,9 @@
 //! fit each row is looked at. By hash any number of rows of other states may be there, but each must be what it is filed
 //! under.
 
-use flagstone_core::audit::{Findings, Place, Visited, contract_leaf_hashes, foreign_rows, scan_rows};
+use flagstone_core::audit::{Findings, Place, Visited, foreign_rows, scan_rows};
 use flagstone_core::codec::Reader;
-use flagstone_core::commit::TrieRows;
+use flagstone_core::commit::{TrieRows, contract_leaf_hashes};
 use flagstone_core::commitment::{ContractLeaf, class_leaf_preimage};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
@@ -15,7 +15,7 @@ use flagstone_core::hash::Hasher;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::StoreErrorKind;
 use flagstone_core::trie::{HashFunction, Node, NodeRef, NodeSource, Path, TrieId, hash_pairs};
-use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, TrieKey};
+use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
 
 use crate::addressing::{CLASS_LEAF, CONTRACT_LEAF, NODE};
 use crate::{Addressing, Tries, decode_class_leaf};
@@ -67,7 +67,9 @@ fn belongs<A: Addressing>(tries: &Tries<'_, A>, key: &[u8]) -> Result<bool, Stat
     let roots = tries.state.roots;
     match key.first() {
         Some(&NODE) => {
-            let Some((trie, path)) = node_of_key(&mut from) else { return Ok(false) };
+            let (Ok(trie), Ok(path)) = (TrieId::decode(&mut from), Path::decode(&mut from)) else {
+                return Ok(false);
+            };
             let root = match trie {
                 TrieId::Contracts => roots.contracts.0,
                 TrieId::Classes => roots.classes.0,
@@ -88,27 +90,12 @@ fn belongs<A: Addressing>(tries: &Tries<'_, A>, key: &[u8]) -> Result<bool, Stat
     }
 }
 
-fn node_of_key(from: &mut Reader<'_>) -> Option<(TrieId, Path)> {
-    let trie = match from.u8("trie").ok()? {
-        0 => TrieId::Contracts,
-        1 => TrieId::Classes,
-        2 => TrieId::Storage(TrieKey::from_be(from.array("address").ok()?).ok()?.into()),
-        _ => return None,
-    };
-    Some((trie, Path::decode(from).ok()?))
-}
-
 /// Whether a node begins at a path.
 fn has_node(source: &dyn NodeSource, trie: TrieId, root: Felt, wanted: &Path) -> Result<bool, StateError> {
     let mut at = NodeRef { trie, path: Path::ROOT, hash: root };
-    while at.hash != Felt::ZERO && at.path.len() < wanted.len() && wanted.starts_with(&at.path) {
-        (at.path, at.hash) = match source.required_node(&at)? {
-            Node::Edge { path, child } => (at.path.join(&path), child),
-            Node::Binary { left, right } => {
-                let bit = wanted.bit(at.path.len());
-                (at.path.child(bit), if bit { right } else { left })
-            }
-        };
+    while at.hash != Felt::ZERO && at.path.len() < wanted.len() {
+        let Some(child) = source.required_node(&at)?.towards(&at.path, wanted) else { return Ok(false) };
+        (at.hash, at.path) = child;
     }
     Ok(at.hash != Felt::ZERO && at.path == *wanted)
 }

@@ -25,10 +25,9 @@ pub use storage::{
 pub(crate) use nodes::check_hashes;
 
 use crate::codec::DecodeError;
-use crate::commitment::{CommitmentRule, ContractLeaf, Roots};
+use crate::commitment::{CommitmentRule, Roots};
 use crate::felt::Felt;
-use crate::hash::Hasher;
-use crate::trie::{HashFunction, NodeRef, TrieId, hash_pairs};
+use crate::trie::{NodeRef, TrieId};
 use crate::types::{BlockHash, ContractAddress, StateCommitment, TrieKey};
 
 /// Why a proof is refused. Each names the node or the field, what it is, and what it must be.
@@ -203,20 +202,11 @@ pub fn check_commitment(
     if contracts_root_shown { Ok(()) } else { Err(ProofError::ContractsRootNotShown(expected)) }
 }
 
-/// The leaves of contracts in the contracts trie, `Ped(Ped(Ped(class_hash, storage_root), nonce), 0)`; zero for an
-/// absent contract.
-pub fn contract_leaf_hashes(hasher: &dyn Hasher, leaves: &[ContractLeaf]) -> Vec<Felt> {
-    let pedersen = |pairs: Vec<[Felt; 2]>| hash_pairs(hasher, HashFunction::Pedersen, &pairs);
-    let hashes = pedersen(leaves.iter().map(|leaf| [leaf.class_hash.0, leaf.storage_root.0]).collect());
-    let hashes = pedersen(hashes.iter().zip(leaves).map(|(hash, leaf)| [*hash, leaf.nonce.0]).collect());
-    let hashes = pedersen(hashes.into_iter().map(|hash| [hash, Felt::ZERO]).collect());
-    let or_absent = |(hash, leaf): (Felt, &ContractLeaf)| if leaf.is_absent() { Felt::ZERO } else { hash };
-    hashes.into_iter().zip(leaves).map(or_absent).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commit::contract_leaf_hashes;
+    use crate::commitment::ContractLeaf;
     use crate::hash;
 
     const ALONE: CommitmentRule = CommitmentRule::ContractsRootAlone;

@@ -7,8 +7,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::nodes::{PartialTrie, top_of};
-use super::{Anchor, ProofError, ProofNode, Proven, check_commitment, check_hashes, contract_leaf_hashes};
-use crate::commit::TrieRows;
+use super::{Anchor, ProofError, ProofNode, Proven, check_commitment, check_hashes};
+use crate::commit::{TrieRows, contract_leaf_hashes};
 use crate::commitment::{ContractLeaf, Roots};
 use crate::error::StateError;
 use crate::felt::Felt;

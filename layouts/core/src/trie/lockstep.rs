@@ -1,7 +1,6 @@
 //! Where two tries differ, found by walking both at once and never below equal hashes.
 
 use super::{Broken, Node, NodeRef, NodeSource, Path, TrieId};
-use crate::error::StateError;
 use crate::felt::Felt;
 use crate::types::TrieKey;
 
@@ -89,11 +88,7 @@ impl<'a> Differences<'a> {
     fn open(&self, source: &dyn NodeSource, at: Path, below: Below) -> Result<Below, Broken> {
         let Below::Node(hash) = below else { return Ok(below) };
         let at = NodeRef { trie: self.trie, path: at, hash };
-        let node = source.required_node(&at).and_then(|node| {
-            node.check(at.path.len()).map_err(StateError::undecodable(at))?;
-            Ok(node)
-        });
-        match node {
+        match source.sound_node(&at) {
             Ok(Node::Binary { left, right }) => Ok(Below::Binary(left, right)),
             Ok(Node::Edge { path, child }) => Ok(Below::Edge(path, child)),
             Err(problem) => Err(Broken::new(at.trie, at.path, problem)),

@@ -40,6 +40,16 @@ pub trait NodeSource: Sync {
         self.node(at)?.ok_or(StateError::MissingNode(*at))
     }
 
+    /// Like [`NodeSource::required_node`], for a node that must also be one that can stand there.
+    ///
+    /// # Errors
+    /// [`StateError`], also if there is no such node or it cannot stand there.
+    fn sound_node(&self, at: &NodeRef) -> Result<Node, StateError> {
+        let node = self.required_node(at)?;
+        node.check(at.path.len()).map_err(StateError::undecodable(at))?;
+        Ok(node)
+    }
+
     /// A reader of what is in memory, for a walk down one trie; `None` if nothing is kept there.
     fn reader(&self, _trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
         None

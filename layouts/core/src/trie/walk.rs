@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::{HashFunction, Node, NodeRef, NodeSource, Path, TrieId, hash_pairs};
+use super::{Node, NodeRef, NodeSource, Path, TrieId, hash_pairs};
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -160,8 +160,7 @@ impl<'a> Leaves<'a> {
     /// Reads a node and puts its children ahead.
     fn enter(&mut self, step: Step) -> Result<(), StateError> {
         let at = self.reference(&step);
-        let node = self.source.required_node(&at)?;
-        node.check(at.path.len()).map_err(StateError::undecodable(at))?;
+        let node = self.source.sound_node(&at)?;
         self.nodes += 1;
         match node {
             Node::Edge { .. } if step.below_edge => {
@@ -192,7 +191,7 @@ impl<'a> Leaves<'a> {
     fn verify(&mut self) {
         let Some(hasher) = self.hasher else { return };
         let pairs: Vec<[Felt; 2]> = self.unverified.iter().map(|(_, node)| node.preimage()).collect();
-        let hashes = hash_pairs(hasher, hash_function(self.trie), &pairs);
+        let hashes = hash_pairs(hasher, self.trie.hash_function(), &pairs);
         for ((at, node), hash) in self.unverified.drain(..).zip(hashes) {
             let hash = hash + node.addend();
             if hash != at.hash {
@@ -222,13 +221,5 @@ impl Iterator for Leaves<'_> {
                 return Some(Err(Broken::new(self.trie, step.path, problem)));
             }
         }
-    }
-}
-
-/// The hash function of a trie's nodes.
-const fn hash_function(trie: TrieId) -> HashFunction {
-    match trie {
-        TrieId::Classes => HashFunction::Poseidon,
-        TrieId::Contracts | TrieId::Storage(_) => HashFunction::Pedersen,
     }
 }

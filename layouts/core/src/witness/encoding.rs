@@ -189,7 +189,7 @@ impl Witness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commit::{BlockChanges, CommitmentSource, Overlaid, TrieRows, commit_blocks};
+    use crate::commit::{Overlaid, TrieRows};
     use crate::diff::StateDiff;
     use crate::error::StateError;
     use crate::hash::Bulk;
@@ -237,11 +237,8 @@ mod tests {
             Subject::ClassHash(2.into()),
             Subject::CompiledClassHash(9.into()),
         ];
-        let (mut base, mut changes) = (Overlaid::new(Empty), BlockChanges::default());
-        let keep = |block: &BlockChanges| changes = block.clone();
-        commit_blocks(&mut base, Roots::default(), &[&before], &Bulk, keep).unwrap();
-        base.absorb(&changes, false).unwrap();
-        let roots = changes.roots;
+        let mut base = Overlaid::new(Empty);
+        let roots = base.advance(Roots::default(), &before, &Bulk).unwrap();
         let (_, witness) = commit_with_witness(&mut base, roots, &diff, &reads, &Bulk, |_| {}).unwrap();
         (diff, Witness { block: Some(BlockNumber(1)), ..witness })
     }

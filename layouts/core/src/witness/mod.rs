@@ -19,13 +19,13 @@ use std::collections::{HashMap, HashSet};
 pub use record::commit_with_witness;
 
 use crate::codec::DecodeError;
-use crate::commit::{BlockChanges, CommitmentSource, TrieRows};
+use crate::commit::{BlockChanges, CommitmentSource, TrieRows, contract_leaf_hashes};
 use crate::commitment::{CommitmentRule, ContractLeaf, Roots, class_leaf_preimage};
 use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
-use crate::proof::{ProofError, ProofNode, check_commitment, check_hashes, contract_leaf_hashes};
+use crate::proof::{ProofError, ProofNode, check_commitment, check_hashes};
 use crate::trie::{HashFunction, Node, NodeRef, NodeSource, TrieId, hash_pairs, lookup};
 use crate::types::{BlockNumber, ClassHash, CompiledClassHash, ContractAddress, StateCommitment, TrieKey};
 

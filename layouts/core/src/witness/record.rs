@@ -1,22 +1,21 @@
 //! Recording: a source of tries that keeps a note of everything it hands out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::encoding::subject_key;
 use super::{Witness, WitnessTrie};
-use crate::commit::{BlockChanges, CommitmentSource, TrieRows, Wanted, commit_blocks};
+use crate::commit::{BlockChanges, CommitmentSource, NamedLeaves, TrieRows, Wanted, commit_blocks};
 use crate::commitment::{ContractLeaf, Roots};
 use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
-use crate::felt::Felt;
 use crate::hash::Hasher;
 use crate::layout::StagedCommitment;
 use crate::proof::ProofNode;
-use crate::trie::{Node, NodeRef, NodeSource, Path, TrieId, visit_paths};
-use crate::types::{ClassHash, CompiledClassHash, ContractAddress, TrieKey};
+use crate::trie::{Node, NodeRef, NodeSource, TrieId, visit_paths};
+use crate::types::{ClassHash, CompiledClassHash, ContractAddress};
 
 /// Commits one block as [`commit_blocks`] does, and returns the witness of it. `reads` is what the block only read.
 ///
@@ -84,41 +83,18 @@ impl<'a> Recording<'a> {
     /// stayed what they were.
     fn read_rest(&mut self, block: &BlockChanges) -> Result<(), StateError> {
         let Recorded { roots, diff, reads } = self.of;
+        for read in reads {
+            if let Subject::CompiledClassHash(class_hash) = read {
+                self.class_leaf(class_hash)?;
+            }
+        }
         let changed = |address: &ContractAddress| {
             block.contracts.binary_search_by_key(address, |change| change.address).is_ok()
         };
+        let mut leaves = NamedLeaves::of(reads);
         let written = diff.contracts().iter().map(|contract| contract.address);
-        let mut contracts: BTreeSet<ContractAddress> = written.filter(|address| !changed(address)).collect();
-        let mut slots: BTreeMap<ContractAddress, BTreeSet<Path>> = BTreeMap::new();
-        let mut classes = BTreeSet::new();
-        for read in reads {
-            match read {
-                Subject::Storage(address, key) => {
-                    contracts.insert(*address);
-                    slots.entry(*address).or_default().insert(Path::of_key(key.trie_key()));
-                }
-                Subject::ClassHash(address) | Subject::Nonce(address) => {
-                    contracts.insert(*address);
-                }
-                Subject::CompiledClassHash(class_hash) => {
-                    self.class_leaf(class_hash)?;
-                    classes.extend(TrieKey::try_from(class_hash.0).ok().map(|key| Path::of_key(&key)));
-                }
-            }
-        }
-        let mut wanted = Vec::new();
-        let mut want = |trie, root: Felt, leaves: Vec<Path>| {
-            if root != Felt::ZERO && !leaves.is_empty() {
-                wanted.push(Wanted { trie, root, leaves });
-            }
-        };
-        let paths = contracts.iter().map(|address| Path::of_key(address.trie_key())).collect();
-        want(TrieId::Contracts, roots.contracts.0, paths);
-        want(TrieId::Classes, roots.classes.0, classes.into_iter().collect());
-        for address in &contracts {
-            let root = self.contract_leaf(address)?.storage_root.0;
-            want(TrieId::Storage(*address), root, slots.remove(address).into_iter().flatten().collect());
-        }
+        written.filter(|address| !changed(address)).for_each(|address| leaves.add_contract(address));
+        let wanted = leaves.wanted(roots, |address| self.contract_leaf(address))?;
         self.prepare(&wanted)?;
         let visit = |of: &Wanted| visit_paths(self, of.trie, of.root, &of.leaves, &mut |_, _| {});
         wanted.par_iter().try_for_each(visit)
