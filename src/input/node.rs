@@ -131,7 +131,22 @@ impl Node<'_> {
 
     /// A field of this that must be there and is a felt.
     pub fn need<'n>(&self, field: Option<Node<'n>>, name: &str) -> Result<Node<'n>, InputError> {
-        field.ok_or_else(|| self.missing(name, A_FELT))
+        self.need_as(field, name, A_FELT)
+    }
+
+    /// A field of this that must be there; what is `expected` is for the error.
+    pub fn need_as<'n>(
+        &self,
+        field: Option<Node<'n>>,
+        name: &str,
+        expected: &str,
+    ) -> Result<Node<'n>, InputError> {
+        field.ok_or_else(|| self.missing(name, expected))
+    }
+
+    /// The items of a list, each read.
+    pub fn list<T>(&self, read: impl Fn(&Node<'_>) -> Result<T, InputError>) -> Result<Vec<T>, InputError> {
+        self.items()?.map(|item| read(&item)).collect()
     }
 
     pub fn parse<T: FromStr<Err = ParseError>>(&self) -> Result<T, InputError> {

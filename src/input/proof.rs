@@ -50,7 +50,7 @@ pub struct AskedProof {
     pub request: ProofRequest,
 }
 
-const UNKNOWN: &str = "unknown field, which would go unverified";
+pub(super) const UNKNOWN: &str = "unknown field, which would go unverified";
 const UNKNOWN_REQUEST: &str = "unknown field, which would go unanswered";
 
 pub(super) fn read_proof(json: &Json<'_>) -> Result<ProofFile, InputError> {
@@ -137,19 +137,7 @@ fn list<T>(
     node: Option<&Node<'_>>,
     read: impl Fn(&Node<'_>) -> Result<T, InputError>,
 ) -> Result<Vec<T>, InputError> {
-    match node {
-        Some(node) => node.items()?.map(|item| read(&item)).collect(),
-        None => Ok(Vec::new()),
-    }
-}
-
-fn needed<'n>(
-    of: &Node<'_>,
-    field: Option<Node<'n>>,
-    name: &str,
-    expected: &str,
-) -> Result<Node<'n>, InputError> {
-    field.ok_or_else(|| of.missing(name, expected))
+    node.map_or_else(|| Ok(Vec::new()), |node| node.list(read))
 }
 
 const A_NODE_LIST: &str = "a list of {\"node_hash\", \"node\"}";
@@ -157,21 +145,22 @@ const A_NODE_LIST: &str = "a list of {\"node_hash\", \"node\"}";
 fn read_result(node: &Node<'_>) -> Result<StorageProof, InputError> {
     let names = ["classes_proof", "contracts_proof", "contracts_storage_proofs", "global_roots"];
     let [classes, contracts, storage, roots] = node.only_fields(names, UNKNOWN)?;
-    let classes = needed(node, classes, names[0], A_NODE_LIST)?;
-    let contracts = needed(node, contracts, names[1], "an object with nodes and contract_leaves_data")?;
-    let storage = needed(node, storage, names[2], "a list of lists of nodes")?;
-    let roots = needed(node, roots, names[3], "an object with the roots")?;
+    let classes = node.need_as(classes, names[0], A_NODE_LIST)?;
+    let contracts = node.need_as(contracts, names[1], "an object with nodes and contract_leaves_data")?;
+    let storage = node.need_as(storage, names[2], "a list of lists of nodes")?;
+    let roots = node.need_as(roots, names[3], "an object with the roots")?;
 
     let [nodes, leaves] = contracts.only_fields(["nodes", "contract_leaves_data"], UNKNOWN)?;
-    let nodes = needed(&contracts, nodes, "nodes", A_NODE_LIST)?;
-    let leaves = needed(&contracts, leaves, "contract_leaves_data", "a list of {\"nonce\", \"class_hash\"}")?;
+    let nodes = contracts.need_as(nodes, "nodes", A_NODE_LIST)?;
+    let leaves =
+        contracts.need_as(leaves, "contract_leaves_data", "a list of {\"nonce\", \"class_hash\"}")?;
     let [contracts_root, classes_root, block_hash] =
         roots.only_fields(["contracts_tree_root", "classes_tree_root", "block_hash"], UNKNOWN)?;
     Ok(StorageProof {
-        classes_proof: list(Some(&classes), read_node)?,
-        contracts_proof: list(Some(&nodes), read_node)?,
-        contract_leaves_data: list(Some(&leaves), read_leaf_data)?,
-        contracts_storage_proofs: list(Some(&storage), |nodes| list(Some(nodes), read_node))?,
+        classes_proof: classes.list(read_node)?,
+        contracts_proof: nodes.list(read_node)?,
+        contract_leaves_data: leaves.list(read_leaf_data)?,
+        contracts_storage_proofs: storage.list(|nodes| nodes.list(read_node))?,
         global_roots: GlobalRoots {
             roots: Roots {
                 contracts: roots.need(contracts_root, "contracts_tree_root")?.parse()?,
@@ -199,7 +188,7 @@ fn felt(of: &Node<'_>, field: Option<Node<'_>>, name: &str) -> Result<flagstone_
 /// A node with its hash.
 pub(super) fn read_node(entry: &Node<'_>) -> Result<ProofNode, InputError> {
     let [hash, node] = entry.only_fields(["node_hash", "node"], UNKNOWN)?;
-    let node = needed(entry, node, "node", "{\"left\", \"right\"} or {\"path\", \"length\", \"child\"}")?;
+    let node = entry.need_as(node, "node", "{\"left\", \"right\"} or {\"path\", \"length\", \"child\"}")?;
     let hash = felt(entry, hash, "node_hash")?;
     let [left, right, path, length, child] =
         node.only_fields(["left", "right", "path", "length", "child"], UNKNOWN)?;
@@ -210,7 +199,7 @@ pub(super) fn read_node(entry: &Node<'_>) -> Result<ProofNode, InputError> {
     if let Some(second) = left.or(right) {
         return Err(second.conflict("the node has fields of an edge too; it is one or the other".to_owned()));
     }
-    let length = needed(&node, length, "length", "a number from 1 to 251")?;
+    let length = node.need_as(length, "length", "a number from 1 to 251")?;
     let bits = read_length(&length)?;
     let value = felt(&node, path, "path")?;
     let path = TriePath::of_value(&value, bits)
