@@ -155,24 +155,29 @@ pub fn import(
         Some(layout) => layout,
         None => begun_layout(dir, begun)?.unwrap_or(&registry::LAYOUTS[0]),
     };
-    let import_dir = dir.join(format!("{IMPORT}{}", store.name));
+    let filled = import_dir(dir, store.name);
     fs::create_dir_all(dir).map_err(|error| io_error("cannot create", dir, &error))?;
-    check_empty(dir, &[&import_dir, &dir.join(JOURNAL), &dir.join(MARKER_NEW)])?;
+    check_empty(dir, &[&filled, &dir.join(JOURNAL), &dir.join(MARKER_NEW)])?;
 
     let made = layout.make();
-    let filling = Sealed::from_box((store.open)(&import_dir)?);
+    let filling = Sealed::from_box((store.open)(&filled)?);
     let imported = import::import(&filling, made.as_ref(), config, dump, progress)?;
     drop(filling);
     let block = imported.header.block;
     Journal::begin_after(Arc::new(OsFiles), &dir.join(JOURNAL), JournalConfig::default(), block)?;
     Marker { identity: Identity::of(made.as_ref()), store: store.name.to_owned() }.write(dir)?;
-    finish_creation(dir, &import_dir)?;
+    finish_creation(dir, &filled)?;
     Ok(imported)
+}
+
+/// Where an import keeps the files of the store that it fills.
+fn import_dir(dir: &Path, store: &str) -> PathBuf {
+    dir.join(format!("{IMPORT}{store}"))
 }
 
 /// The store that an unfinished import in a directory fills, if there is one.
 fn unfinished_import(dir: &Path) -> Option<&'static StoreEntry> {
-    STORES.iter().find(|store| dir.join(format!("{IMPORT}{}", store.name)).is_dir())
+    STORES.iter().find(|store| import_dir(dir, store.name).is_dir())
 }
 
 fn refuse_unfinished(dir: &Path) -> Result<(), Error> {
@@ -193,7 +198,7 @@ fn begun_layout(
     begun: Option<&'static StoreEntry>,
 ) -> Result<Option<&'static LayoutEntry>, Error> {
     let Some(store) = begun else { return Ok(None) };
-    let store = Sealed::from_box((store.open)(&dir.join(format!("{IMPORT}{}", store.name)))?);
+    let store = Sealed::from_box((store.open)(&import_dir(dir, store.name))?);
     match import::read_unfinished(&store)? {
         Some(unfinished) => registry::layout(&unfinished.identity.layout).map(Some),
         None => Ok(None),
@@ -221,7 +226,7 @@ fn open_marked(
     let layout = layout.unwrap_or(written_by).make();
     Identity::of(layout.as_ref()).check(&marker.identity)?;
     let store_dir = dir.join(STORE);
-    let made = [dir.join(STORE_NEW), dir.join(format!("{IMPORT}{}", marker.store))];
+    let made = [dir.join(STORE_NEW), import_dir(dir, &marker.store)];
     if let Some(made) = made.iter().find(|made| !store_dir.is_dir() && made.is_dir()) {
         finish_creation(dir, made)?;
     }

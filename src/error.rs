@@ -121,21 +121,9 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
-    /// The state after this block is not there to be read.
-    #[error(
-        "the state after {asked} cannot be read: {held}",
-        asked = .asked.map_or_else(|| "the last committed block".to_owned(), |block| format!("block {block}")),
-        held = .committed.map_or_else(
-            || "no block is committed yet".to_owned(),
-            |block| format!("this database is at block {block}"),
-        )
-    )]
-    NotHeld {
-        /// The block asked for; the last committed one if none was named.
-        asked: Option<BlockNumber>,
-        /// The last committed block.
-        committed: Option<BlockNumber>,
-    },
+    /// There is no state after a block yet.
+    #[error("the state after the last committed block cannot be read: no block is committed yet")]
+    NothingCommitted,
     /// A dump of a state cannot be read.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -189,7 +177,8 @@ pub enum Error {
     Config(String),
 }
 
-fn at(block: &Option<BlockNumber>) -> String {
+/// A state, for the middle of a sentence.
+pub(crate) fn at(block: &Option<BlockNumber>) -> String {
     block.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"))
 }
 
@@ -203,7 +192,7 @@ impl Error {
             | Self::VersionNeeded { .. }
             | Self::NotClosed { .. }
             | Self::UnknownName { .. }
-            | Self::NotHeld { .. }
+            | Self::NothingCommitted
             | Self::Snapshot(_)
             | Self::OtherImport { .. }
             | Self::Config(_) => ErrorKind::Input,

@@ -13,7 +13,7 @@ use flagstone::{Engine, EngineConfig, Error, database};
 use serde_json::json;
 
 use super::output::{BAD, GOOD, Output, styled};
-use super::{Diff, Failure, Inspect};
+use super::{Diff, Failure, Inspect, state_after};
 
 pub fn check(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
@@ -54,8 +54,7 @@ fn summary(report: &CheckReport, seconds: f64) -> String {
         total => styled(BAD, format!("{total} findings")),
     };
     let notes: String = report.notes.iter().map(|(what, count)| format!("; {count} {what}")).collect();
-    let at =
-        report.head.committed.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"));
+    let at = state_after(report.head.committed);
     format!(
         "{verdict}: {at}, {} contracts, {} storage entries, {} classes, {} nodes; roots of {blocks} blocks, \
          {journal_blocks} blocks in the journal{notes}; {seconds:.2} s",
@@ -120,7 +119,6 @@ const fn kind(subject: &Subject) -> &'static str {
 pub fn diff(args: &Diff, output: &mut Output) -> Result<(), Failure> {
     let open = |dir: &Path| -> Result<Engine, Error> {
         let engine = database::open(dir, None, EngineConfig::default())?;
-        engine.commit()?;
         engine.commit()?;
         Ok(engine)
     };

@@ -8,7 +8,7 @@ use flagstone::{Cadence, Engine, EngineConfig};
 use serde_json::json;
 
 use super::output::{DIM, Output, styled};
-use super::{Failure, Get, GetWhat, Inspect, Revert};
+use super::{Failure, Get, GetWhat, Inspect, Revert, state_after};
 
 fn open(data: &std::path::Path) -> Result<Engine, Failure> {
     // Looking at a database commits nothing.
@@ -39,8 +39,7 @@ pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
         output.line(&head.root.commitment.to_string());
     }
     if let (Some(closed), true) = (head.closed, head.closed != head.committed) {
-        let after =
-            head.committed.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"));
+        let after = state_after(head.committed);
         output.note(&format!(
             "this is the root after {after}; blocks up to {closed} are closed and not committed yet"
         ));

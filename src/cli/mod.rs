@@ -157,11 +157,9 @@ struct Export {
     json: bool,
 }
 
+/// What a database is to be that is made from a dump.
 #[derive(Args)]
-struct Import {
-    /// Directory of the new database; if an import of the same dump was interrupted there, it goes on
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+struct NewDatabase {
     /// Layout of the new database [default: flat]
     #[arg(long, value_name = "NAME")]
     layout: Option<String>,
@@ -171,6 +169,15 @@ struct Import {
     /// Threads for commitment [default: one for each core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     threads: usize,
+}
+
+#[derive(Args)]
+struct Import {
+    /// Directory of the new database; if an import of the same dump was interrupted there, it goes on
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    #[command(flatten)]
+    made: NewDatabase,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -190,15 +197,8 @@ struct Convert {
     /// State after this block [default: the last one]
     #[arg(long, value_name = "N", value_parser = parse_block)]
     block: Option<BlockNumber>,
-    /// Layout of the new database [default: flat]
-    #[arg(long, value_name = "NAME")]
-    layout: Option<String>,
-    /// Store of the new database [default: sled]
-    #[arg(long, value_name = "NAME")]
-    store: Option<String>,
-    /// Threads for commitment [default: one for each core]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    threads: usize,
+    #[command(flatten)]
+    made: NewDatabase,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -385,6 +385,11 @@ struct VerifyWitness {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// The state after a block, in the middle of a sentence.
+fn state_after(block: Option<BlockNumber>) -> String {
+    block.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"))
 }
 
 fn parse_slot(text: &str) -> Result<(ContractAddress, StorageKey), String> {

@@ -12,7 +12,7 @@ use flagstone::{EngineConfig, database, registry};
 use serde_json::json;
 
 use super::output::Output;
-use super::{Convert, Export, Failure, Import, exit_code};
+use super::{Convert, Export, Failure, Import, NewDatabase, exit_code};
 
 /// The name of standard input and output.
 const DASH: &str = "-";
@@ -23,7 +23,6 @@ const BUFFER_BYTES: usize = 1 << 18;
 pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     let engine = database::open(&args.data, None, EngineConfig::default())?;
-    engine.commit()?;
     engine.commit()?;
     output.start_spinner();
     let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
@@ -70,14 +69,8 @@ pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {
         (Box::new(file), Some(total))
     };
     output.start_progress(total);
-    let target = Target {
-        data: &args.data,
-        layout: args.layout.as_deref(),
-        store: args.store.as_deref(),
-        threads: args.threads,
-    };
     let mut progress = |at: ImportProgress| output.progress(at.bytes, || rate(at.counts.items(), started));
-    let imported = target.fill(BufReader::with_capacity(BUFFER_BYTES, input), &mut progress);
+    let imported = fill(&args.data, &args.made, BufReader::with_capacity(BUFFER_BYTES, input), &mut progress);
     output.end_progress();
     let name = args.file.display().to_string();
     let imported = imported.map_err(|error| Failure::at(&name, &error))?;
@@ -89,15 +82,8 @@ pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     let from = database::open(&args.from, None, EngineConfig::default())?;
     from.commit()?;
-    from.commit()?;
     let (reader, writer) =
         io::pipe().map_err(|error| Failure::store(format!("cannot make a pipe: {error}")))?;
-    let target = Target {
-        data: &args.to,
-        layout: args.layout.as_deref(),
-        store: args.store.as_deref(),
-        threads: args.threads,
-    };
     output.start_progress(None);
     let (exported, imported) = thread::scope(|scope| {
         let exporting = scope.spawn(|| {
@@ -106,7 +92,7 @@ pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
         });
         let mut progress =
             |at: ImportProgress| output.progress(at.bytes, || rate(at.counts.items(), started));
-        let imported = target.fill(reader, &mut progress);
+        let imported = fill(&args.to, &args.made, reader, &mut progress);
         (exporting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), imported)
     });
     output.end_progress();
@@ -121,25 +107,17 @@ pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
     }
 }
 
-/// The database to be made.
-struct Target<'a> {
-    data: &'a Path,
-    layout: Option<&'a str>,
-    store: Option<&'a str>,
-    threads: usize,
-}
-
-impl Target<'_> {
-    fn fill(
-        &self,
-        dump: impl Read + Send,
-        progress: &mut dyn FnMut(ImportProgress),
-    ) -> Result<Imported, flagstone::Error> {
-        let layout = self.layout.map(registry::layout).transpose()?;
-        let store = self.store.map(database::store).transpose()?;
-        let config = EngineConfig { threads: self.threads, ..EngineConfig::default() };
-        database::import(self.data, layout, store, dump, &config, progress)
-    }
+/// Makes the database in a directory.
+fn fill(
+    data: &Path,
+    made: &NewDatabase,
+    dump: impl Read + Send,
+    progress: &mut dyn FnMut(ImportProgress),
+) -> Result<Imported, flagstone::Error> {
+    let layout = made.layout.as_deref().map(registry::layout).transpose()?;
+    let store = made.store.as_deref().map(database::store).transpose()?;
+    let config = EngineConfig { threads: made.threads, ..EngineConfig::default() };
+    database::import(data, layout, store, dump, &config, progress)
 }
 
 fn rate(items: u64, since: Instant) -> String {

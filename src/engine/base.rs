@@ -28,28 +28,30 @@ pub struct Base {
     pub block: Option<BlockNumber>,
     /// Its roots.
     pub root: BlockRoot,
-    /// Not written yet, newest first.
-    pub layers: Vec<Arc<Layer>>,
+    /// Not written yet, newest first: the last generations, one each.
+    pub layers: Vec<Arc<WriteBatch>>,
 }
 
 /// A committed batch.
+#[derive(Clone)]
 pub struct Layer {
     pub generation: u64,
-    pub batch: WriteBatch,
+    pub batch: Arc<WriteBatch>,
     /// About how many bytes it takes.
     pub bytes: usize,
 }
 
-/// The rows of a [`Base`].
+/// A store with batches over it that it may not have yet.
 pub struct Layered<'a> {
-    base: &'a Base,
-    store: &'a dyn Store,
+    /// Newest first.
+    pub layers: &'a [Arc<WriteBatch>],
+    pub store: &'a dyn Store,
 }
 
 impl Layered<'_> {
     /// What the layers say of a row, if they say anything.
     fn in_layers(&self, key: &[u8]) -> Option<Row> {
-        let mut said = self.base.layers.iter().filter_map(|layer| layer.batch.get(key));
+        let mut said = self.layers.iter().filter_map(|layer| layer.get(key));
         said.next().map(|row| row.map(<[u8]>::to_vec))
     }
 }
@@ -60,7 +62,7 @@ impl StoreRead for Layered<'_> {
     }
 
     fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
-        if self.base.layers.is_empty() {
+        if self.layers.is_empty() {
             return self.store.get_many(keys);
         }
         let mut rows: Vec<Option<Row>> = keys.iter().map(|key| self.in_layers(key)).collect();
@@ -73,8 +75,8 @@ impl StoreRead for Layered<'_> {
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let mut over: BTreeMap<&[u8], Option<&[u8]>> = BTreeMap::new();
-        for layer in self.base.layers.iter().rev() {
-            over.extend(layer.batch.range(prefix).take_while(|(key, _)| key.starts_with(prefix)));
+        for layer in self.layers.iter().rev() {
+            over.extend(layer.range(prefix).take_while(|(key, _)| key.starts_with(prefix)));
         }
         let mut over = over.into_iter().peekable();
         let mut stopped = false;
@@ -148,7 +150,7 @@ impl Rows {
 
     /// The rows of a base.
     pub fn of<'a>(&'a self, base: &'a Base) -> Layered<'a> {
-        Layered { base, store: self.store.as_ref() }
+        Layered { layers: &base.layers, store: self.store.as_ref() }
     }
 
     /// Reads from the newest committed state; again, if the store moved on from that meanwhile.
@@ -171,25 +173,24 @@ impl Rows {
 
     /// Puts a committed batch over the rows: reads from now on are of the state after it.
     /// `after` says which block and roots that is.
-    pub fn commit(&self, batch: WriteBatch, after: Base) -> Arc<Layer> {
-        let bytes = batch.bytes();
+    pub fn commit(&self, batch: WriteBatch, after: Base) -> Layer {
+        let (bytes, batch) = (batch.bytes(), Arc::new(batch));
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let generation = base.generation + 1;
-        let layer = Arc::new(Layer { generation, batch, bytes });
-        let layers = std::iter::once(&layer).chain(&base.layers).map(Arc::clone).collect();
+        let layers = std::iter::once(&batch).chain(&base.layers).map(Arc::clone).collect();
         *base = Arc::new(Base { generation, layers, ..after });
-        layer
+        Layer { generation, batch, bytes }
     }
 
     /// Writes layers to the store, oldest first, as one unit: `write` does it.
     pub fn write(
         &self,
-        layers: &[Arc<Layer>],
+        layers: &[&Layer],
         write: impl FnOnce(&dyn Store, WriteBatch) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let Some(through) = layers.last().map(|layer| layer.generation) else { return Ok(()) };
         let mut batch = WriteBatch::default();
-        layers.iter().for_each(|layer| batch.append(layer.batch.clone()));
+        layers.iter().for_each(|layer| batch.append(WriteBatch::clone(&layer.batch)));
         let holding = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
         let free = self.let_go.wait_while(holding, |holding| *holding > 0);
         let free = free.unwrap_or_else(PoisonError::into_inner);
@@ -198,7 +199,7 @@ impl Rows {
         drop(free);
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let mut after = Base::clone(&base);
-        after.layers.retain(|layer| layer.generation > through);
+        after.layers.truncate((after.generation - through) as usize);
         *base = Arc::new(after);
         Ok(())
     }

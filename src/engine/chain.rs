@@ -40,7 +40,7 @@ impl Closed {
 /// A committed batch that is not written to the store yet, and the blocks in it.
 #[derive(Clone)]
 pub struct Unwritten {
-    pub layer: Arc<Layer>,
+    pub layer: Layer,
     pub blocks: Vec<Arc<Closed>>,
     pub head: Option<BlockNumber>,
 }
@@ -119,6 +119,11 @@ impl Chain {
     pub fn is_unwritten_full(&self, config: &EngineConfig) -> bool {
         let bytes: usize = self.unwritten.iter().map(|unwritten| unwritten.layer.bytes).sum();
         self.unwritten.len() >= config.unwritten_batches_max || bytes > config.unwritten_bytes_max
+    }
+
+    /// Whether nothing is on its way: all that is closed is in the store.
+    pub fn is_at_rest(&self) -> bool {
+        self.waiting.is_empty() && self.unwritten.is_empty()
     }
 
     /// Adds a closed block.

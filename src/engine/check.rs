@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use flagstone_core::audit::{Finding, Findings, Place, Visited, audit_tries, scan_rows};
-use flagstone_core::commit::{BlockChanges, CommitmentSource, Overlaid, commit_blocks};
-use flagstone_core::commitment::CommitmentRule;
+use flagstone_core::commit::Overlaid;
 use flagstone_core::compare::{StateTries, compare};
 use flagstone_core::error::StateError;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::StateAt;
+use flagstone_core::proof;
 use flagstone_core::store::{StoreRead, keyspace};
 use flagstone_core::types::BlockNumber;
 
@@ -57,7 +57,6 @@ impl Engine {
     /// # Errors
     /// As [`Engine::commit`], and [`Error::State`] if the store fails otherwise than by damage.
     pub fn check(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<CheckReport, Error> {
-        self.commit()?;
         self.at_rest(|shared, head, journal| {
             let findings = Findings::default();
             let check = Check { shared, head, findings: &findings };
@@ -162,15 +161,8 @@ impl Check<'_> {
                 Err(Error::State(error)) => return Ok(self.findings.damage(place(), error)?),
                 Err(error) => return Err(error),
             };
-            let mut changes = BlockChanges::default();
-            let keep = |block: &BlockChanges| changes = block.clone();
-            let staged = commit_blocks(&mut tries, roots, &[&undo.diff], hasher, keep);
-            let computed = match staged {
-                Ok(staged) => staged.roots.first().copied().unwrap_or(roots),
-                // The tries are damaged, which was found already.
-                Err(_) => return Ok(()),
-            };
-            tries.absorb(&changes, false)?;
+            // If not, the tries are damaged, which was found already.
+            let Ok(computed) = tries.advance(roots, &undo.diff, hasher) else { return Ok(()) };
             let stored = match undo.before {
                 Some(before) => meta::read_block_root(self.store(), before).unwrap_or_default(),
                 None => Some(BlockRoot::default()),
@@ -294,8 +286,7 @@ impl Check<'_> {
 
 /// A commitment is one that its roots can have.
 fn check_commitment(findings: &Findings, place: Place, root: &BlockRoot) {
-    let possible = [CommitmentRule::ContractsRootAlone, CommitmentRule::AlwaysBoth];
-    if !possible.iter().any(|rule| root.roots.commitment(*rule) == root.commitment) {
+    if proof::check_commitment(root.roots, root.commitment, None, true).is_err() {
         findings.add(place, format!("the state commitment {} is not that of its roots", root.commitment));
     }
 }

@@ -85,26 +85,29 @@ impl Engine {
         blobs: &[Blob],
         reads: Option<&[Subject]>,
     ) -> Result<(Progress, Witness), Error> {
-        let closer = self.shared.closer();
-        let outcome = self.shared.close_block(update, blobs, reads);
-        drop(closer);
-        match outcome {
-            Ok((number, witness)) => {
-                let progress = Progress { closed: Some(number), ..self.shared.chain().take_news() };
-                Ok((progress, Witness { block: Some(number), ..witness }))
-            }
-            Err(Halt::Error(error)) => Err(error),
-            Err(Halt::Refusing) => {
-                let waited = self.shared.wait(self.shared.chain(), |_| true);
-                waited.and_then(|_| self.close(update, blobs, reads))
-            }
-        }
+        let (number, witness) = self.shared.in_turn(|| self.shared.close_block(update, blobs, reads))?;
+        let progress = Progress { closed: Some(number), ..self.shared.chain().take_news() };
+        Ok((progress, Witness { block: Some(number), ..witness }))
     }
 }
 
 impl Shared {
     pub(super) fn closer(&self) -> MutexGuard<'_, ()> {
         self.closer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what only one may do at a time, holding the closer's lock; again, if it had to let go.
+    pub(super) fn in_turn<T>(&self, work: impl Fn() -> Result<T, Halt>) -> Result<T, Error> {
+        loop {
+            let closer = self.closer();
+            let outcome = work();
+            drop(closer);
+            match outcome {
+                Ok(done) => return Ok(done),
+                Err(Halt::Error(error)) => return Err(error),
+                Err(Halt::Refusing) => drop(self.wait(self.chain(), |_| true)?),
+            }
+        }
     }
 
     /// Closes a block; the caller holds the closer's lock.
@@ -115,16 +118,23 @@ impl Shared {
         reads: Option<&[Subject]>,
     ) -> Result<(BlockNumber, Witness), Halt> {
         let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store || reads.is_some();
-        let chain = self.await_turn(self.chain(), |chain| {
+        let chain = self.await_turn(|chain| {
             if at_close {
                 chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
             } else {
                 !chain.is_full(&self.config, update.diff.writes())
             }
         })?;
-        let block = PendingBlock { blobs: blobs.to_vec(), ..accept(&chain, update)? };
-        let (number, stamp) = (block.number, chain.stamp + 1);
+        let (number, stamp) = (accept(&chain, update)?, chain.stamp + 1);
         drop(chain);
+        let block = PendingBlock {
+            number,
+            version: update.starknet_version,
+            old_root: update.old_root,
+            new_root: update.new_root,
+            diff: update.diff.clone(),
+            blobs: blobs.to_vec(),
+        };
         let closed = Arc::new(Closed::new(block, stamp));
         if at_close {
             return Ok((number, self.close_committed(&closed, reads)?));
@@ -135,11 +145,11 @@ impl Shared {
     }
 
     /// Waits for room. Lets go if blocks are being taken back, because that needs the closer's lock.
-    pub(super) fn await_turn<'a>(
+    pub(super) fn await_turn(
         &self,
-        mut chain: MutexGuard<'a, Chain>,
         has_room: impl Fn(&Chain) -> bool,
-    ) -> Result<MutexGuard<'a, Chain>, Halt> {
+    ) -> Result<MutexGuard<'_, Chain>, Halt> {
+        let mut chain = self.chain();
         loop {
             if let Some(failure) = chain.failure.take() {
                 return Err(failure.into());
@@ -223,8 +233,8 @@ impl Shared {
     }
 }
 
-/// Checks that a block follows and that its commitment will be defined.
-fn accept(chain: &Chain, update: &StateUpdate) -> Result<PendingBlock, Error> {
+/// Checks that a block follows and that its commitment will be defined. Returns its number.
+fn accept(chain: &Chain, update: &StateUpdate) -> Result<BlockNumber, Error> {
     let expected = match chain.closed {
         Some(closed) => {
             Some(closed.next().ok_or_else(|| Error::Config("no block follows the last of 64 bits".into()))?)
@@ -241,14 +251,7 @@ fn accept(chain: &Chain, update: &StateUpdate) -> Result<PendingBlock, Error> {
     if update.starknet_version.is_none() && update.new_root.is_none() && chain.rule_may_matter(&update.diff) {
         return Err(Error::VersionNeeded { block: number });
     }
-    Ok(PendingBlock {
-        number,
-        version: update.starknet_version,
-        old_root: update.old_root,
-        new_root: update.new_root,
-        diff: update.diff.clone(),
-        blobs: Vec::new(),
-    })
+    Ok(number)
 }
 
 pub(super) fn check_parent(

@@ -115,17 +115,10 @@ impl Shared {
         let diff = group.iter().fold(StateDiff::default(), |all, closed| all.then(&closed.block.diff));
         let mut staged = self.stage_diffs(base, &[&diff], None)?;
         let mut committed = Vec::new();
-        let block = &last.block;
+        let PendingBlock { number, version, new_root, .. } = last.block;
+        let one = PendingBlock { number, version, new_root, ..PendingBlock::default() };
         let refused = check_parent(first.block.number, first.block.old_root, Some(base.root.commitment))
-            .and_then(|()| {
-                let one = PendingBlock {
-                    old_root: None,
-                    blobs: Vec::new(),
-                    diff: StateDiff::default(),
-                    ..block.clone()
-                };
-                verify(base.root, [&one].into_iter(), &staged.roots, &mut committed)
-            });
+            .and_then(|()| verify(base.root, [&one].into_iter(), &staged.roots, &mut committed));
         if let Err(error) = refused {
             return Ok((None, Some(error)));
         }

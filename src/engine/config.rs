@@ -2,6 +2,10 @@
 
 use std::num::NonZeroU32;
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::Error;
+
 /// When closed blocks are committed. The roots are the same whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cadence {
@@ -53,6 +57,17 @@ pub struct EngineConfig {
     /// How many of the last committed blocks can be taken back ([`Engine::revert_to`](crate::engine::Engine::revert_to)),
     /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted.
     pub history_blocks: usize,
+}
+
+impl EngineConfig {
+    /// The threads for commitment, named for `what` they do.
+    pub(super) fn pool(&self, what: &'static str) -> Result<ThreadPool, Error> {
+        let threads = ThreadPoolBuilder::new().num_threads(self.threads);
+        let named = threads.thread_name(move |index| format!("flagstone-{what}-{index}"));
+        named.build().map_err(|error| {
+            Error::Config(format!("cannot start {} commitment threads: {error}", self.threads))
+        })
+    }
 }
 
 impl Default for EngineConfig {

@@ -4,22 +4,23 @@
 //! leads to an earlier state: over a view's values it is that state's view, committed in memory its tries, and committed
 //! for good a revert. Its root is known, so it is always compared.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use flagstone_core::commit::{BlockChanges, CommitmentSource, Overlaid, TrieRows, commit_blocks};
+use flagstone_core::commit::{Overlaid, TrieRows};
+use flagstone_core::commitment::Roots;
 use flagstone_core::diff::StateDiff;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::WriteBatch;
 use flagstone_core::types::BlockNumber;
 
 use super::base::Base;
-use super::chain::{Closed, Unwritten};
-use super::closing::Halt;
+use super::chain::{Chain, Closed, Unwritten};
 use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::values::each_value;
 use super::view::{Past, View};
 use super::{Engine, Shared};
-use crate::error::Error;
+use crate::error::{Error, at};
+use crate::journal::Position;
 
 /// The way from a committed state back to an earlier one.
 struct Rewind {
@@ -97,13 +98,9 @@ impl Engine {
             return read(&*shared.layout.tries(state), base.block, &base.root);
         };
         let rewind = shared.rewind(&base, block, |at| at == Some(block))?;
-        let mut tries = Overlaid::new(shared.layout.tries(state));
-        let (hasher, mut changes) = (shared.hasher.as_ref(), BlockChanges::default());
-        let keep = |block: &BlockChanges| changes = block.clone();
-        let committed =
-            shared.pool.install(|| commit_blocks(&mut tries, state.roots, &[&rewind.diff], hasher, keep))?;
-        rewind.check(&base, committed.roots.first().copied().unwrap_or_default())?;
-        tries.absorb(&changes, false)?;
+        let (mut tries, hasher) = (Overlaid::new(shared.layout.tries(state)), shared.hasher.as_ref());
+        let computed = shared.pool.install(|| tries.advance(state.roots, &rewind.diff, hasher))?;
+        rewind.check(&base, computed)?;
         read(&tries, Some(block), &rewind.root)
     }
 
@@ -116,33 +113,21 @@ impl Engine {
     /// more; then nothing was changed. [`Error::State`] if the store fails or is damaged.
     pub fn revert_to(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
         let shared = &self.shared;
-        let closer = shared.closer();
-        let idle = shared
-            .await_turn(shared.chain(), |chain| chain.waiting.is_empty() && chain.unwritten.is_empty())
-            .map(drop);
-        let outcome = idle.and_then(|()| Ok(shared.revert(block)?));
-        drop(closer);
-        match outcome {
-            Ok(root) => shared.wait(shared.chain(), |chain| chain.unwritten.is_empty()).map(|_| root),
-            Err(Halt::Error(error)) => Err(error),
-            Err(Halt::Refusing) => match shared.wait(shared.chain(), |_| true).map(drop) {
-                Ok(()) => self.revert_to(block),
-                Err(error) => Err(error),
-            },
-        }
+        let root = shared.in_turn(|| {
+            drop(shared.await_turn(Chain::is_at_rest)?);
+            Ok(shared.revert(block)?)
+        })?;
+        shared.wait(shared.chain(), |chain| chain.unwritten.is_empty()).map(|_| root)
     }
 }
 
 impl Rewind {
     /// Whether tries that were led back have the roots that were stored.
-    fn check(&self, from: &Base, computed: flagstone_core::commitment::Roots) -> Result<(), Error> {
+    fn check(&self, from: &Base, computed: Roots) -> Result<(), Error> {
         if computed == self.root.roots {
             return Ok(());
         }
-        let number = |block: Option<BlockNumber>| {
-            block.map_or("the empty state".to_owned(), |block| format!("block {block}"))
-        };
-        let what = format!("the history from {} back to {}", number(from.block), number(self.block));
+        let what = format!("the history from {} back to {}", at(&from.block), at(&self.block));
         let problem = format!("it leads to {computed:?}, the block had {:?}", self.root.roots);
         Err(Error::damaged(what, problem))
     }
@@ -240,7 +225,7 @@ impl Shared {
         &self,
         base: &Base,
         rewind: &Rewind,
-        refuse: impl FnOnce(BlockNumber) -> Result<crate::journal::Position, Error>,
+        refuse: impl FnOnce(BlockNumber) -> Result<Position, Error>,
     ) -> Result<BlockRoot, Error> {
         let Rewind { diff, block, root } = rewind;
         let staged = self.pool.install(|| self.stage_diffs(base, &[diff], None))?;
@@ -280,7 +265,7 @@ impl Shared {
         batch: &mut WriteBatch,
     ) -> Result<(), Error> {
         let rows = self.rows.of(base);
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut history = self.history();
         while let Some(last) = history.pop_back_if(|last| Some(*last) > block) {
             meta::delete_undo(batch, &rows, last)?;
         }

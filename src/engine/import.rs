@@ -12,8 +12,8 @@
 //! in, and that chunk is not written.
 
 use std::io::Read;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use flagstone_core::codec::{DecodeError, Reader};
@@ -22,12 +22,13 @@ use flagstone_core::commitment::Roots;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::{Bulk, Hasher};
 use flagstone_core::layout::{Layout, StateAt};
-use flagstone_core::store::{Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch};
+use flagstone_core::store::{Store, StoreError, StoreRead, WriteBatch};
 use flagstone_core::trie::TrieId;
 use flagstone_core::types::{ClassesRoot, ContractsRoot};
 
+use super::base::Layered;
 use super::meta::{self, BlockRoot, Identity, StoredHead};
-use super::{Engine, EngineConfig};
+use super::{Engine, EngineConfig, require_atomic_batches};
 use crate::error::Error;
 use crate::snapshot::{Chunk, Counts, DumpReader, Header, Position, SnapshotError};
 use crate::store::Sealed;
@@ -137,44 +138,6 @@ pub(crate) fn read_unfinished(store: &dyn StoreRead) -> Result<Option<Unfinished
     Unfinished::decode(&row).map(Some).map_err(|error| Error::damaged("the import's row", error))
 }
 
-/// A store with the batch that is being written over it.
-struct Ahead<'a> {
-    store: &'a dyn Store,
-    batch: Mutex<Option<Arc<WriteBatch>>>,
-}
-
-impl Ahead<'_> {
-    fn batch(&self) -> Option<Arc<WriteBatch>> {
-        self.batch.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl StoreRead for Ahead<'_> {
-    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-        match self.batch().as_ref().and_then(|batch| batch.get(key)) {
-            Some(row) => Ok(row.map(<[u8]>::to_vec)),
-            None => self.store.get(key),
-        }
-    }
-
-    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
-        let Some(batch) = self.batch() else { return self.store.get_many(keys) };
-        let known = |key: &&[u8]| batch.get(key);
-        let missing: Vec<&[u8]> = keys.iter().copied().filter(|key| known(key).is_none()).collect();
-        let mut read = self.store.get_many(&missing)?.into_iter();
-        let row = |key| match known(key) {
-            Some(row) => row.map(<[u8]>::to_vec),
-            None => read.next().flatten(),
-        };
-        Ok(keys.iter().map(row).collect())
-    }
-
-    fn scan(&self, _prefix: &[u8], _visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        // Commitments read rows by their keys alone.
-        Err(StoreError::new(StoreErrorKind::Unsupported, "rows cannot be scanned while they are imported"))
-    }
-}
-
 impl Engine {
     /// Fills an empty store, or one with an unfinished import of the same dump, with the state that a dump holds. After
     /// that it can be opened as a database, whose next block is the one after the dump's.
@@ -204,7 +167,7 @@ pub(crate) fn import(
     dump: impl Read + Send,
     progress: &mut dyn FnMut(ImportProgress),
 ) -> Result<Imported, Error> {
-    let pool = commitment_pool(config)?;
+    let pool = config.pool("import")?;
     let mut dump = DumpReader::new(dump)?;
     if let Some(counts) = finished_before(store, layout, &mut dump)? {
         return Ok(Imported { header: dump.header(), counts, resumed_after: counts.items() });
@@ -216,8 +179,7 @@ pub(crate) fn import(
     let done = thread::scope(|scope| {
         scope.spawn(move || read_chunks(dump, &chunks));
         let writer = scope.spawn(move || write_batches(store, &next_batch));
-        let ahead = Ahead { store, batch: Mutex::new(None) };
-        let import = Import { layout, pool: &pool, hasher: &Bulk, ahead: &ahead, batches, at: from };
+        let import = Import { layout, store, pool: &pool, hasher: &Bulk, ahead: None, batches, at: from };
         let done = import.run(&next_chunk, progress);
         // The reader ends when its next chunk finds nobody.
         drop(next_chunk);
@@ -229,21 +191,9 @@ pub(crate) fn import(
     Ok(Imported { header: done.header, counts: done.counts, resumed_after })
 }
 
-fn commitment_pool(config: &EngineConfig) -> Result<rayon::ThreadPool, Error> {
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(config.threads);
-    let named = threads.thread_name(|index| format!("flagstone-import-{index}"));
-    named.build().map_err(|error| {
-        Error::Config(format!("cannot start {} commitment threads: {error}", config.threads))
-    })
-}
-
 /// Where to begin: at the start of an empty store, or behind what an earlier run has imported of the same dump.
 fn begin(store: &dyn Store, layout: &dyn Layout, header: Header) -> Result<Unfinished, Error> {
-    if !store.capabilities().atomic_batches {
-        let problem =
-            format!("store `{}` does not apply batches as one unit, which an import needs", store.name());
-        return Err(StoreError::new(StoreErrorKind::Unsupported, problem).into());
-    }
+    require_atomic_batches(store, "an import")?;
     let identity = Identity::of(layout);
     if let Some(unfinished) = read_unfinished(store)? {
         if unfinished.header != header || unfinished.identity != identity {
@@ -332,9 +282,11 @@ fn write_batches(store: &dyn Store, batches: &Receiver<Arc<WriteBatch>>) -> Resu
 
 struct Import<'a> {
     layout: &'a dyn Layout,
+    store: &'a dyn Store,
     pool: &'a rayon::ThreadPool,
     hasher: &'a dyn Hasher,
-    ahead: &'a Ahead<'a>,
+    /// The batch that is being written.
+    ahead: Option<Arc<WriteBatch>>,
     batches: SyncSender<Arc<WriteBatch>>,
     at: Unfinished,
 }
@@ -374,7 +326,8 @@ impl Import<'_> {
     }
 
     fn chunk(&mut self, chunk: &Chunk) -> Result<(), Error> {
-        let state = StateAt { store: self.ahead, roots: self.at.roots };
+        let rows = Layered { layers: self.ahead.as_slice(), store: self.store };
+        let state = StateAt { store: &rows, roots: self.at.roots };
         let stage = || self.layout.stage_commitment(state, &[&chunk.diff], self.hasher);
         let staged = self.pool.install(stage)?;
         let changed = staged.contracts.last().map(Vec::as_slice).unwrap_or_default();
@@ -389,7 +342,7 @@ impl Import<'_> {
         let batch = Arc::new(batch);
         // Returns when the writer takes it, and so has written the one before.
         let taken = self.batches.send(Arc::clone(&batch));
-        *self.ahead.batch.lock().unwrap_or_else(PoisonError::into_inner) = Some(batch);
+        self.ahead = Some(batch);
         staged.applied.into_iter().for_each(|applied| applied());
         taken.map_err(|_| Error::Config("the writer of the import has ended early".to_owned()))
     }

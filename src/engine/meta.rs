@@ -11,6 +11,7 @@
 //! 0x04 | length u8 | key | part u32   a piece of a blob (at most PART_BYTES); the first begins with the length, a u64
 //! ```
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -419,13 +420,31 @@ pub fn read_undo(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<Und
     let Some(bytes) = read_parts(store, &block_key(keyspace::UNDO, block), what)? else { return Ok(None) };
     let decode = || {
         let mut from = Reader::new(&bytes);
-        let before = option(&mut from, "block flag", |from| from.u64("block").map(BlockNumber))?;
+        let before = block_before(&mut from)?;
         let root = BlockRoot::decode(&mut from)?;
         let diff = StateDiff::decode(&mut from)?;
         from.end("undo")?;
         Ok(Undo { before, root, diff })
     };
     decode().map(Some).map_err(|error: DecodeError| Error::damaged(what(), error))
+}
+
+fn block_before(from: &mut Reader<'_>) -> Result<Option<BlockNumber>, DecodeError> {
+    option(from, "block flag", |from| from.u64("block").map(BlockNumber))
+}
+
+/// Blocks that can be taken back, one after another from the head on; ascending. Looks at the beginning of each undo only.
+pub fn undo_chain(store: &dyn StoreRead, head: Option<BlockNumber>) -> Result<VecDeque<BlockNumber>, Error> {
+    let (mut chain, mut at) = (VecDeque::new(), head);
+    while let Some(block) = at {
+        let first_part = [&block_key(keyspace::UNDO, block)[..], &[0; 4]].concat();
+        let Some(row) = store.get(&first_part)? else { break };
+        let before = block_before(&mut Reader::new(&row));
+        let before = before.map_err(|error| Error::damaged(format!("the undo of block {block}"), error))?;
+        chain.push_front(block);
+        at = before.filter(|before| *before < block);
+    }
+    Ok(chain)
 }
 
 /// Blocks whose undo is there, ascending.
@@ -484,6 +503,8 @@ mod tests {
         put_undo(&mut batch, BlockNumber(4), &undo(500));
         store.write(batch).unwrap();
         assert_eq!(undo_blocks(&store).unwrap(), [BlockNumber(3), BlockNumber(4)]);
+        assert_eq!(undo_chain(&store, Some(BlockNumber(4))).unwrap(), [BlockNumber(4)], "4 is not on 3");
+        assert_eq!(undo_chain(&store, Some(BlockNumber(5))).unwrap(), []);
         assert_eq!(read_undo(&store, BlockNumber(3)).unwrap(), Some(undo(0)));
         assert_eq!(read_undo(&store, BlockNumber(4)).unwrap(), Some(undo(500)));
         assert_eq!(read_undo(&store, BlockNumber(5)).unwrap(), None);

@@ -387,13 +387,7 @@ impl Opening {
         config: EngineConfig,
         hasher: Box<dyn Hasher>,
     ) -> Result<Self, Error> {
-        if !store.capabilities().atomic_batches {
-            let problem = format!(
-                "store `{}` does not apply batches as one unit, which the engine needs",
-                store.name()
-            );
-            return Err(StoreError::new(StoreErrorKind::Unsupported, problem).into());
-        }
+        require_atomic_batches(&store, "the engine")?;
         let head = open_or_create(&store, layout.as_ref())?;
         Ok(Self { store, layout, hasher, config, head })
     }
@@ -401,13 +395,7 @@ impl Opening {
     /// Brings the store to where the journal is, and starts the threads.
     fn start(self, durability: Durability, behind: Behind) -> Result<Engine, Error> {
         let Self { store, layout, hasher, config, head } = self;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.threads)
-            .thread_name(|index| format!("flagstone-pool-{index}"))
-            .build()
-            .map_err(|error| {
-                Error::Config(format!("cannot start {} commitment threads: {error}", config.threads))
-            })?;
+        let pool = config.pool("pool")?;
         let ahead_of_store = durability.is_journal() || !store.capabilities().durable;
         let chain = Chain {
             closed: head.block,
@@ -417,7 +405,7 @@ impl Opening {
             refusal: durability.refusal(),
             ..Chain::default()
         };
-        let history = meta::undo_blocks(&store)?;
+        let history = meta::undo_chain(&store, head.block)?;
         let shared = Arc::new(Shared {
             layout,
             hasher,
@@ -433,7 +421,7 @@ impl Opening {
             closer: Mutex::new(()),
             durability: Mutex::new(durability),
             ahead_of_store,
-            history: Mutex::new(history.into()),
+            history: Mutex::new(history),
             taken_back: TakenBack::default(),
             stopped: OnceLock::new(),
         });
@@ -490,6 +478,15 @@ impl std::fmt::Debug for Engine {
             .field("head", &self.head())
             .finish()
     }
+}
+
+/// Refuses a store in which a batch could be there in part.
+fn require_atomic_batches(store: &dyn Store, who: &str) -> Result<(), StoreError> {
+    if store.capabilities().atomic_batches {
+        return Ok(());
+    }
+    let problem = format!("store `{}` does not apply batches as one unit, which {who} needs", store.name());
+    Err(StoreError::new(StoreErrorKind::Unsupported, problem))
 }
 
 fn open_or_create(store: &dyn Store, layout: &dyn Layout) -> Result<StoredHead, Error> {

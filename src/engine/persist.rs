@@ -35,8 +35,7 @@ impl Shared {
 
     /// Steps 3 to 5 of [`durable`](super::durable).
     fn write(&self, unwritten: &[Unwritten]) -> Result<(), Error> {
-        let layers: Vec<Arc<Layer>> =
-            unwritten.iter().map(|unwritten| Arc::clone(&unwritten.layer)).collect();
+        let layers: Vec<&Layer> = unwritten.iter().map(|unwritten| &unwritten.layer).collect();
         let blocks: u32 = unwritten.iter().map(|unwritten| unwritten.blocks.len() as u32).sum();
         let head = unwritten.last().and_then(|unwritten| unwritten.head);
         self.rows.write(&layers, |store, batch| store.write(batch))?; // 3

@@ -3,7 +3,7 @@
 use flagstone_core::commit::TrieRows;
 use flagstone_core::types::BlockNumber;
 
-use super::closing::Halt;
+use super::chain::Chain;
 use super::{BlockRoot, Engine, Head, Shared};
 use crate::error::Error;
 use crate::journal::Journal;
@@ -12,7 +12,7 @@ impl Engine {
     /// Like [`Engine::at_commitment`], for who needs a block: `read` is given it and its roots.
     ///
     /// # Errors
-    /// As [`Engine::at_commitment`]; [`Error::NotHeld`] if nothing is committed yet.
+    /// As [`Engine::at_commitment`]; [`Error::NothingCommitted`] if nothing is committed yet.
     pub fn at_block<R>(
         &self,
         block: Option<BlockNumber>,
@@ -20,31 +20,20 @@ impl Engine {
     ) -> Result<R, Error> {
         self.at_commitment(block, |tries, at, root| match at {
             Some(at) => read(tries, at, *root),
-            None => Err(Error::NotHeld { asked: block, committed: None }),
+            None => Err(Error::NothingCommitted),
         })
     }
 
     /// Reads anything while nothing changes and nothing is on its way: the store, at the head that it is given with, and
-    /// the journal.
+    /// the journal. Commits what is closed first.
     pub(super) fn at_rest<R>(
         &self,
-        read: impl FnOnce(&Shared, Head, Option<&Journal>) -> Result<R, Error>,
+        read: impl Fn(&Shared, Head, Option<&Journal>) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let shared = &self.shared;
-        let closer = shared.closer();
-        let turn = shared
-            .await_turn(shared.chain(), |chain| chain.waiting.is_empty() && chain.unwritten.is_empty())
-            .map(|chain| chain.head());
-        let head = match turn {
-            Ok(head) => head,
-            Err(Halt::Error(error)) => return Err(error),
-            Err(Halt::Refusing) => {
-                drop(closer);
-                drop(shared.wait(shared.chain(), |_| true)?);
-                return self.at_rest(read);
-            }
-        };
-        let durability = shared.durability();
-        read(shared, head, durability.journal())
+        shared.in_turn(|| {
+            let head = shared.await_turn(Chain::is_at_rest)?.head();
+            Ok(read(shared, head, shared.durability().journal())?)
+        })
     }
 }

@@ -261,6 +261,13 @@ struct Counters {
     recent: Counter,
 }
 
+impl Counters {
+    /// Counts a read that was answered with this value.
+    fn answered(&self, value: Felt) {
+        if value == Felt::ZERO { &self.absent_hits } else { &self.hits }.increment();
+    }
+}
+
 struct Entries {
     floor: u64,
     recent: HashMap<Hashed, Recent, BuildBrought>,
@@ -366,8 +373,7 @@ impl Values {
         }
         match entries.at(&key, stamp) {
             Some(value) => {
-                let counter = if value == Felt::ZERO { &counters.absent_hits } else { &counters.hits };
-                counter.increment();
+                counters.answered(value);
                 Lookup::Known(value)
             }
             None => {
@@ -383,7 +389,7 @@ impl Values {
         let Shard { counters, .. } = self.shard(&key);
         let mut entries = self.shard(&key).lock();
         let value = if stamp < entries.floor { None } else { entries.at(&key, stamp) }?;
-        if value == Felt::ZERO { &counters.absent_hits } else { &counters.hits }.increment();
+        counters.answered(value);
         Some(value)
     }
 
@@ -416,7 +422,7 @@ impl Values {
 
     /// Adds a block's values, for views from its stamp on. No view has this stamp or a later one yet.
     pub fn push(&self, stamp: u64, diff: &StateDiff) {
-        self.each_shard(diff, |entries, values| {
+        self.each_shard(diff, |_, entries, values| {
             values.into_iter().for_each(|(key, value)| entries.push(key, Version { stamp, value }));
         });
     }
@@ -424,7 +430,7 @@ impl Values {
     /// Learns the values before blocks, from the diff that takes them back. `through` is the last one's stamp; all before
     /// are settled already. Comes before any row of these blocks can be read.
     pub fn settle(&self, through: u64, undo: &StateDiff) {
-        self.each_shard(undo, |entries, values| {
+        self.each_shard(undo, |_, entries, values| {
             for (key, before) in values {
                 if let Some(recent) = entries.recent.get_mut(&key)
                     && recent.before.is_none()
@@ -438,11 +444,10 @@ impl Values {
 
     /// Lets a block's values go: the oldest recent block, whose rows are in the store. Views before it expire.
     pub fn retire(&self, stamp: u64, diff: &StateDiff) {
-        let mut values = self.by_shard(diff);
-        for (shard, values) in self.shards.iter().zip(&mut values) {
+        for (shard, values) in self.shards.iter().zip(self.by_shard(diff)) {
             let mut entries = shard.lock();
             entries.floor = stamp;
-            for (key, _) in values.drain(..) {
+            for (key, _) in values {
                 let left = entries.recent.get_mut(&key).and_then(|recent| recent.retire(stamp));
                 if let Some(value) = left {
                     entries.recent.remove(&key);
@@ -456,19 +461,17 @@ impl Values {
     /// Takes back all values from a stamp on; `diffs` are those blocks'. Nothing of them is in any row.
     pub fn take_back<'a>(&self, from: u64, diffs: impl IntoIterator<Item = &'a StateDiff>) {
         for diff in diffs {
-            for (shard, values) in self.shards.iter().zip(self.by_shard(diff)) {
-                let mut entries = shard.lock();
+            self.each_shard(diff, |counters, entries, values| {
                 for (key, _) in values {
                     let Entry::Occupied(mut recent) = entries.recent.entry(key) else { continue };
                     if !recent.get_mut().take_back(from) {
                         // What is cached may be older than blocks that left since.
                         if let Some(before) = recent.remove().before {
-                            entries.cache(&shard.counters, key, before);
+                            entries.cache(counters, key, before);
                         }
                     }
                 }
-                shard.counters.recent.set(entries.recent.len() as u64);
-            }
+            });
         }
     }
 
@@ -501,11 +504,15 @@ impl Values {
     }
 
     /// Visits, one at a time, the shards that a diff has values for.
-    fn each_shard(&self, diff: &StateDiff, mut visit: impl FnMut(&mut Entries, Vec<(Hashed, Felt)>)) {
+    fn each_shard(
+        &self,
+        diff: &StateDiff,
+        mut visit: impl FnMut(&Counters, &mut Entries, Vec<(Hashed, Felt)>),
+    ) {
         for (shard, values) in self.shards.iter().zip(self.by_shard(diff)) {
             if !values.is_empty() {
                 let mut entries = shard.lock();
-                visit(&mut entries, values);
+                visit(&shard.counters, &mut entries, values);
                 shard.counters.recent.set(entries.recent.len() as u64);
             }
         }

@@ -11,13 +11,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use flagstone::core::diff::ContractDiff;
-use flagstone::core::trie::{TrieId, lookup};
-use flagstone::core::types::{BlockNumber, StateCommitment};
+use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
 use flagstone::journal::faulty::{Fault, FaultyFiles};
 use flagstone::store::{Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
 
-use crate::support::{config, every, layouts};
+use crate::support::{check_tries, config, every, layouts};
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -204,36 +203,18 @@ impl Machine {
             let stored = engine.block_root(BlockNumber(number)).unwrap();
             assert_eq!(stored.map(|root| root.commitment), Some(*root), "{what}: block {number}");
         }
-        self.check_tries(&engine, what);
+        assert_eq!(check_tries(&engine, &all_slots(), what), Some(BlockNumber(BLOCKS - 1)), "{what}");
         let view = engine.view();
         assert_eq!(view.storage_at(&1.into(), &1.into()).unwrap(), ((BLOCKS - 1) % 4).into(), "{what}");
         assert_eq!(view.nonce_at(&1.into()).unwrap(), BLOCKS.into(), "{what}");
     }
 }
 
-impl Machine {
-    /// Every value that a block set is the same in the values and in the tries.
-    fn check_tries(&self, engine: &Engine, what: &str) {
-        let view = engine.view();
-        let compared = engine.at_commitment(None, |tries, block, _| {
-            assert_eq!(block, Some(BlockNumber(BLOCKS - 1)), "{what}");
-            for contract in (0..BLOCKS).flat_map(block_contracts) {
-                let leaf = tries.contract_leaf(&contract.address)?;
-                assert_eq!(leaf.nonce, view.nonce_at(&contract.address)?, "{what}");
-                for (key, _) in &contract.storage {
-                    let trie = TrieId::Storage(contract.address);
-                    let value = lookup(tries, trie, leaf.storage_root.0, key.trie_key())?;
-                    assert_eq!(value, view.storage_at(&contract.address, key)?.0, "{what}");
-                }
-            }
-            Ok(())
-        });
-        compared.unwrap_or_else(|error| panic!("{what}: {error}"));
-    }
-}
-
-fn block_contracts(number: u64) -> Vec<ContractDiff> {
-    block(number).diff.contracts().to_vec()
+/// Every slot that a block sets, by contract.
+fn all_slots() -> Vec<(ContractAddress, Vec<StorageKey>)> {
+    let diffs = (0..BLOCKS).flat_map(|number| block(number).diff.contracts().to_vec());
+    let slots = |contract: ContractDiff| contract.storage.into_iter().map(|(key, _)| key).collect();
+    diffs.map(|contract| (contract.address, slots(contract))).collect()
 }
 
 fn machine(layout: &'static str, cadence: Cadence, roots: &[StateCommitment]) -> Machine {

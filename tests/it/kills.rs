@@ -6,12 +6,11 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::Duration;
 
-use flagstone::core::trie::{TrieId, lookup};
-use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
+use flagstone::core::types::{BlockNumber, StateCommitment, StorageKey};
 use flagstone::{Cadence, Engine, EngineConfig, StateDiff, StateUpdate, database};
 
 use crate::child;
-use crate::support::{Place, config, every};
+use crate::support::{Place, check_tries, config, every};
 
 /// Times a process is killed for each layout. By hand more: `FLAGSTONE_KILLS=1000 cargo test --test it kills::`.
 const KILLS: u64 = 70;
@@ -125,20 +124,9 @@ fn check(engine: &Engine, undisturbed: &mut Undisturbed, acknowledged: Option<u6
         assert_eq!(root, Some(undisturbed.roots[number as usize]), "{what}: block {number}");
     }
     assert_eq!(engine.head().root.commitment, expected, "{what}");
-    let view = engine.view();
-    let compared = engine.at_commitment(None, |tries, _, _| {
-        for address in (1..=CONTRACTS).map(ContractAddress::from) {
-            let leaf = tries.contract_leaf(&address)?;
-            assert_eq!(leaf.nonce, view.nonce_at(&address)?, "{what}");
-            for key in 0..=KEYS + 1 {
-                let (trie, key) = (TrieId::Storage(address), StorageKey::from(key));
-                let in_trie = lookup(tries, trie, leaf.storage_root.0, key.trie_key())?;
-                assert_eq!(in_trie, view.storage_at(&address, &key)?.0, "{what}: {address} {key}");
-            }
-        }
-        Ok(())
-    });
-    compared.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let keys: Vec<StorageKey> = (0..=KEYS + 1).map(StorageKey::from).collect();
+    let slots: Vec<_> = (1..=CONTRACTS).map(|address| (address.into(), keys.clone())).collect();
+    check_tries(engine, &slots, what);
     if closed % 16 == 0 {
         let report = engine.check(&|_| ()).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(report.is_sound(), "{what}: {:?}", report.findings);

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flagstone::core::layout::Layout;
-use flagstone::core::types::StateCommitment;
+use flagstone::core::trie::{TrieId, lookup};
+use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
 use flagstone::engine::Progress;
 use flagstone::input::UpdateReader;
 use flagstone::registry::LAYOUTS;
@@ -86,6 +87,28 @@ pub fn at_close() -> EngineConfig {
 pub fn settle(engine: &Engine) {
     engine.commit().unwrap();
     engine.sync().unwrap();
+}
+
+/// Nonces and slots are the same in the values and in the tries. Returns the block that was looked at.
+pub fn check_tries(
+    engine: &Engine,
+    slots: &[(ContractAddress, Vec<StorageKey>)],
+    what: &str,
+) -> Option<BlockNumber> {
+    let view = engine.view();
+    let compared = engine.at_commitment(None, |tries, block, _| {
+        for (address, keys) in slots {
+            let leaf = tries.contract_leaf(address)?;
+            assert_eq!(leaf.nonce, view.nonce_at(address)?, "{what}: nonce of {address}");
+            for key in keys {
+                let trie = TrieId::Storage(*address);
+                let in_trie = lookup(tries, trie, leaf.storage_root.0, key.trie_key())?;
+                assert_eq!(in_trie, view.storage_at(address, key)?.0, "{what}: {address} {key}");
+            }
+        }
+        Ok(block)
+    });
+    compared.unwrap_or_else(|error| panic!("{what}: {error}"))
 }
 
 /// Closes all updates and commits; returns the commitments in order.
