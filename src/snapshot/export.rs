@@ -59,8 +59,8 @@ impl From<Failure> for Error {
 /// a database that is damaged gives an error and no footer. `progress` is told of items now and then.
 ///
 /// # Errors
-/// [`Error::NotHeld`] if the state after this block cannot be read, [`Error::State`] if it is damaged, or the store or the
-/// writer fails.
+/// As [`Engine::at_block`] if the state after this block cannot be read; [`Error::State`] if it is damaged, or the store
+/// or the writer fails.
 pub fn export(
     engine: &Engine,
     block: Option<BlockNumber>,
