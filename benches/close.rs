@@ -98,7 +98,7 @@ fn closing(dir: &Path, engine: &Engine, workload: &mut WorkloadS) -> std::io::Re
         block.diff.encode(&mut bytes);
         let batch = flat.stage_values(&block.diff);
         let [batched, closed, appended, _] = &mut times;
-        batched.push(timed(|| drop(sled.write(batch).and_then(|()| sled.sync()))));
+        batched.push(timed(|| drop(sled.write(&batch).and_then(|()| sled.sync()))));
         closed.push(timed(|| close(engine, &block)));
         settle(engine);
         appended.push(timed(|| drop(file.write_all(&bytes).and_then(|()| file.sync_data()))));

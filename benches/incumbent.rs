@@ -87,7 +87,7 @@ impl Contender {
         let staged = self.layout.stage_commitment(state, &[diff], hasher).expect("the state is sound");
         self.wall.push(millis(started.elapsed()));
         self.cpu.push(millis(cpu_time().saturating_sub(cpu)));
-        self.store.write(staged.batch).expect("the store takes it");
+        self.store.write(&staged.batch).expect("the store takes it");
         staged.applied.into_iter().for_each(|applied| applied());
         self.roots = staged.roots[0];
     }

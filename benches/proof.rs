@@ -62,7 +62,7 @@ impl State {
     }
 
     fn apply(&mut self, staged: StagedCommitment) {
-        self.store.write(staged.batch).expect("a store in memory takes everything");
+        self.store.write(&staged.batch).expect("a store in memory takes everything");
         staged.applied.into_iter().for_each(|applied| applied());
         self.roots = staged.roots[0];
     }

@@ -36,7 +36,7 @@ impl Base {
         for diff in diffs {
             let staged = base.stage(diff, &Bulk);
             // A store in memory takes everything.
-            let _ = base.store.write(staged.batch);
+            let _ = base.store.write(&staged.batch);
             staged.applied.into_iter().for_each(|applied| applied());
             base.roots = staged.roots[0];
         }

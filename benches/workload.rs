@@ -65,7 +65,7 @@ impl Contender {
         let bytes = staged.batch.iter().map(|(key, row)| key.len() + row.map_or(0, <[u8]>::len)).sum();
         let hashes = staged.hashes.pedersen + staged.hashes.poseidon;
         let started = Instant::now();
-        self.store.write(staged.batch).expect("a store in memory takes everything");
+        self.store.write(&staged.batch).expect("a store in memory takes everything");
         staged.applied.into_iter().for_each(|applied| applied());
         self.roots = staged.roots[0];
         self.blocks.push(Cost { ahead, stage, cpu, write: started.elapsed(), rows, bytes, hashes });

@@ -199,7 +199,7 @@ mod tests {
         let mut roots = Roots::default();
         let mut commit = |diff: &StateDiff| {
             let staged = layout.stage_commitment(StateAt { store: &store, roots }, &[diff], &Bulk).unwrap();
-            store.write(staged.batch).unwrap();
+            store.write(&staged.batch).unwrap();
             roots = staged.roots[0];
             roots.contracts.to_string()
         };

@@ -6,6 +6,7 @@
 //! from memory, and the rest stays as it is. A read that began without them may see a mixture; it looks at
 //! [`Rows::applying`] when it is done, and begins again.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -186,16 +187,18 @@ impl Rows {
     pub fn write(
         &self,
         layers: &[&Layer],
-        write: impl FnOnce(&dyn Store, WriteBatch) -> Result<(), StoreError>,
+        write: impl FnOnce(&dyn Store, &WriteBatch) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let Some(through) = layers.last().map(|layer| layer.generation) else { return Ok(()) };
-        let mut batch = WriteBatch::default();
-        layers.iter().for_each(|layer| batch.append(WriteBatch::clone(&layer.batch)));
+        let batch = match layers {
+            [layer] => Cow::Borrowed(layer.batch.as_ref()),
+            layers => Cow::Owned(as_one(layers)),
+        };
         let holding = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
         let free = self.let_go.wait_while(holding, |holding| *holding > 0);
         let free = free.unwrap_or_else(PoisonError::into_inner);
         self.applying.store(through, Ordering::SeqCst);
-        write(self.store.as_ref(), batch)?;
+        write(self.store.as_ref(), &batch)?;
         drop(free);
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let mut after = Base::clone(&base);
@@ -203,4 +206,12 @@ impl Rows {
         *base = Arc::new(after);
         Ok(())
     }
+}
+
+/// What layers, oldest first, say together.
+fn as_one(layers: &[&Layer]) -> WriteBatch {
+    layers.iter().fold(WriteBatch::default(), |mut batch, layer| {
+        batch.append(WriteBatch::clone(&layer.batch));
+        batch
+    })
 }

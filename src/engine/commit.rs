@@ -165,7 +165,8 @@ impl Shared {
         undo: Vec<(&Arc<Closed>, Undo)>,
         rows: StagedRows,
     ) -> Result<Unit, Error> {
-        let StagedRows { mut batch, hashes, applied, witness } = rows;
+        let StagedRows { batch: of_layout, hashes, applied, witness } = rows;
+        let mut batch = WriteBatch::default();
         let last = committed.last().map_or((base.block, base.root), |last| (Some(last.number), last.root));
         committed.iter().for_each(|block| meta::put_block_root(&mut batch, block.number, &block.root));
         let refusal = self.chain().refusal;
@@ -176,6 +177,7 @@ impl Shared {
             self.keep_undo(base, &mut batch, closed.block.number, undo)?;
         }
         let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
+        batch.append(of_layout);
         Ok(Unit { blocks: blocks.to_vec(), committed, root: last.1, undo, batch, hashes, applied, witness })
     }
 

@@ -233,9 +233,10 @@ impl Shared {
         let first = block.map_or(Some(BlockNumber(0)), BlockNumber::next).unwrap_or_default();
         let refusal = refuse(first).map_err(|error| self.stop_and_tell(error))?;
 
-        let mut batch = staged.rows.batch;
+        let mut batch = WriteBatch::default();
         meta::put_head(&mut batch, &StoredHead { block: *block, root: *root, refusal });
         self.forget_after(base, *block, &mut batch)?;
+        batch.append(staged.rows.batch);
         let stamp = self.chain().stamp + 1;
         self.values.push(stamp, diff);
         staged.undo.iter().for_each(|redo| self.values.settle(stamp, redo));

@@ -214,7 +214,7 @@ fn begin(store: &dyn Store, layout: &dyn Layout, header: Header) -> Result<Unfin
     let start = Unfinished { header, chunks: 0, counts, last: Position::Start, roots, identity };
     let mut batch = WriteBatch::default();
     batch.put(meta::meta_key(meta::IMPORT), start.encode());
-    store.write(batch)?;
+    store.write(&batch)?;
     store.sync()?;
     Ok(start)
 }
@@ -250,7 +250,7 @@ fn finish(store: &dyn Store, done: &Unfinished) -> Result<(), Error> {
     meta::put_head(&mut batch, &StoredHead { block: Some(block), root, ..StoredHead::default() });
     // Nothing before it may be missing when it is there.
     store.sync()?;
-    store.write(batch)?;
+    store.write(&batch)?;
     Ok(store.sync()?)
 }
 
@@ -270,7 +270,7 @@ fn read_chunks<R: Read>(mut dump: DumpReader<R>, chunks: &SyncSender<ReadAhead>)
 fn write_batches(store: &dyn Store, batches: &Receiver<Arc<WriteBatch>>) -> Result<(), StoreError> {
     let mut unsynced = 0;
     for batch in batches {
-        store.write(WriteBatch::clone(&batch))?;
+        store.write(&batch)?;
         unsynced += 1;
         if unsynced == SYNC_CHUNKS {
             store.sync()?;

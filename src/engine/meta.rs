@@ -286,7 +286,7 @@ pub fn is_empty(store: &dyn StoreRead) -> Result<bool, Error> {
 }
 
 pub fn put_identity(batch: &mut WriteBatch, identity: &Identity) {
-    batch.put(meta_key("identity"), identity.to_string().into_bytes());
+    batch.put(meta_key("identity"), identity.to_string());
 }
 
 pub fn put_head(batch: &mut WriteBatch, head: &StoredHead) {
@@ -349,7 +349,10 @@ pub fn delete_block_root(batch: &mut WriteBatch, block: BlockNumber) {
 /// Puts bytes as rows of at most [`PART_BYTES`], at `prefix` and a part number.
 fn put_parts(batch: &mut WriteBatch, prefix: &[u8], bytes: &[u8]) {
     for (part, piece) in (0u32..).zip(bytes.chunks(PART_BYTES)) {
-        batch.put([prefix, &part.to_be_bytes()].concat(), piece.to_vec());
+        batch.put_with(
+            |key| key.extend(prefix.iter().chain(&part.to_be_bytes())),
+            |row| row.extend_from_slice(piece),
+        );
     }
 }
 
@@ -470,7 +473,7 @@ pub fn delete_undo(
 ) -> Result<(), StoreError> {
     let prefix = block_key(keyspace::UNDO, block);
     store.scan(&prefix, &mut |key, _| {
-        batch.delete(key.to_vec());
+        batch.delete(key);
         ControlFlow::Continue(())
     })?;
     let unwritten: Vec<Vec<u8>> = batch
@@ -501,7 +504,7 @@ mod tests {
         let mut batch = WriteBatch::default();
         put_undo(&mut batch, BlockNumber(3), &undo(0));
         put_undo(&mut batch, BlockNumber(4), &undo(500));
-        store.write(batch).unwrap();
+        store.write(&batch).unwrap();
         assert_eq!(undo_blocks(&store).unwrap(), [BlockNumber(3), BlockNumber(4)]);
         assert_eq!(undo_chain(&store, Some(BlockNumber(4))).unwrap(), [BlockNumber(4)], "4 is not on 3");
         assert_eq!(undo_chain(&store, Some(BlockNumber(5))).unwrap(), []);
@@ -511,7 +514,7 @@ mod tests {
         for block in [3, 4] {
             let mut batch = WriteBatch::default();
             delete_undo(&mut batch, &store, BlockNumber(block)).unwrap();
-            store.write(batch).unwrap();
+            store.write(&batch).unwrap();
         }
         assert!(store.is_empty());
     }
@@ -526,7 +529,7 @@ mod tests {
             let store = MemoryStore::new();
             let mut damaged = batch.clone();
             damaged.delete(key);
-            store.write(damaged).unwrap();
+            store.write(&damaged).unwrap();
             assert!(read_undo(&store, BlockNumber(4)).is_err());
         }
     }

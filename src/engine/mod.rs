@@ -499,7 +499,7 @@ fn open_or_create(store: &dyn Store, layout: &dyn Layout) -> Result<StoredHead, 
     let mut batch = WriteBatch::default();
     meta::put_identity(&mut batch, &identity);
     meta::put_head(&mut batch, &head);
-    store.write(batch)?;
+    store.write(&batch)?;
     store.sync()?;
     Ok(head)
 }

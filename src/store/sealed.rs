@@ -31,14 +31,14 @@ pub const SEAL_BYTES: usize = 4;
 ///
 /// let store = Sealed::new(MemoryStore::new());
 /// let mut batch = WriteBatch::default();
-/// batch.put(b"key".to_vec(), b"row".to_vec());
-/// store.write(batch)?;
+/// batch.put(b"key", b"row");
+/// store.write(&batch)?;
 /// assert_eq!(store.get(b"key")?, Some(b"row".to_vec()));
 ///
 /// // Somebody changes the row behind its back.
 /// let mut batch = WriteBatch::default();
-/// batch.put(b"key".to_vec(), b"rowxxxx".to_vec());
-/// store.inner().write(batch)?;
+/// batch.put(b"key", b"rowxxxx");
+/// store.inner().write(&batch)?;
 /// assert_eq!(store.get(b"key").unwrap_err().kind(), StoreErrorKind::Corrupt);
 /// # Ok::<(), flagstone::store::StoreError>(())
 /// ```
@@ -94,17 +94,20 @@ impl<S: Store + ?Sized> Store for Sealed<S> {
         self.inner.name()
     }
 
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        let seal = |(key, row): (Vec<u8>, Row)| {
-            let row = row.map(|mut row| {
-                let sum = checksum(&key, &row);
-                row.extend_from_slice(&sum.to_le_bytes());
-                row
-            });
-            (key, row)
-        };
-        let sealed: WriteBatch = batch.into_iter().map(seal).collect();
-        self.inner.write(sealed)
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
+        let mut sealed = WriteBatch::default();
+        for (key, row) in batch.iter() {
+            let Some(row) = row else {
+                sealed.delete(key);
+                continue;
+            };
+            let seal = |out: &mut Vec<u8>| {
+                out.extend_from_slice(row);
+                out.extend_from_slice(&checksum(key, row).to_le_bytes());
+            };
+            sealed.put_with(|out| out.extend_from_slice(key), seal);
+        }
+        self.inner.write(&sealed)
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -160,8 +163,8 @@ mod tests {
 
     fn put(store: &dyn Store, key: &[u8], row: &[u8]) {
         let mut batch = WriteBatch::default();
-        batch.put(key.to_vec(), row.to_vec());
-        store.write(batch).unwrap();
+        batch.put(key, row);
+        store.write(&batch).unwrap();
     }
 
     type Rows = Vec<(Vec<u8>, Vec<u8>)>;
@@ -247,9 +250,9 @@ mod tests {
         let store: Sealed<dyn Store> = Sealed::from_box(Box::new(MemoryStore::new()));
         put(&store, KEY, b"row");
         let mut batch = WriteBatch::default();
-        batch.delete(KEY.to_vec());
+        batch.delete(KEY);
         assert_eq!(store.get(KEY).unwrap(), Some(b"row".to_vec()));
-        store.write(batch).unwrap();
+        store.write(&batch).unwrap();
         assert_eq!(store.get(KEY).unwrap(), None);
         store.sync().unwrap();
         assert_eq!(store.name(), "memory");

@@ -147,8 +147,8 @@ impl Default for SledConfig {
 /// let dir = tempfile::tempdir()?;
 /// let store = SledStore::open(dir.path(), SledConfig { cache_bytes: 1 << 20, ..SledConfig::default() })?;
 /// let mut batch = WriteBatch::default();
-/// batch.put(b"key".to_vec(), b"row".to_vec());
-/// store.write(batch)?;
+/// batch.put(b"key", b"row");
+/// store.write(&batch)?;
 /// store.sync()?;
 /// assert_eq!(store.get(b"key")?, Some(b"row".to_vec()));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -244,14 +244,14 @@ impl Store for SledStore {
         "sled"
     }
 
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        check_lengths(&batch)?;
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
+        check_lengths(batch)?;
         if batch.is_empty() {
             return Ok(());
         }
         let rows = batch.len();
         let mut writes = sled::Batch::default();
-        for (key, row) in batch {
+        for (key, row) in batch.iter() {
             match row {
                 Some(row) => writes.insert(key, row),
                 None => writes.remove(key),
@@ -565,8 +565,8 @@ mod tests {
     fn store_with_one_row(dir: &Path) -> SledStore {
         let store = SledStore::open(dir, SledConfig::default()).unwrap();
         let mut batch = WriteBatch::default();
-        batch.put(b"key".to_vec(), b"row".to_vec());
-        store.write(batch).unwrap();
+        batch.put(b"key", b"row");
+        store.write(&batch).unwrap();
         store.sync().unwrap();
         store
     }

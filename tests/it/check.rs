@@ -68,7 +68,7 @@ fn rows_after(layout: &LayoutEntry, count: usize) -> Rows {
 fn sealed(rows: &Rows) -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::new());
     Sealed::new(Arc::clone(&store))
-        .write(batch(rows.iter().map(|(key, row)| (key.as_slice(), Some(row.as_slice())))))
+        .write(&batch(rows.iter().map(|(key, row)| (key.as_slice(), Some(row.as_slice())))))
         .unwrap();
     store
 }
@@ -84,7 +84,7 @@ fn is_sound(layout: &LayoutEntry, store: &Arc<MemoryStore>) -> bool {
 
 /// Writes a row behind the engine's back, with its seal.
 fn put(store: &Arc<MemoryStore>, key: &[u8], row: Option<&[u8]>) {
-    Sealed::new(Arc::clone(store)).write(batch([(key, row)])).unwrap();
+    Sealed::new(Arc::clone(store)).write(&batch([(key, row)])).unwrap();
 }
 
 #[test]
@@ -144,14 +144,14 @@ fn every_broken_seal_is_found() {
         for (key, row) in &raw {
             let mut changed = row.clone();
             changed[0] ^= 4;
-            store.write(batch([(key.as_slice(), Some(changed.as_slice()))])).unwrap();
+            store.write(&batch([(key.as_slice(), Some(changed.as_slice()))])).unwrap();
             assert!(!is_sound(layout, &store), "{}: {key:02x?}", layout.name);
-            store.write(batch([(key.as_slice(), Some(row.as_slice()))])).unwrap();
+            store.write(&batch([(key.as_slice(), Some(row.as_slice()))])).unwrap();
         }
         // Two at once, the last two: both are told.
         let broken: Vec<_> = raw.iter().rev().take(2).collect();
         for (key, _) in &broken {
-            store.write(batch([(key.as_slice(), Some(&b"broken"[..]))])).unwrap();
+            store.write(&batch([(key.as_slice(), Some(&b"broken"[..]))])).unwrap();
         }
         let findings = check(layout, &store).unwrap().findings;
         for (key, _) in broken {

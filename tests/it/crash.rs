@@ -84,12 +84,12 @@ impl Store for UnreliableStore {
     fn name(&self) -> &'static str {
         "unreliable"
     }
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         let mut store = self.0.lock().unwrap();
         let outcome = store.operation();
         if outcome.is_ok() || store.failing.is_some_and(|(_, done)| done) {
-            apply(&mut store.visible, &batch);
-            store.unsynced.push(batch);
+            apply(&mut store.visible, batch);
+            store.unsynced.push(batch.clone());
         }
         outcome
     }

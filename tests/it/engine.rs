@@ -61,7 +61,7 @@ fn rewrite_identity(place: &Place, from: &str, to: &str) {
     assert!(text.contains(from));
     let mut batch = WriteBatch::default();
     batch.put(key, text.replace(from, to).into_bytes());
-    store.write(batch).unwrap();
+    store.write(&batch).unwrap();
 }
 
 #[track_caller]
@@ -97,8 +97,8 @@ fn another_format_version_or_scheme_is_refused_naming_both() {
 fn a_store_with_rows_of_something_else_is_no_database() {
     let place = Place::memory();
     let mut batch = WriteBatch::default();
-    batch.put(b"something".to_vec(), b"else".to_vec());
-    place.store().write(batch).unwrap();
+    batch.put(b"something", b"else");
+    place.store().write(&batch).unwrap();
     let layout = flagstone::layout("flat").unwrap().make();
     let error = Engine::open(place.store(), layout, EngineConfig::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Store);
@@ -403,7 +403,7 @@ impl Store for Failing {
     fn name(&self) -> &'static str {
         "failing"
     }
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         self.inner.write(batch)
     }
     fn sync(&self) -> Result<(), StoreError> {
@@ -452,7 +452,7 @@ fn a_store_without_atomic_batches_is_refused() {
         fn name(&self) -> &'static str {
             "loose"
         }
-        fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
             self.0.write(batch)
         }
         fn sync(&self) -> Result<(), StoreError> {
@@ -489,7 +489,7 @@ fn every_row_of_a_database_is_sealed() {
             let write = |row: Vec<u8>| {
                 let mut batch = WriteBatch::default();
                 batch.put(key.clone(), row);
-                inner.write(batch).unwrap();
+                inner.write(&batch).unwrap();
             };
             write(damaged);
             match Engine::open(

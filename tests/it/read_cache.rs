@@ -159,7 +159,7 @@ impl Store for Counting {
     fn name(&self) -> &'static str {
         "counting"
     }
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         self.0.write(batch)
     }
     fn sync(&self) -> Result<(), StoreError> {

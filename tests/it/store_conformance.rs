@@ -9,8 +9,8 @@ pub fn batch<'a>(words: impl IntoIterator<Item = (&'a [u8], Option<&'a [u8]>)>) 
     let mut batch = WriteBatch::default();
     for (key, row) in words {
         match row {
-            Some(row) => batch.put(key.to_vec(), row.to_vec()),
-            None => batch.delete(key.to_vec()),
+            Some(row) => batch.put(key, row),
+            None => batch.delete(key),
         }
     }
     batch
@@ -46,7 +46,7 @@ fn check_store(store: &dyn Store) {
 }
 
 fn empty_store_has_nothing(store: &dyn Store) {
-    store.write(WriteBatch::default()).unwrap();
+    store.write(&WriteBatch::default()).unwrap();
     store.sync().unwrap();
     assert_eq!(store.get(b"").unwrap(), None);
     assert_eq!(store.get_many(&[]).unwrap(), Vec::<Option<Vec<u8>>>::new());
@@ -54,7 +54,7 @@ fn empty_store_has_nothing(store: &dyn Store) {
 }
 
 fn rows_come_back_in_the_order_asked(store: &dyn Store) {
-    store.write(batch([(&b"b"[..], Some(&b"2"[..])), (b"a", Some(b"1")), (b"empty", Some(b""))])).unwrap();
+    store.write(&batch([(&b"b"[..], Some(&b"2"[..])), (b"a", Some(b"1")), (b"empty", Some(b""))])).unwrap();
     assert_eq!(store.get(b"a").unwrap(), Some(b"1".to_vec()));
     assert_eq!(store.get(b"empty").unwrap(), Some(Vec::new()));
     let asked: [&[u8]; 5] = [b"b", b"absent", b"a", b"b", b"empty"];
@@ -76,7 +76,7 @@ fn prefix_scans_are_ascending_and_exact(store: &dyn Store) {
         &[0xff, 0xff],
         &[0xff, 0xff, 0x01],
     ];
-    store.write(batch(all.iter().rev().map(|key| (*key, Some(*key))))).unwrap();
+    store.write(&batch(all.iter().rev().map(|key| (*key, Some(*key))))).unwrap();
     assert_eq!(keys(store, &[0x80]), all[1..5]);
     assert_eq!(keys(store, &[0x80, 0x00]), all[2..4]);
     assert_eq!(keys(store, &[0x80, 0x01]), Vec::<Vec<u8>>::new());
@@ -92,8 +92,8 @@ fn prefix_scans_are_ascending_and_exact(store: &dyn Store) {
 }
 
 fn deletes_delete(store: &dyn Store) {
-    store.write(batch([(&b"gone"[..], Some(&b"1"[..])), (b"stays", Some(b"2"))])).unwrap();
-    store.write(batch([(&b"gone"[..], None), (b"never was", None)])).unwrap();
+    store.write(&batch([(&b"gone"[..], Some(&b"1"[..])), (b"stays", Some(b"2"))])).unwrap();
+    store.write(&batch([(&b"gone"[..], None), (b"never was", None)])).unwrap();
     assert_eq!(store.get(b"gone").unwrap(), None);
     assert_eq!(store.get(b"never was").unwrap(), None);
     assert_eq!(store.get(b"stays").unwrap(), Some(b"2".to_vec()));
@@ -103,15 +103,15 @@ fn deletes_delete(store: &dyn Store) {
 fn last_word_in_a_batch_counts(store: &dyn Store) {
     let mut first =
         batch([(&b"x"[..], Some(&b"1"[..])), (b"y", Some(b"1")), (b"x", Some(b"2")), (b"y", None)]);
-    store.write(first.clone()).unwrap();
+    store.write(&first).unwrap();
     assert_eq!(store.get_many(&[b"x", b"y"]).unwrap(), [Some(b"2".to_vec()), None]);
     first.append(batch([(&b"x"[..], None), (b"y", Some(&b"3"[..]))]));
-    store.write(first).unwrap();
+    store.write(&first).unwrap();
     assert_eq!(store.get_many(&[b"x", b"y"]).unwrap(), [None, Some(b"3".to_vec())]);
 }
 
 fn visitors_stop_a_scan(store: &dyn Store) {
-    store.write(batch([(&b"s1"[..], Some(&b""[..])), (b"s2", Some(b"")), (b"s3", Some(b""))])).unwrap();
+    store.write(&batch([(&b"s1"[..], Some(&b""[..])), (b"s2", Some(b"")), (b"s3", Some(b""))])).unwrap();
     for max in 1..=3 {
         assert_eq!(scan(store, b"s", max).unwrap().len(), max);
     }
@@ -125,9 +125,9 @@ fn many_rows_stay_in_order(store: &dyn Store) {
         let mut rows = WriteBatch::default();
         // Every tenth key in each batch, so that batches interleave.
         for n in (0..3000).filter(|n| n % 10 == chunk) {
-            rows.put(key(n), n.to_le_bytes().to_vec());
+            rows.put(key(n), n.to_le_bytes());
         }
-        store.write(rows).unwrap();
+        store.write(&rows).unwrap();
     }
     let found = scan(store, b"many", usize::MAX).unwrap();
     assert!(found.into_iter().eq((0..3000).map(|n| (key(n), n.to_le_bytes().to_vec()))));
@@ -135,7 +135,7 @@ fn many_rows_stay_in_order(store: &dyn Store) {
     for n in (0..3000).filter(|n| n % 7 != 0) {
         deletes.delete(key(n));
     }
-    store.write(deletes).unwrap();
+    store.write(&deletes).unwrap();
     assert!(keys(store, b"many").into_iter().eq((0..3000).filter(|n| n % 7 == 0).map(key)));
 }
 

@@ -58,7 +58,7 @@ fn build(dir: &Path, reopen_before: Option<u64>) {
             for n in (first..first + 1000).filter(|n| writes(g, *n)) {
                 rows.put(key(n), row(n, g));
             }
-            store.write(rows).unwrap();
+            store.write(&rows).unwrap();
         }
         store.sync().unwrap();
     }
@@ -141,7 +141,7 @@ pub fn child_read(dir: &Path) {
     for n in ROWS..ROWS + 500 {
         rows.put([b"new ", &key(n)[..]].concat(), row(n, 0));
     }
-    if let Err(err) = store.write(rows).and_then(|()| store.sync())
+    if let Err(err) = store.write(&rows).and_then(|()| store.sync())
         && found.error.is_none()
     {
         class = format!("{class}, then {}", class_of_error("write", &err));

@@ -37,8 +37,8 @@ fn rows_outlast_a_reopen() {
     let store = open(&deep);
     assert!(store.capabilities().atomic_batches && store.capabilities().durable);
     assert_eq!(store.name(), "sled");
-    store.write(batch([(&b"a"[..], Some(&b"1"[..])), (b"b", Some(b"2"))])).unwrap();
-    store.write(batch([(&b"b"[..], None)])).unwrap();
+    store.write(&batch([(&b"a"[..], Some(&b"1"[..])), (b"b", Some(b"2"))])).unwrap();
+    store.write(&batch([(&b"b"[..], None)])).unwrap();
     store.sync().unwrap();
     drop(store);
     for _ in 0..3 {
@@ -54,7 +54,7 @@ fn second_opener_of_this_process_is_refused() {
     let err = SledStore::open(dir.path(), SledConfig::default()).unwrap_err();
     assert_eq!(err.kind(), StoreErrorKind::Locked);
     assert!(err.to_string().contains(&dir.path().display().to_string()), "{err}");
-    store.write(batch([(&b"a"[..], Some(&b"1"[..]))])).unwrap();
+    store.write(&batch([(&b"a"[..], Some(&b"1"[..]))])).unwrap();
     drop(store);
     assert_eq!(open(dir.path()).get(b"a").unwrap(), Some(b"1".to_vec()));
 }
@@ -90,12 +90,12 @@ fn too_long_rows_and_keys_are_refused_and_nothing_is_written() {
     let long_row = vec![1; VALUE_BYTES_MAX + 1];
     let long_key = vec![2; KEY_BYTES_MAX + 1];
     for bad in [(&b"bad"[..], &long_row[..]), (&long_key[..], &b"row"[..])] {
-        let err = store.write(batch([(&b"a"[..], Some(&b"1"[..])), (bad.0, Some(bad.1))])).unwrap_err();
+        let err = store.write(&batch([(&b"a"[..], Some(&b"1"[..])), (bad.0, Some(bad.1))])).unwrap_err();
         assert_eq!(err.kind(), StoreErrorKind::Unsupported, "{err}");
         assert_eq!(scan(&store, b"", 9).unwrap(), []);
     }
     // A refusal is the caller's matter; the store goes on.
-    store.write(batch([(&b"max"[..], Some(&long_row[1..])), (&long_key[1..], Some(b"row"))])).unwrap();
+    store.write(&batch([(&b"max"[..], Some(&long_row[1..])), (&long_key[1..], Some(b"row"))])).unwrap();
     assert_eq!(scan(&store, b"", 9).unwrap().len(), 2);
 }
 
@@ -121,7 +121,7 @@ fn longest_rows_and_keys_stay_out_of_blob_files() {
             let at = (next_random(&mut state) % keys.len() as u64) as usize;
             rows.delete(keys.swap_remove(at));
         }
-        store.write(rows).unwrap();
+        store.write(&rows).unwrap();
     }
     store.sync().unwrap();
     assert_eq!(scan(&store, b"", usize::MAX).unwrap().len(), keys.len());
@@ -138,7 +138,7 @@ fn half_written_page_table_is_swept_away() {
     let dir = tempfile::tempdir().unwrap();
     for word in [b"1", b"2"] {
         let store = open(dir.path());
-        store.write(batch([(&b"a"[..], Some(&word[..]))])).unwrap();
+        store.write(&batch([(&b"a"[..], Some(&word[..]))])).unwrap();
         store.sync().unwrap();
     }
     let piece = dir.path().join("snap.00000000FFFFFFFF.generating");
@@ -195,7 +195,7 @@ pub fn child_write_forever(dir: &Path) {
     println!(">{n}");
     loop {
         n += 1;
-        store.write(kill_batch(n)).unwrap();
+        store.write(&kill_batch(n)).unwrap();
         // Not every round, so that kills also fall between a batch and its sync.
         if n.is_multiple_of(2) {
             store.sync().unwrap();
@@ -293,7 +293,7 @@ pub fn child_load(dir: &Path, argument: &str) {
                 rows.put(load_key(n), vec![n as u8; 32]);
             }
             let batch_started = Instant::now();
-            store.write(rows).unwrap();
+            store.write(&rows).unwrap();
             store.sync().unwrap();
             slowest = slowest.max(batch_started.elapsed());
         }

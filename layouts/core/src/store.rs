@@ -3,11 +3,14 @@
 //! One ordered tree. Keyspaces are a one-byte prefix ([`keyspace`]), so that one batch is one unit on every store.
 //! Reading and writing are two traits: a layout is only ever handed a [`StoreRead`], and so cannot write.
 
+mod batch;
+
 use std::collections::BTreeMap;
-use std::collections::btree_map;
 use std::fmt;
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock};
+
+pub use batch::{BatchBuilder, WriteBatch};
 
 /// First bytes of keys. A layout's rows begin at [`keyspace::LAYOUT_FIRST`].
 pub mod keyspace {
@@ -103,7 +106,7 @@ pub trait Store: StoreRead {
     ///
     /// # Errors
     /// [`StoreError`] if the store fails; what then became of the batch is known only after a reopen.
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError>;
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError>;
 
     /// Returns when everything written before is on the disk.
     ///
@@ -131,7 +134,7 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     fn name(&self) -> &'static str {
         (**self).name()
     }
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         (**self).write(batch)
     }
     fn sync(&self) -> Result<(), StoreError> {
@@ -139,79 +142,6 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     }
     fn capabilities(&self) -> Capabilities {
         (**self).capabilities()
-    }
-}
-
-/// Rows to write and keys to delete, one of them for each key: what is said last counts. Iterates by key.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct WriteBatch {
-    rows: BTreeMap<Vec<u8>, Row>,
-}
-
-/// What a row of a batch takes beside its key and its bytes: two vectors in a tree, and the allocator's share.
-const BYTES_BESIDE_A_ROW: usize = 96;
-
-impl FromIterator<(Vec<u8>, Row)> for WriteBatch {
-    /// Quick if the keys come sorted; of equal keys the last one counts.
-    fn from_iter<I: IntoIterator<Item = (Vec<u8>, Row)>>(rows: I) -> Self {
-        Self { rows: rows.into_iter().collect() }
-    }
-}
-
-impl WriteBatch {
-    /// Writes a row.
-    pub fn put(&mut self, key: Vec<u8>, row: Vec<u8>) {
-        self.rows.insert(key, Some(row));
-    }
-
-    /// Deletes a row, if there is one.
-    pub fn delete(&mut self, key: Vec<u8>) {
-        self.rows.insert(key, None);
-    }
-
-    /// Takes in another batch, whose word is the last.
-    pub fn append(&mut self, mut later: Self) {
-        self.rows.append(&mut later.rows);
-    }
-
-    /// What it says of a row: `None` if nothing, `Some(None)` if it deletes it.
-    pub fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
-        self.rows.get(key).map(Option::as_deref)
-    }
-
-    /// Keys from `first` on with their rows, ascending.
-    pub fn range<'a>(&'a self, first: &[u8]) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
-        let from = (Bound::Included(first), Bound::Unbounded);
-        self.rows.range::<[u8], _>(from).map(|(key, row)| (key.as_slice(), row.as_deref()))
-    }
-
-    /// About how many bytes it takes in memory.
-    pub fn bytes(&self) -> usize {
-        let of_row = |(key, row): (&Vec<u8>, &Row)| key.len() + row.as_ref().map_or(0, Vec::len);
-        self.rows.iter().map(of_row).sum::<usize>() + self.rows.len() * BYTES_BESIDE_A_ROW
-    }
-
-    /// How many keys it touches.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether it touches nothing.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// Keys and rows, ascending by key.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        self.rows.iter().map(|(key, row)| (key.as_slice(), row.as_deref()))
-    }
-}
-
-impl IntoIterator for WriteBatch {
-    type Item = (Vec<u8>, Row);
-    type IntoIter = btree_map::IntoIter<Vec<u8>, Row>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.rows.into_iter()
     }
 }
 
@@ -270,13 +200,15 @@ impl Store for MemoryStore {
         "memory"
     }
 
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
-        for (key, row) in batch {
-            match row {
-                Some(row) => rows.insert(key, row),
-                None => rows.remove(&key),
-            };
+        for (key, row) in batch.iter() {
+            match (row, rows.get_mut(key)) {
+                (Some(row), Some(old)) => replace(old, row),
+                (Some(row), None) => drop(rows.insert(key.to_vec(), row.to_vec())),
+                (None, Some(_)) => drop(rows.remove(key)),
+                (None, None) => {}
+            }
         }
         Ok(())
     }
@@ -287,5 +219,15 @@ impl Store for MemoryStore {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { atomic_batches: true, durable: false }
+    }
+}
+
+/// Puts a row in the place of another: most rows that change keep about their length.
+fn replace(old: &mut Vec<u8>, row: &[u8]) {
+    if old.capacity() < row.len() || old.capacity() > 2 * row.len() {
+        *old = row.to_vec();
+    } else {
+        old.clear();
+        old.extend_from_slice(row);
     }
 }

@@ -42,8 +42,8 @@ fn felt_row(felt: &Felt) -> Vec<u8> {
     row
 }
 
-fn felt_expected(key: Vec<u8>, felt: &Felt, of: Place) -> Option<ExpectedRow> {
-    (*felt != Felt::ZERO).then(|| ExpectedRow { key, row: felt_row(felt), of })
+fn felt_expected(key: impl AsRef<[u8]>, felt: &Felt, of: Place) -> Option<ExpectedRow> {
+    (*felt != Felt::ZERO).then(|| ExpectedRow { key: key.as_ref().to_vec(), row: felt_row(felt), of })
 }
 
 impl Audit<'_> {
@@ -75,7 +75,7 @@ impl Audit<'_> {
         let contract = |address: &ContractAddress| Place::leaf(TrieId::Contracts, address.trie_key());
         let leaf_row = |(address, leaf): (ContractAddress, ContractLeaf)| {
             let row = ExpectedRow {
-                key: rows::contract_leaf(&address),
+                key: rows::contract_leaf(&address).to_vec(),
                 row: leaf.encode(),
                 of: contract(&address),
             };
@@ -92,7 +92,7 @@ impl Audit<'_> {
         self.rows(rows::NONCE, "nonce", self.contracts().map(nonce))?;
         let class_leaf = |class_hash: &ClassHash| rows::class_leaf(&class_hash.to_be());
         for (prefix, what, row_key) in [
-            (rows::CLASS_LEAF, "class leaf", class_leaf as fn(&ClassHash) -> Vec<u8>),
+            (rows::CLASS_LEAF, "class leaf", class_leaf as fn(&ClassHash) -> rows::ShortKey),
             (rows::COMPILED_CLASS_HASH, "compiled class hash", rows::compiled_class_hash),
         ] {
             let row = |(key, class_hash): (TrieKey, ClassHash)| {

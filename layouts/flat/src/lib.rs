@@ -109,16 +109,20 @@ impl Layout for Flat {
 
     fn stage_values(&self, diff: &StateDiff) -> WriteBatch {
         let mut batch = WriteBatch::default();
+        // One keyspace after the other: the order of keys.
         for contract in diff.contracts() {
-            let address = &contract.address;
-            if let Some(class_hash) = &contract.class_hash {
-                rows::put_felt(&mut batch, rows::class_hash(address), &class_hash.0);
-            }
-            if let Some(nonce) = &contract.nonce {
-                rows::put_felt(&mut batch, rows::nonce(address), &nonce.0);
-            }
             for (key, value) in &contract.storage {
-                rows::put_felt(&mut batch, rows::storage(address, key), &value.0);
+                rows::put_felt(&mut batch, rows::storage(&contract.address, key), &value.0);
+            }
+        }
+        for contract in diff.contracts() {
+            if let Some(class_hash) = &contract.class_hash {
+                rows::put_felt(&mut batch, rows::class_hash(&contract.address), &class_hash.0);
+            }
+        }
+        for contract in diff.contracts() {
+            if let Some(nonce) = &contract.nonce {
+                rows::put_felt(&mut batch, rows::nonce(&contract.address), &nonce.0);
             }
         }
         for class in diff.classes() {
@@ -234,7 +238,7 @@ mod tests {
         let commit = |diff: &StateDiff| {
             let before = *current.lock().unwrap();
             let mut staged = layout.stage_commitment(state(before), &[diff], &Bulk).unwrap();
-            store.write(std::mem::take(&mut staged.batch)).unwrap();
+            store.write(&staged.batch).unwrap();
             staged.applied.take().into_iter().for_each(|applied| applied());
             *current.lock().unwrap() = staged.roots[0];
             staged
@@ -270,10 +274,10 @@ mod tests {
     #[test]
     fn a_commitment_finds_what_was_read_ahead() {
         let (first, store) = (Flat::new(), MemoryStore::new());
-        let mut staged = first
+        let staged = first
             .stage_commitment(StateAt { store: &store, roots: Roots::default() }, &[&block(1)], &Bulk)
             .unwrap();
-        store.write(std::mem::take(&mut staged.batch)).unwrap();
+        store.write(&staged.batch).unwrap();
         let state = StateAt { store: &store, roots: staged.roots[0] };
         let cold = Flat::new();
         cold.prefetch(state, &subjects(&block(1))).unwrap();

@@ -4,11 +4,11 @@ use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
-use flagstone_core::store::{Row, StoreRead, WriteBatch};
+use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::trie::{Path, TrieId};
 use flagstone_core::types::{ClassHash, ContractAddress, StorageKey};
 
-use crate::record::DEPTH;
+use crate::record::{DEPTH, Record};
 
 pub const STORAGE: u8 = LAYOUT_FIRST;
 pub const CLASS_HASH: u8 = LAYOUT_FIRST + 1;
@@ -23,38 +23,39 @@ pub const RECORD: u8 = 0x23;
 pub const PREFIXES: [u8; 7] =
     [STORAGE, CLASS_HASH, NONCE, COMPILED_CLASS_HASH, CONTRACT_LEAF, CLASS_LEAF, RECORD];
 
-fn key(prefix: u8, rest: &[u8; 32]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(33);
-    key.push(prefix);
-    key.extend_from_slice(rest);
+/// A key of one address or class hash.
+pub type ShortKey = [u8; 33];
+
+fn key(prefix: u8, rest: &[u8; 32]) -> ShortKey {
+    let mut key = [prefix; 33];
+    key[1..].copy_from_slice(rest);
     key
 }
 
-pub fn storage(address: &ContractAddress, storage_key: &StorageKey) -> Vec<u8> {
-    let mut key = Vec::with_capacity(65);
-    key.push(STORAGE);
-    key.extend_from_slice(address.as_be());
-    key.extend_from_slice(storage_key.as_be());
+pub fn storage(address: &ContractAddress, storage_key: &StorageKey) -> [u8; 65] {
+    let mut key = [STORAGE; 65];
+    key[1..33].copy_from_slice(address.as_be());
+    key[33..].copy_from_slice(storage_key.as_be());
     key
 }
 
-pub fn class_hash(address: &ContractAddress) -> Vec<u8> {
+pub fn class_hash(address: &ContractAddress) -> ShortKey {
     key(CLASS_HASH, address.as_be())
 }
 
-pub fn nonce(address: &ContractAddress) -> Vec<u8> {
+pub fn nonce(address: &ContractAddress) -> ShortKey {
     key(NONCE, address.as_be())
 }
 
-pub fn compiled_class_hash(class_hash: &ClassHash) -> Vec<u8> {
+pub fn compiled_class_hash(class_hash: &ClassHash) -> ShortKey {
     key(COMPILED_CLASS_HASH, &class_hash.to_be())
 }
 
-pub fn contract_leaf(address: &ContractAddress) -> Vec<u8> {
+pub fn contract_leaf(address: &ContractAddress) -> ShortKey {
     key(CONTRACT_LEAF, address.as_be())
 }
 
-pub fn class_leaf(class_hash: &[u8; 32]) -> Vec<u8> {
+pub fn class_leaf(class_hash: &[u8; 32]) -> ShortKey {
     key(CLASS_LEAF, class_hash)
 }
 
@@ -62,26 +63,33 @@ pub fn class_leaf(class_hash: &[u8; 32]) -> Vec<u8> {
 /// below it.
 pub fn record(trie: &TrieId, path: &Path) -> Vec<u8> {
     let mut key = Vec::with_capacity(48);
-    key.push(RECORD);
-    trie.encode(&mut key);
-    let band = |start: usize| path.bits(start, DEPTH) as u8;
-    key.extend((0..path.len()).step_by(DEPTH).map(band));
+    record_key(trie, path, &mut key);
     key
 }
 
-/// Writes a felt's row, or deletes it if the felt is zero.
-pub fn put_felt(batch: &mut WriteBatch, key: Vec<u8>, felt: &Felt) {
-    match self::felt(felt) {
-        Some(row) => batch.put(key, row),
-        None => batch.delete(key),
+/// Appends a record's key.
+pub fn record_key(trie: &TrieId, path: &Path, key: &mut Vec<u8>) {
+    key.push(RECORD);
+    trie.encode(key);
+    let band = |start: usize| path.bits(start, DEPTH) as u8;
+    key.extend((0..path.len()).step_by(DEPTH).map(band));
+}
+
+/// Writes a record's row, or deletes it if the record has none.
+pub fn put_record(batch: &mut WriteBatch, trie: &TrieId, path: &Path, record: &Record) {
+    match record.row() {
+        Some(row) => batch.put_with(|key| record_key(trie, path, key), |out| out.extend_from_slice(row)),
+        None => batch.delete(self::record(trie, path)),
     }
 }
 
-/// A felt's row; a zero has none.
-pub fn felt(felt: &Felt) -> Row {
-    let mut row = Vec::with_capacity(33);
-    put_short_felt(&mut row, felt);
-    (*felt != Felt::ZERO).then_some(row)
+/// Writes a felt's row, or deletes it if the felt is zero.
+pub fn put_felt(batch: &mut WriteBatch, key: impl AsRef<[u8]>, felt: &Felt) {
+    if *felt == Felt::ZERO {
+        batch.delete(key);
+    } else {
+        batch.put_with(|out| out.extend_from_slice(key.as_ref()), |row| put_short_felt(row, felt));
+    }
 }
 
 /// Reads a felt's row.

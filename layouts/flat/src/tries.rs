@@ -33,9 +33,6 @@ const PARALLEL_LEAVES_MIN: usize = 512;
 /// Which record: its trie and its path.
 type RecordKey = (TrieId, Path);
 
-/// A row with its key.
-type KeyedRow = (Vec<u8>, Row);
-
 /// The tries of one state, with the records that were read or changed since.
 pub struct Tries<'a> {
     state: StateAt<'a>,
@@ -50,7 +47,7 @@ pub struct Tries<'a> {
     /// Records that differ from their rows, each once.
     changed: HashMap<TrieId, Vec<Path>>,
     /// Rows of the records that the last block changed, by trie and path.
-    last_rows: Vec<(TrieId, Vec<KeyedRow>)>,
+    last_rows: BTreeMap<TrieId, WriteBatch>,
     /// Contracts whose leaves the session's blocks changed.
     changed_leaves: BTreeSet<ContractAddress>,
     /// Leaves of classes that the session's blocks set.
@@ -119,7 +116,7 @@ impl<'a> Tries<'a> {
             read: Vec::new(),
             prepared: false,
             changed: HashMap::new(),
-            last_rows: Vec::new(),
+            last_rows: BTreeMap::new(),
             changed_leaves: BTreeSet::new(),
             classes: BTreeMap::new(),
             recent: Recent::default(),
@@ -196,29 +193,32 @@ impl<'a> Tries<'a> {
 
     /// All rows that differ, and the records to give back to the cache once those are written.
     pub fn finish(mut self) -> (WriteBatch, CachedState) {
-        let mut of_tries: BTreeMap<TrieId, Vec<KeyedRow>> = self.last_rows.into_iter().collect();
-        // Of a group's blocks, the last one has told its rows; what only earlier ones changed is still to be told.
-        for (trie, changed) in self.changed {
-            let Some(records) = self.records.tries.get_mut(&trie) else { continue };
-            let row = |path: Path| {
-                let entry = records.get_mut(&path).filter(|entry| entry.changed)?;
-                entry.changed = false;
-                Some((rows::record(&trie, &path), entry.record.row().map(Vec::from)))
-            };
-            let rows = of_tries.entry(trie).or_default();
-            rows.extend(changed.into_iter().filter_map(row));
-            rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        }
-        let leaf = |address: ContractAddress| {
-            let leaf = self.records.leaf(&address).filter(|leaf| !leaf.is_absent());
-            (rows::contract_leaf(&address), leaf.map(|leaf| leaf.encode()))
-        };
-        let class = |(class_hash, compiled): ([u8; 32], CompiledClassHash)| {
-            (rows::class_leaf(&class_hash), rows::felt(&compiled.0))
-        };
         // The order of keys: leaves of contracts, leaves of classes, records by trie and path.
-        let leaves = self.changed_leaves.into_iter().map(leaf).chain(self.classes.into_iter().map(class));
-        let batch = leaves.chain(of_tries.into_values().flatten()).collect();
+        let mut batch = WriteBatch::default();
+        for address in &self.changed_leaves {
+            match self.records.leaf(address).filter(|leaf| !leaf.is_absent()) {
+                Some(leaf) => batch.put(rows::contract_leaf(address), leaf.encode()),
+                None => batch.delete(rows::contract_leaf(address)),
+            }
+        }
+        for (class_hash, compiled) in &self.classes {
+            rows::put_felt(&mut batch, rows::class_leaf(class_hash), &compiled.0);
+        }
+        // Of a group's blocks, the last one has told its rows; what only earlier ones changed is still to be told.
+        let mut of_tries = self.last_rows;
+        for (trie, mut changed) in self.changed {
+            let Some(records) = self.records.tries.get_mut(&trie) else { continue };
+            changed.sort_unstable();
+            let mut rows = WriteBatch::default();
+            for path in changed {
+                if let Some(entry) = records.get_mut(&path).filter(|entry| entry.changed) {
+                    entry.changed = false;
+                    rows::put_record(&mut rows, &trie, &path, &entry.record);
+                }
+            }
+            of_tries.entry(trie).or_default().append(rows);
+        }
+        of_tries.into_values().for_each(|rows| batch.append(rows));
         (batch, self.records)
     }
 }
@@ -441,7 +441,7 @@ impl CommitmentSource for Tries<'_> {
             absorbed.absorb_read(records);
             self.records.bytes = self.records.bytes + absorbed.bytes_after - absorbed.bytes_before;
             if last {
-                self.last_rows.push((trie, absorbed.rows));
+                self.last_rows.insert(trie, absorbed.rows);
             } else {
                 self.changed.entry(trie).or_default().extend(absorbed.changed);
             }
@@ -467,7 +467,7 @@ struct Absorbed<'a> {
     /// Whether to tell rows.
     last: bool,
     /// Rows of changed records, by path.
-    rows: Vec<KeyedRow>,
+    rows: WriteBatch,
     /// In place of rows, the records that were as their rows before.
     changed: Vec<Path>,
     /// Changes to records that have to be read first.
@@ -484,7 +484,7 @@ impl<'a> Absorbed<'a> {
             by_band: by_band(changes),
             generation,
             last,
-            rows: Vec::new(),
+            rows: WriteBatch::default(),
             changed: Vec::new(),
             unread: Vec::new(),
             bytes_before: 0,
@@ -492,7 +492,6 @@ impl<'a> Absorbed<'a> {
             scratch: Vec::new(),
         };
         let runs = absorbed.runs();
-        absorbed.rows.reserve(if last { runs.len() } else { 0 });
         runs.into_iter().for_each(|run| absorbed.absorb(records, run));
         absorbed
     }
@@ -549,8 +548,7 @@ impl<'a> Absorbed<'a> {
         self.bytes_after += entry.memory();
         if self.last {
             entry.changed = false;
-            let key = rows::record(&self.changes.trie, &run.record);
-            self.rows.push((key, entry.record.row().map(Vec::from)));
+            rows::put_record(&mut self.rows, &self.changes.trie, &run.record, &entry.record);
         } else if !entry.changed {
             entry.changed = true;
             self.changed.push(run.record);
@@ -566,11 +564,7 @@ impl<'a> Absorbed<'a> {
 
     /// Takes up the changes to records that have been read now.
     fn absorb_read(&mut self, records: &mut Records) {
-        if self.unread.is_empty() {
-            return;
-        }
         std::mem::take(&mut self.unread).into_iter().for_each(|run| self.absorb(records, run));
-        self.rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     }
 }
 

@@ -14,7 +14,7 @@ use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
-use flagstone_core::store::WriteBatch;
+use flagstone_core::store::{BatchBuilder, WriteBatch};
 use flagstone_core::trie::{Node, NodeRef, NodeSource, TrieId, lookup};
 use flagstone_core::types::{
     ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
@@ -32,41 +32,41 @@ impl<A: Addressing> Patricia<A> {
     }
 
     /// Rows that a block's commitment writes and deletes.
-    fn stage(&self, batch: &mut WriteBatch, block: &BlockChanges) {
+    fn stage(&self, batch: &mut BatchBuilder, block: &BlockChanges) {
         for trie in &block.tries {
             if self.0.removes() {
                 // Only layouts that file nodes by path remove any.
                 for path in &trie.removed {
-                    batch.delete(self.0.node_key(&NodeRef {
-                        trie: trie.trie,
-                        path: *path,
-                        hash: Felt::ZERO,
-                    }));
+                    let at = NodeRef { trie: trie.trie, path: *path, hash: Felt::ZERO };
+                    batch.delete(self.0.node_key(&at));
                 }
             }
             for new in trie.written() {
-                let mut row = Vec::with_capacity(66);
-                new.node.encode(&mut row);
-                batch.put(self.0.node_key(&NodeRef { trie: trie.trie, path: new.path, hash: new.hash }), row);
+                let at = NodeRef { trie: trie.trie, path: new.path, hash: new.hash };
+                batch.put_with(self.0.node_key(&at), |row| new.node.encode(row));
             }
         }
         for change in &block.contracts {
             let key = self.0.contract_leaf_key(&change.address, &change.hash);
-            self.stage_leaf(batch, key, &change.hash, || change.leaf.encode());
+            self.stage_leaf(batch, key, &change.hash, |row| row.extend(change.leaf.encode()));
         }
         for change in &block.classes {
             let key = self.0.class_leaf_key(&change.class_hash, &change.hash);
-            self.stage_leaf(batch, key, &change.hash, || {
-                let mut row = Vec::with_capacity(33);
-                put_short_felt(&mut row, &change.compiled_class_hash.0);
-                row
+            self.stage_leaf(batch, key, &change.hash, |row| {
+                put_short_felt(row, &change.compiled_class_hash.0)
             });
         }
     }
 
-    fn stage_leaf(&self, batch: &mut WriteBatch, key: Vec<u8>, hash: &Felt, row: impl FnOnce() -> Vec<u8>) {
+    fn stage_leaf(
+        &self,
+        batch: &mut BatchBuilder,
+        key: Vec<u8>,
+        hash: &Felt,
+        row: impl FnOnce(&mut Vec<u8>),
+    ) {
         if *hash != Felt::ZERO {
-            batch.put(key, row());
+            batch.put_with(key, row);
         } else if self.0.removes() {
             batch.delete(key);
         }
@@ -176,10 +176,10 @@ impl<A: Addressing> Layout for Patricia<A> {
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
         let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
-        let mut batch = WriteBatch::default();
+        let mut batch = BatchBuilder::default();
         let staged =
             commit_blocks(&mut tries, state.roots, blocks, hasher, |block| self.stage(&mut batch, block))?;
-        Ok(StagedCommitment { batch, ..staged })
+        Ok(StagedCommitment { batch: batch.build(), ..staged })
     }
 
     fn stage_commitment_with_witness(
@@ -190,10 +190,10 @@ impl<A: Addressing> Layout for Patricia<A> {
         hasher: &dyn Hasher,
     ) -> Result<(StagedCommitment, Witness), StateError> {
         let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
-        let mut batch = WriteBatch::default();
+        let mut batch = BatchBuilder::default();
         let stage = |block: &BlockChanges| self.stage(&mut batch, block);
         let (staged, witness) = commit_with_witness(&mut tries, state.roots, block, reads, hasher, stage)?;
-        Ok((StagedCommitment { batch, ..staged }, witness))
+        Ok((StagedCommitment { batch: batch.build(), ..staged }, witness))
     }
 
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {

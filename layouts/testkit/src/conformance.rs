@@ -119,7 +119,7 @@ impl<'a, L: Layout + ?Sized> Driver<'a, L> {
 
     pub(crate) fn write(&self, batch: WriteBatch) {
         // A store in memory does not fail.
-        let written = self.store.write(batch);
+        let written = self.store.write(&batch);
         assert_eq!(written, Ok(()));
     }
 

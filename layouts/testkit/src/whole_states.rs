@@ -150,8 +150,8 @@ pub fn an_audit_passes_sound_states_and_finds_damage<L: Layout>(make: impl Fn() 
     let with = |key: &[u8], row: Option<Vec<u8>>| {
         let mut batch = WriteBatch::default();
         match row {
-            Some(row) => batch.put(key.to_vec(), row),
-            None => batch.delete(key.to_vec()),
+            Some(row) => batch.put(key, row),
+            None => batch.delete(key),
         }
         driver.write(batch);
         audit(&make(), &driver)
