@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::EngineConfig;
@@ -508,5 +510,73 @@ fn every_row_of_a_database_is_sealed() {
             }
             write(row);
         }
+    }
+}
+
+/// Runs something that must come to an end on a thread of its own.
+fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (done, outcome) = channel();
+    std::thread::spawn(move || done.send(work()));
+    outcome
+}
+
+#[track_caller]
+fn ended<T>(outcome: &Receiver<T>) -> T {
+    outcome.recv_timeout(Duration::from_secs(20)).expect("it still waits")
+}
+
+#[test]
+fn everybody_who_waits_for_a_block_learns_that_it_was_taken_back() {
+    let config = EngineConfig { unwritten_batches_max: 1, ..config(Cadence::OnRequest, 1) };
+    let engine = Arc::new(Place::memory().open("flat", config));
+    // While the store is held and one batch waits for it, nothing more is committed: all of them wait.
+    let waiting = engine.at_commitment(None, |_, _, _| {
+        engine.close_block(&block(0))?;
+        engine.commit()?;
+        engine.close_block(&StateUpdate { new_root: Some(0xbad.into()), ..block(1) })?;
+        let waiting: Vec<Receiver<Result<(), Error>>> = (0..4)
+            .map(|waiter| {
+                let engine = Arc::clone(&engine);
+                aside(move || match waiter {
+                    0 | 1 => engine.wait_for_root(BlockNumber(1)).map(|_| ()),
+                    _ => engine.commit().map(|_| ()),
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(waiting)
+    });
+    let mut mismatches = 0;
+    for outcome in waiting.unwrap() {
+        match ended(&outcome).unwrap_err() {
+            Error::RootMismatch { block: BlockNumber(1), .. } => mismatches += 1,
+            other => assert_eq!(other.to_string(), "block 1 is not there: the last block is block 0"),
+        }
+    }
+    assert_eq!(mismatches, 1, "one of them is told why");
+    engine.close_block(&block(1)).unwrap();
+    assert_eq!(engine.wait_for_root(BlockNumber(1)).unwrap(), engine.head().root);
+}
+
+#[test]
+fn a_revert_ends_the_waiting_of_others() {
+    for _ in 0..5 {
+        let engine = Arc::new(Place::memory().open("flat", config(Cadence::OnRequest, 1)));
+        (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        // While the store is held all of them wait; let go, so many wake that some find the blocks gone.
+        let others = engine.at_commitment(None, |_, _, _| {
+            engine.commit()?;
+            let wait = |_| {
+                let engine = Arc::clone(&engine);
+                aside(move || engine.sync())
+            };
+            let others: Vec<Receiver<Result<(), Error>>> = (0..300).map(wait).collect();
+            let reverting = Arc::clone(&engine);
+            let reverted = aside(move || reverting.revert_to(BlockNumber(1)).map(|_| ()));
+            std::thread::sleep(Duration::from_millis(200));
+            Ok(others.into_iter().chain([reverted]).collect::<Vec<_>>())
+        });
+        others.unwrap().iter().for_each(|outcome| ended(outcome).unwrap());
+        assert_eq!(engine.head().closed, Some(BlockNumber(1)));
     }
 }
