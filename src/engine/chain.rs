@@ -118,7 +118,8 @@ impl Chain {
     /// Whether so much is committed and not written that the commitment must wait.
     pub fn is_unwritten_full(&self, config: &EngineConfig) -> bool {
         let bytes: usize = self.unwritten.iter().map(|unwritten| unwritten.layer.bytes).sum();
-        self.unwritten.len() >= config.unwritten_batches_max || bytes > config.unwritten_bytes_max
+        !self.unwritten.is_empty()
+            && (self.unwritten.len() >= config.unwritten_batches_max || bytes > config.unwritten_bytes_max)
     }
 
     /// Whether nothing is on its way: all that is closed is in the store.

@@ -580,3 +580,27 @@ fn a_revert_ends_the_waiting_of_others() {
         assert_eq!(engine.head().closed, Some(BlockNumber(1)));
     }
 }
+
+#[test]
+fn a_bound_of_nothing_lets_one_batch_through_at_a_time() {
+    let config = EngineConfig {
+        pending_blocks_max: 0,
+        pending_writes_max: 0,
+        unwritten_batches_max: 0,
+        unwritten_bytes_max: 0,
+        recent_bytes_max: 0,
+        recent_blocks_max: 0,
+        history_blocks: 0,
+        persist_every: 0,
+        ..EngineConfig::default()
+    };
+    for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
+        let engine = Place::memory().open("flat", EngineConfig { cadence, ..config });
+        let outcome = aside(move || {
+            (0..5).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+            settle(&engine);
+            engine.head().root.commitment
+        });
+        assert_eq!(ended(&outcome), roots(5)[4], "{cadence:?}");
+    }
+}
