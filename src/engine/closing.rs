@@ -247,6 +247,9 @@ fn accept(chain: &Chain, update: &StateUpdate) -> Result<BlockNumber, Error> {
     {
         return Err(Error::WrongNumber { expected, got: number });
     }
+    if number.next().is_none() {
+        return Err(Error::Config(format!("no block could follow block {number}, so it is not taken")));
+    }
     check_parent(number, update.old_root, chain.parent())?;
     if update.starknet_version.is_none() && update.new_root.is_none() && chain.rule_may_matter(&update.diff) {
         return Err(Error::VersionNeeded { block: number });

@@ -1,5 +1,6 @@
 //! What the engine accepts, refuses and keeps.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::EngineConfig;
+use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{
     Capabilities, MemoryStore, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
 };
@@ -602,5 +604,25 @@ fn a_bound_of_nothing_lets_one_batch_through_at_a_time() {
             engine.head().root.commitment
         });
         assert_eq!(ended(&outcome), roots(5)[4], "{cadence:?}");
+    }
+}
+
+/// An engine over a journal on a disk in memory.
+fn journaled(config: EngineConfig) -> Engine {
+    let (store, files) = (Box::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
+    let layout = flagstone::layout("flat").unwrap().make();
+    Engine::open_journaled(store, layout, config, files, Path::new("/journal")).unwrap()
+}
+
+#[test]
+fn a_block_that_none_could_follow_is_refused_and_stops_nothing() {
+    for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK] {
+        for engine in [Place::memory().open("flat", config(cadence, 1)), journaled(config(cadence, 1))] {
+            let last = StateUpdate { block_number: Some(BlockNumber(u64::MAX)), ..block(0) };
+            let error = engine.close_block(&last).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Input, "{error}");
+            assert!(error.to_string().contains("block 18446744073709551615"), "{error}");
+            engine.close_block(&block(0)).unwrap();
+        }
     }
 }
