@@ -8,17 +8,17 @@ use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
 use super::chain::{Chain, Closed};
-use super::meta::{Blob, PendingBlock};
+use super::meta::{BLOB_KEY_MAX, Blob, PendingBlock};
 use super::{Cadence, Engine, Progress, Shared};
 use crate::error::Error;
 
 /// From so many values on, they are put in place while the journal syncs, by a thread of their own.
 const PARALLEL_WRITES_MIN: usize = 512;
 
-/// A blob's key is at most so long.
-const BLOB_KEY_MAX: usize = u8::MAX as usize;
-/// A blob is at most so long: it is one frame of the journal with its block.
+/// A blob is at most so long.
 const BLOB_BYTES_MAX: usize = 256 << 20;
+/// A block's blobs are together at most so long: with its diff they are one frame of the journal.
+const BLOBS_BYTES_MAX: usize = 512 << 20;
 
 /// Why a block was not closed.
 pub(super) enum Halt {
@@ -54,15 +54,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::close_block`]; [`Error::Config`] if a blob's key or bytes are too long.
     pub fn close_block_with(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<Progress, Error> {
-        for Blob { key, bytes } in blobs {
-            if key.len() > BLOB_KEY_MAX || bytes.len() > BLOB_BYTES_MAX {
-                let (key, bytes) = (key.len(), bytes.len());
-                let problem = format!(
-                    "a blob of {bytes} bytes at a key of {key}: at most {BLOB_BYTES_MAX} at {BLOB_KEY_MAX}"
-                );
-                return Err(Error::Config(problem));
-            }
-        }
+        check_blobs(blobs)?;
         Ok(self.close(update, blobs, None)?.0)
     }
 
@@ -231,6 +223,25 @@ impl Shared {
         self.values.push(closed.stamp, &closed.block.diff);
         self.show(&closed);
     }
+}
+
+/// Refuses blobs that the journal or a store would not take: once the block is closed there is no way back.
+fn check_blobs(blobs: &[Blob]) -> Result<(), Error> {
+    for Blob { key, bytes } in blobs {
+        if key.len() > BLOB_KEY_MAX || bytes.len() > BLOB_BYTES_MAX {
+            let (key, bytes) = (key.len(), bytes.len());
+            let problem = format!(
+                "a blob of {bytes} bytes at a key of {key}: at most {BLOB_BYTES_MAX} at {BLOB_KEY_MAX}"
+            );
+            return Err(Error::Config(problem));
+        }
+    }
+    let bytes: usize = blobs.iter().map(|blob| blob.bytes.len()).sum();
+    if bytes > BLOBS_BYTES_MAX {
+        let problem = format!("blobs of {bytes} bytes with one block: at most {BLOBS_BYTES_MAX}");
+        return Err(Error::Config(problem));
+    }
+    Ok(())
 }
 
 /// Checks that a block follows and that its commitment will be defined. Returns its number.

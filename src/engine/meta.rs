@@ -26,6 +26,7 @@ use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommit
 use super::import;
 use crate::error::Error;
 use crate::journal::Position;
+use crate::store::KEY_BYTES_MAX;
 
 /// Version of the rows in this file.
 const ENGINE_FORMAT: u32 = 2;
@@ -35,6 +36,10 @@ const SCHEME: &str = "starknet-state-v0";
 
 /// Largest piece of an undo or a blob: stores move larger rows out of line.
 const PART_BYTES: usize = 4 << 10;
+
+/// The longest key of a blob: with a prefix, its length and the number of a part it is a row's key.
+pub const BLOB_KEY_MAX: usize = KEY_BYTES_MAX - (1 + 1 + size_of::<u32>());
+const _: () = assert!(BLOB_KEY_MAX <= u8::MAX as usize);
 
 /// What a database is. A mismatch refuses to open, naming both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,9 +179,9 @@ pub struct PendingBlock {
 /// them, and kept by their key whatever becomes of the block once it is committed: for content that never changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    /// At most 255 bytes.
+    /// At most 250 bytes.
     pub key: Vec<u8>,
-    /// Less than 4 GiB.
+    /// At most 256 MiB, and 512 MiB with the others of its block.
     pub bytes: Arc<[u8]>,
 }
 

@@ -295,3 +295,41 @@ fn blobs_are_there_with_their_block_and_after_a_crash() {
         }
     }
 }
+
+#[test]
+fn every_blob_that_is_taken_can_be_written_to_every_store() {
+    for place in Place::all() {
+        for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK] {
+            let engine = place.open("flat", config(cadence, 1));
+            let first = engine.head().closed.map_or(0, |block| block.0 + 1);
+            let blob = |length: usize| Blob { key: vec![7; length], bytes: vec![1; 9_000].into() };
+            let longest = (0..=300).rev().find(|length| {
+                match engine.close_block_with(&block(first), &[blob(*length)]) {
+                    Ok(_) => true,
+                    Err(error) if error.kind() == ErrorKind::Input => false,
+                    Err(error) => panic!("{}: a key of {length} bytes: {error}", place.name()),
+                }
+            });
+            settle(&engine);
+            let longest = longest.unwrap();
+            assert!(longest >= 200, "{longest}");
+            drop(engine);
+            let engine = place.open("flat", config(cadence, 1));
+            assert_eq!(engine.view().blob(&vec![7; longest]).unwrap(), Some(blob(longest).bytes));
+        }
+    }
+}
+
+#[test]
+fn blobs_that_no_journal_takes_are_refused_and_stop_nothing() {
+    let (store, files) = (Box::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
+    let make = flagstone::layout("flat").unwrap().make();
+    let engine = Engine::open_journaled(store, make, config(Cadence::EVERY_BLOCK, 1), files, Path::new("/j"));
+    let engine = engine.unwrap();
+    // One buffer, as many times as make more than a gibibyte.
+    let bytes: Arc<[u8]> = vec![0; 200 << 20].into();
+    let blobs: Vec<Blob> = (0..6).map(|key| Blob { key: vec![key], bytes: Arc::clone(&bytes) }).collect();
+    let error = engine.close_block_with(&block(0), &blobs).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Input, "{error}");
+    engine.close_block(&block(0)).unwrap();
+}
