@@ -7,7 +7,7 @@ use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
-use super::chain::{Chain, Closed};
+use super::chain::{Chain, Closed, weight};
 use super::meta::{BLOB_KEY_MAX, Blob, PendingBlock};
 use super::{Cadence, Engine, Progress, Shared};
 use crate::error::Error;
@@ -114,7 +114,7 @@ impl Shared {
             if at_close {
                 chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
             } else {
-                !chain.is_full(&self.config, update.diff.writes())
+                !chain.is_full(&self.config, weight(&update.diff, blobs))
             }
         })?;
         let (number, stamp) = (accept(&chain, update)?, chain.stamp + 1);

@@ -198,7 +198,7 @@ impl Shared {
         }
         for closed in &unit.blocks {
             if chain.waiting.pop_front_if(|front| front.stamp == closed.stamp).is_some() {
-                chain.waiting_writes -= closed.writes;
+                chain.waiting_weight -= closed.weight;
             }
         }
         chain.committed = head;
@@ -238,7 +238,7 @@ impl Shared {
         self.values.take_back(first.stamp, refused.iter().map(|closed| &closed.block.diff));
         let mut chain = self.chain();
         chain.waiting.clear();
-        chain.waiting_writes = 0;
+        chain.waiting_weight = 0;
         chain.closed = chain.committed;
         chain.wanted = chain.wanted.min(chain.committed);
         chain.refusal = refusal;

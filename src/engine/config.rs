@@ -36,8 +36,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Most blocks that may be closed and not committed. At the bound, closing a block waits for the commitment.
     pub pending_blocks_max: usize,
-    /// Most values that may be closed and not committed; each takes some 300 bytes until then. At the bound, closing a block
-    /// waits for the commitment.
+    /// Most values that may be closed and not committed; each takes some 300 bytes until then, and 300 bytes of blobs count as
+    /// one. At the bound, closing a block waits for the commitment.
     pub pending_writes_max: usize,
     /// Most batches that may be committed and not written to the store. At the bound, commitment waits for the store.
     pub unwritten_batches_max: usize,

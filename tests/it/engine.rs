@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
-use flagstone::engine::EngineConfig;
+use flagstone::engine::{Blob, EngineConfig};
 use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{
     Capabilities, MemoryStore, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
@@ -625,4 +625,33 @@ fn a_block_that_none_could_follow_is_refused_and_stops_nothing() {
             engine.close_block(&block(0)).unwrap();
         }
     }
+}
+
+#[test]
+fn blobs_count_at_the_bound_on_what_is_not_committed() {
+    let config = EngineConfig { pending_writes_max: 10_000, ..config(Cadence::OnRequest, 1) };
+    let engine = Place::memory().open("flat", config);
+    for number in 0..8 {
+        let blob = Blob { key: vec![number as u8], bytes: vec![7; 1 << 20].into() };
+        engine.close_block_with(&block(number), &[blob]).unwrap();
+        let committed = engine.head().committed.map_or(0, |block| block.0 + 1);
+        assert!(number + 1 - committed <= 3, "{:?}", engine.head());
+    }
+}
+
+#[test]
+fn blobs_leave_memory_once_they_are_written() {
+    let engine = Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1));
+    let bytes: Arc<[u8]> = vec![7; 1 << 20].into();
+    engine.close_block_with(&block(0), &[Blob { key: vec![1], bytes: Arc::clone(&bytes) }]).unwrap();
+    settle(&engine);
+    let waited = (0..500).find(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        Arc::strong_count(&bytes) == 1
+    });
+    assert!(waited.is_some(), "{} hold it", Arc::strong_count(&bytes));
+    // The block is still one of the recent ones.
+    engine.close_block(&block(1)).unwrap();
+    assert_eq!(engine.view_at(BlockNumber(0)).unwrap().blob(&[1]).unwrap(), Some(bytes));
+    assert_eq!(slot(&engine), 101);
 }
