@@ -12,7 +12,8 @@
 //! 3. Its commitment's rows, its values, what takes it back, and the head are written to the store as one unit, alone or
 //!    with those of blocks after it. A store that is lost back to an earlier unit is brought forward by replaying the
 //!    frames behind its head.
-//! 4. Every [`persist_every`](super::EngineConfig::persist_every) blocks the store is synced,
+//! 4. Every [`persist_every`](super::EngineConfig::persist_every) blocks the store is synced (those that the journal held at
+//!    the opening count),
 //! 5. and only then are journal segments trimmed that hold no block after the store's head.
 //!
 //! When blocks are taken back, because a root did not hold or because the caller reverts:
@@ -91,7 +92,11 @@ impl Durability {
                 })?);
             }
         }
-        let journaled = Journaled { journal, persist_every, unsynced_blocks: 0, unsynced_bytes: 0, refusal };
+        // What earlier processes left counts: otherwise those that close a few blocks each would never trim anything.
+        let blocks = journal.held().map_or(0, |held| held.last.0 - held.first.0);
+        let unsynced_blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let unsynced_bytes = journal.bytes();
+        let journaled = Journaled { journal, persist_every, unsynced_blocks, unsynced_bytes, refusal };
         Ok((Self::Journal(Box::new(journaled)), Behind { taken_back, missing }))
     }
 
@@ -143,7 +148,7 @@ impl Durability {
         match self {
             Self::Store => true,
             Self::Journal(journaled) => {
-                journaled.unsynced_blocks += blocks;
+                journaled.unsynced_blocks = journaled.unsynced_blocks.saturating_add(blocks);
                 journaled.unsynced_blocks >= journaled.persist_every
                     || journaled.unsynced_bytes >= PERSIST_BYTES
             }

@@ -12,7 +12,7 @@ use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{
     Capabilities, MemoryStore, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
 };
-use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate, database};
 
 use crate::support::{Place, config, every, layouts, replay, settle, updates};
 
@@ -654,4 +654,18 @@ fn blobs_leave_memory_once_they_are_written() {
     engine.close_block(&block(1)).unwrap();
     assert_eq!(engine.view_at(BlockNumber(0)).unwrap().blob(&[1]).unwrap(), Some(bytes));
     assert_eq!(slot(&engine), 101);
+}
+
+#[test]
+fn a_journal_does_not_grow_with_the_number_of_openings() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = EngineConfig { persist_every: 4, ..config(Cadence::EVERY_BLOCK, 1) };
+    for number in 0..20 {
+        let engine = database::open_or_create(dir.path(), None, None, config).unwrap();
+        engine.close_block(&block(number)).unwrap();
+        settle(&engine);
+        drop(engine);
+        let segments = std::fs::read_dir(dir.path().join("journal")).unwrap().count();
+        assert!(segments <= 6, "{segments} segments after {number} blocks");
+    }
 }
