@@ -173,9 +173,11 @@ impl Shared {
     }
 
     pub(super) fn history_gone(&self, block: BlockNumber) -> Error {
-        let history = self.history();
-        let oldest = history.front().and_then(|first| first.0.checked_sub(1)).map(BlockNumber);
-        Error::HistoryGone { block, oldest, newest: self.chain().committed }
+        let first = self.history().front().copied();
+        let newest = self.chain().committed;
+        // Of no block that could be taken back, the state that there is is all.
+        let oldest = first.map_or(newest, |first| first.0.checked_sub(1).map(BlockNumber));
+        Error::HistoryGone { block, oldest, newest }
     }
 
     /// Puts what takes a block back to its batch, and deletes what is too old.

@@ -204,7 +204,8 @@ fn beyond_the_history_is_refused_and_nothing_changes() {
             assert_eq!(error.kind(), ErrorKind::Expired);
             assert_eq!(
                 error.to_string(),
-                "the state after block 4 is not kept: history reaches from block 5 to block 8"
+                "the state after block 4 is not kept: history reaches from block 5 to block 8; \
+                 import a dump of that state, or replay the blocks up to it, into another database"
             );
         };
         gone(engine.revert_to(BlockNumber(4)).unwrap_err());
@@ -332,4 +333,16 @@ fn blobs_that_no_journal_takes_are_refused_and_stop_nothing() {
     let error = engine.close_block_with(&block(0), &blobs).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Input, "{error}");
     engine.close_block(&block(0)).unwrap();
+}
+
+#[test]
+fn without_any_history_the_error_says_that_there_is_none() {
+    for (layout, _) in layouts() {
+        let config = EngineConfig { history_blocks: 0, recent_blocks_max: 0, ..config(Cadence::AtClose, 1) };
+        let engine = Place::memory().open(layout, config);
+        (0..3).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        settle(&engine);
+        let error = engine.revert_to(BlockNumber(1)).unwrap_err().to_string();
+        assert!(error.contains("history reaches from block 2 to block 2"), "{layout}: {error}");
+    }
 }
