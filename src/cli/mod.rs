@@ -328,7 +328,7 @@ struct Prove {
     /// Directory of the database
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// The block whose state is proven [default: the last committed one]
+    /// The block whose state is proven [default: the last one]
     #[arg(long, value_name = "N")]
     block: Option<u64>,
     /// A class; may be given more than once

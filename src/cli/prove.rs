@@ -33,6 +33,7 @@ pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
         (block, other) => block.or(other),
     };
     let engine = database::open(&args.data, None, EngineConfig::default())?;
+    engine.commit()?;
     let object = engine.at_commitment(block, |tries, block, root| {
         let proof = prove_storage(tries, root.roots, &asked.request, args.block_hash);
         let mut facts = json!({
