@@ -149,7 +149,7 @@ struct Export {
     /// State after this block [default: the last one]
     #[arg(long, value_name = "N", value_parser = parse_block)]
     block: Option<BlockNumber>,
-    /// File to write; `-` is standard output
+    /// File to write, which is as it was if the export fails; `-` is standard output
     #[arg(long, value_name = "FILE", default_value = "-", hide_default_value = true)]
     out: Option<PathBuf>,
     /// Print JSON

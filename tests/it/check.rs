@@ -431,3 +431,21 @@ fn differences_do_not_depend_on_the_layouts() {
     };
     TestRunner::new_with_rng(config_of_cases, rng).run(&strategies::blocks(2..6), property).unwrap();
 }
+
+#[test]
+fn an_export_that_fails_leaves_the_file_that_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = database(dir.path(), "from", 1, &blocks());
+    let dump = dir.path().join("dump");
+    let out = dump.to_str().unwrap();
+    run(&["export", "--data", &from, "--out", out], 0);
+    let whole = fs::read(&dump).unwrap();
+    run(&["export", "--data", &from, "--out", out, "--block", "99"], 2);
+    assert_eq!(fs::read(&dump).unwrap(), whole);
+    run(&["export", "--data", &from, "--out", out, "--block", "6"], 0);
+    assert_ne!(fs::read(&dump).unwrap(), whole);
+    let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.filter(|name| name.to_string_lossy().starts_with("dump")).count(), 1);
+    // What is no plain file is written to as it is.
+    run(&["export", "--data", &from, "--out", "/dev/null"], 0);
+}
