@@ -115,8 +115,32 @@ impl Check<'_> {
                 Err(error) => return Err(error),
             }
         }
+        self.blobs()?;
         self.unknown_rows()?;
         Ok(blocks)
+    }
+
+    /// Each blob has all its rows, and is as long as it says.
+    fn blobs(&self) -> Result<(), Error> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        scan_rows(
+            self.store(),
+            &[keyspace::BLOB],
+            self.findings,
+            &mut |row, _| match meta::blob_of_key(row) {
+                Some(key) if keys.last().is_none_or(|last| last != key) => keys.push(key.to_vec()),
+                Some(_) => {}
+                None => self.findings.add(Place::Row(row.to_vec()), "it is no key of a piece of a blob"),
+            },
+        )?;
+        for key in keys {
+            match meta::read_blob(self.store(), &key) {
+                Ok(_) => {}
+                Err(Error::State(error)) => self.findings.damage(Place::Named("a blob".to_owned()), error)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Roots of blocks come without gaps, up to the head's.
@@ -198,10 +222,10 @@ impl Check<'_> {
         if first == Some(true) {
             nobodys(&[]);
         }
-        for byte in 0..keyspace::LAYOUT_FIRST {
+        for byte in (0..keyspace::LAYOUT_FIRST).filter(|byte| *byte != keyspace::BLOB) {
             scan_rows(self.store(), &[byte], self.findings, &mut |key, _| match byte {
                 keyspace::META if meta::is_known(key) => {}
-                keyspace::BLOCK | keyspace::UNDO | keyspace::BLOB => {}
+                keyspace::BLOCK | keyspace::UNDO => {}
                 _ => nobodys(key),
             })?;
         }

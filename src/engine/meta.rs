@@ -385,6 +385,14 @@ fn blob_prefix(key: &[u8]) -> Vec<u8> {
     [&[keyspace::BLOB, key.len() as u8], key].concat()
 }
 
+/// The blob that a row's key is of a piece of.
+pub fn blob_of_key(key: &[u8]) -> Option<&[u8]> {
+    let mut from = Reader::new(key.get(1..)?);
+    let length = from.u8("length of a blob's key").ok()?;
+    let blob = from.bytes("blob's key", length.into()).ok()?;
+    from.u32("part").ok().filter(|_| from.remaining() == 0).map(|_| blob)
+}
+
 pub fn put_blob(batch: &mut WriteBatch, blob: &Blob) {
     let bytes = [&(blob.bytes.len() as u64).to_be_bytes()[..], &blob.bytes].concat();
     put_parts(batch, &blob_prefix(&blob.key), &bytes);

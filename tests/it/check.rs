@@ -10,7 +10,7 @@ use std::sync::Arc;
 use flagstone::core::compare::{StateTries, compare};
 use flagstone::core::felt::Felt;
 use flagstone::core::types::{BlockNumber, ContractAddress};
-use flagstone::engine::CheckReport;
+use flagstone::engine::{Blob, CheckReport};
 use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::{MemoryStore, SEAL_BYTES, Sealed, Store, StoreRead, keyspace};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate, database};
@@ -448,4 +448,32 @@ fn an_export_that_fails_leaves_the_file_that_was_there() {
     assert_eq!(names.filter(|name| name.to_string_lossy().starts_with("dump")).count(), 1);
     // What is no plain file is written to as it is.
     run(&["export", "--data", &from, "--out", "/dev/null"], 0);
+}
+
+#[test]
+fn a_blob_without_one_of_its_rows_is_found() {
+    let layout = &LAYOUTS[0];
+    let store = Arc::new(MemoryStore::new());
+    let engine = Engine::open(Box::new(Arc::clone(&store)), layout.make(), config()).unwrap();
+    let blob = |key: &[u8], bytes: usize| Blob { key: key.to_vec(), bytes: vec![3; bytes].into() };
+    let blobs = [blob(b"", 10_000), blob(b"a", 20_000), blob(b"ab", 0), blob(b"b", 4088), blob(b"c", 4089)];
+    engine.close_block_with(&blocks()[0], &blobs).unwrap();
+    assert!(engine.check(&|_| ()).unwrap().is_sound());
+    drop(engine);
+    let mut rows = Vec::new();
+    store
+        .scan(&[keyspace::BLOB], &mut |key, row| {
+            rows.push((key.to_vec(), row.to_vec()));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(rows.len(), 3 + 5 + 1 + 1 + 2);
+    for (key, row) in rows {
+        store.write(batch([(key.as_slice(), None)])).unwrap();
+        let report = check(layout, &store).unwrap();
+        // A blob of one row leaves nothing that could say that it was there.
+        let alone = key[1] == 2 || key.get(2) == Some(&b'b');
+        assert_eq!(report.is_sound(), alone, "{key:02x?}: {:?}", report.findings);
+        store.write(batch([(key.as_slice(), Some(row.as_slice()))])).unwrap();
+    }
 }
