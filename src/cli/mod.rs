@@ -85,6 +85,9 @@ enum Command {
     /// Go back to an earlier block: take back all blocks after it, and print its root
     #[command(after_help = EXIT_CODES)]
     Revert(Revert),
+    /// Go on from the last block that the store has, without a journal that is damaged or lost, which is put aside
+    #[command(after_help = EXIT_CODES)]
+    Recover(Inspect),
     /// Make a storage proof of the committed state, with its block and the request, as JSON
     #[command(after_help = EXIT_CODES)]
     Prove(Prove),
@@ -484,6 +487,7 @@ pub fn run() -> ExitCode {
         Command::Root(args) => inspect::root(&args, &mut output),
         Command::Info(args) => inspect::info(&args, &mut output),
         Command::Revert(args) => inspect::revert(&args, &mut output),
+        Command::Recover(args) => inspect::recover(&args, &mut output),
         Command::Prove(args) => prove::prove(&args, &mut output),
         Command::VerifyProof(args) => prove::verify(&args, &mut output),
         Command::VerifyWitness(args) => witness::verify(&args, &mut output),

@@ -36,6 +36,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, 
 use std::thread::JoinHandle;
 
 use flagstone_core::commit::HashCounts;
+use flagstone_core::error::StateError;
 use flagstone_core::hash::{Bulk, Hasher};
 use flagstone_core::layout::Layout;
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
@@ -50,7 +51,7 @@ pub use values::ReadCacheStats;
 pub use view::View;
 
 use crate::error::Error;
-use crate::journal::Files;
+use crate::journal::{Files, OsFiles};
 use crate::store::Sealed;
 use base::Rows;
 use chain::{Chain, Ending};
@@ -487,6 +488,17 @@ impl std::fmt::Debug for Engine {
             .field("store", &store)
             .field("head", &self.head())
             .finish()
+    }
+}
+
+/// Whether the journal in a directory is whole and goes on from a store at `head`.
+pub(crate) fn journal_serves(dir: &Path, head: &StoredHead) -> Result<bool, Error> {
+    match Durability::open(Arc::new(OsFiles), dir, head, 0) {
+        Ok(_) => Ok(true),
+        Err(Error::State(StateError::Store(error))) if error.kind() != StoreErrorKind::Corrupt => {
+            Err(error.into())
+        }
+        Err(_) => Ok(false),
     }
 }
 
