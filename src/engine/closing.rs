@@ -131,7 +131,7 @@ impl Shared {
         if at_close {
             return Ok((number, self.close_committed(&closed, reads)?));
         }
-        self.make_durable(&closed)?;
+        self.make_durable(&closed, None)?;
         self.show(&closed);
         Ok((number, Witness::default()))
     }
@@ -159,10 +159,10 @@ impl Shared {
         }
     }
 
-    /// Makes a block durable, and puts its values where views will find them.
-    fn make_durable(&self, closed: &Arc<Closed>) -> Result<(), Error> {
+    /// Makes a block durable with its root, if that is known, and puts its values where views will find them.
+    fn make_durable(&self, closed: &Arc<Closed>, root: Option<StateCommitment>) -> Result<(), Error> {
         let place = || self.values.push(closed.stamp, &closed.block.diff);
-        let durable = || self.durability().close(&closed.block);
+        let durable = || self.durability().close(&closed.block, root);
         let outcome = if closed.writes < PARALLEL_WRITES_MIN {
             place();
             durable()
@@ -190,7 +190,7 @@ impl Shared {
             );
         };
         let witness = std::mem::take(&mut unit.witness);
-        self.make_durable(closed)?;
+        self.make_durable(closed, Some(unit.root.commitment))?;
         self.install(unit);
         if !self.ahead_of_store {
             let through = Some(closed.block.number);

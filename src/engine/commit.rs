@@ -27,7 +27,7 @@ const COALESCED_WRITES_MAX: usize = 100_000;
 pub struct Unit {
     blocks: Vec<Arc<Closed>>,
     committed: Vec<CommittedBlock>,
-    root: BlockRoot,
+    pub root: BlockRoot,
     /// What takes the blocks back, with the stamp of the last block of each.
     undo: Vec<(u64, StateDiff)>,
     batch: WriteBatch,

@@ -29,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flagstone_core::store::{Store, StoreError};
-use flagstone_core::types::BlockNumber;
+use flagstone_core::types::{BlockNumber, StateCommitment};
 
 use super::meta::{PendingBlock, StoredHead};
 use crate::error::Error;
@@ -105,10 +105,11 @@ impl Durability {
         matches!(self, Self::Journal(_))
     }
 
-    /// Makes a closed block durable, if it is not its store that does.
-    pub fn close(&mut self, block: &PendingBlock) -> Result<(), StoreError> {
+    /// Makes a closed block durable, if it is not its store that does; with its root, if that is known: a replay then has to
+    /// come to the same.
+    pub fn close(&mut self, block: &PendingBlock, root: Option<StateCommitment>) -> Result<(), StoreError> {
         if let Self::Journal(journaled) = self {
-            let payload = block.encode();
+            let payload = block.encode(root.or(block.new_root));
             journaled.journal.append(block.number, &payload)?; // 1
             journaled.journal.sync()?; // 2
             journaled.unsynced_bytes += payload.len() as u64;

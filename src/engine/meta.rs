@@ -202,13 +202,14 @@ impl Blob {
 }
 
 impl PendingBlock {
-    pub fn encode(&self) -> Vec<u8> {
+    /// The byte form, with this root after the block as the one that is stated for it.
+    pub fn encode(&self, root: Option<StateCommitment>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(128 + self.diff.encoded_len());
         put_option(&mut bytes, &self.version, |version, out| {
             version.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
         });
         put_option(&mut bytes, &self.old_root, |root, out| out.extend_from_slice(&root.to_be()));
-        put_option(&mut bytes, &self.new_root, |root, out| out.extend_from_slice(&root.to_be()));
+        put_option(&mut bytes, &root, |root, out| out.extend_from_slice(&root.to_be()));
         self.diff.encode(&mut bytes);
         bytes.extend_from_slice(&(self.blobs.len() as u32).to_be_bytes());
         self.blobs.iter().for_each(|blob| blob.encode(&mut bytes));

@@ -346,3 +346,32 @@ fn without_any_history_the_error_says_that_there_is_none() {
         assert!(error.contains("history reaches from block 2 to block 2"), "{layout}: {error}");
     }
 }
+
+/// A store that is not the one that the journal goes on from is noticed, though no root was stated.
+#[test]
+fn a_replay_must_come_to_the_root_that_was_known() {
+    for (layout, _) in layouts() {
+        let open = |store: &Arc<MemoryStore>, files: &FaultyFiles| {
+            let make = flagstone::layout(layout).unwrap().make();
+            let (store, files) = (Box::new(Arc::clone(store)), Arc::new(files.clone()));
+            Engine::open_journaled(store, make, config(Cadence::AtClose, 1), files, Path::new("/j")).unwrap()
+        };
+        let slot = |slot: u64| StateDiff::builder().storage(1.into(), slot.into(), 7.into()).build().unwrap();
+        let machine = |first_slot: u64, blocks: u64| {
+            let (store, files) = (Arc::new(MemoryStore::new()), FaultyFiles::new());
+            let engine = open(&store, &files);
+            for number in 0..blocks {
+                let diff = slot(first_slot + number);
+                engine.close_block(&StateUpdate { diff, ..block(number) }).unwrap();
+            }
+            settle(&engine);
+            drop(engine);
+            (store, files)
+        };
+        let ((_, journal), (other, _)) = (machine(10, 3), machine(20, 2));
+        let engine = open(&other, &journal);
+        assert_eq!(engine.head().closed, Some(BlockNumber(2)));
+        let error = engine.commit().unwrap_err();
+        assert!(matches!(error, Error::RootMismatch { block: BlockNumber(2), .. }), "{layout}: {error}");
+    }
+}
