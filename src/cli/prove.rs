@@ -120,6 +120,9 @@ fn check_block(asked: &AskedProof, file: &ProofFile) -> Result<(), String> {
         (_, _, Some(asked), Some(got)) if asked != got => {
             Err(format!("the proof is for block {got}; the request is for block {asked}"))
         }
+        (_, _, Some(asked), None) => {
+            Err(format!("the proof does not state its block's hash; the request is for block {asked}"))
+        }
         _ => Ok(()),
     }
 }

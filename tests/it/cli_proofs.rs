@@ -315,3 +315,16 @@ fn a_block_that_is_closed_and_not_committed_is_committed_and_proven() {
         assert_eq!(proof["block"]["block_number"].to_string(), last);
     }
 }
+
+#[test]
+fn a_proof_that_does_not_state_the_block_that_was_asked_for_is_refused() {
+    let mut file = real_json();
+    let hash = file["block"]["block_hash"].take();
+    file["request"]["block_id"] = json!({ "block_hash": hash });
+    check(&verify(&file, &[]), 0);
+    file["result"]["global_roots"]["block_hash"].take();
+    let output = verify(&file, &[]);
+    check(&output, 1);
+    let expected = format!("the request is for block {}", hash.as_str().unwrap());
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+}
