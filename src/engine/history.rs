@@ -52,7 +52,8 @@ impl Engine {
     }
 
     /// Reads the tries as they are after a committed block, the last one if none is named. `read` is handed the tries, the
-    /// block (`None` before the first) and its roots. The store is not written meanwhile; blocks may close and commit.
+    /// block (`None` before the first) and its roots. The store is not written meanwhile; blocks may close and commit, up to the
+    /// bounds on what is on its way. So `read` itself must not wait for that: a block it closes may wait for ever.
     ///
     /// ```
     /// use flagstone::core::hash::Bulk;
