@@ -55,7 +55,8 @@ pub struct EngineConfig {
     /// Of how many blocks in the store the values are kept so.
     pub recent_blocks_max: usize,
     /// How many of the last committed blocks can be taken back ([`Engine::revert_to`](crate::engine::Engine::revert_to)),
-    /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted.
+    /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted; a layout
+    /// that keeps old states can still be viewed and proved there.
     pub history_blocks: usize,
 }
 

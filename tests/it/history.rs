@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::Blob;
 use flagstone::journal::faulty::FaultyFiles;
@@ -209,8 +210,10 @@ fn beyond_the_history_is_refused_and_nothing_changes() {
             );
         };
         gone(engine.revert_to(BlockNumber(4)).unwrap_err());
-        gone(engine.view_at(BlockNumber(4)).unwrap_err());
-        gone(engine.at_commitment(Some(BlockNumber(4)), |_, _, _| Ok(())).unwrap_err());
+        if !flagstone::layout(layout).unwrap().make().keeps_old_states() {
+            gone(engine.view_at(BlockNumber(4)).unwrap_err());
+            gone(engine.at_commitment(Some(BlockNumber(4)), |_, _, _| Ok(())).unwrap_err());
+        }
         let ahead = engine.revert_to(BlockNumber(9)).unwrap_err();
         assert_eq!(ahead.to_string(), "block 9 is not there: the last block is block 8");
         assert_eq!(engine.head(), before);
@@ -373,5 +376,42 @@ fn a_replay_must_come_to_the_root_that_was_known() {
         assert_eq!(engine.head().closed, Some(BlockNumber(2)));
         let error = engine.commit().unwrap_err();
         assert!(matches!(error, Error::RootMismatch { block: BlockNumber(2), .. }), "{layout}: {error}");
+    }
+}
+
+#[test]
+fn states_that_the_layout_keeps_are_there_beyond_the_history() {
+    for (layout, made) in layouts().filter(|(_, layout)| layout.keeps_old_states()) {
+        drop(made);
+        for place in Place::all() {
+            let config = EngineConfig { history_blocks: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+            let config = EngineConfig { recent_blocks_max: 0, ..config };
+            let engine = place.open(layout, config);
+            (0..12).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+            settle(&engine);
+            engine.revert_to(BlockNumber(10)).unwrap();
+            let other = StateDiff::builder().storage(1.into(), 1.into(), 7.into()).build().unwrap();
+            engine.close_block(&StateUpdate { diff: other, ..block(11) }).unwrap();
+            settle(&engine);
+            for number in 0..12 {
+                let at = Some(BlockNumber(number));
+                let expected = if number == 11 { 7 } else { number + 100 };
+                let view = engine.view_at(BlockNumber(number)).unwrap();
+                assert_eq!(
+                    view.storage_at(&1.into(), &1.into()).unwrap(),
+                    expected.into(),
+                    "{layout} {number}"
+                );
+                assert_eq!((view.block(), view.nonce_at(&1.into()).unwrap()), (at, 0.into()));
+                let root = engine.at_commitment(at, |tries, block, root| {
+                    let leaf = tries.contract_leaf(&1.into())?;
+                    let slot = lookup(tries, TrieId::Storage(1.into()), leaf.storage_root.0, &1.into())?;
+                    assert_eq!((block, slot), (at, expected.into()));
+                    Ok(*root)
+                });
+                assert_eq!(engine.block_root(BlockNumber(number)).unwrap(), Some(root.unwrap()));
+            }
+            assert_eq!(engine.view_at(BlockNumber(12)).unwrap_err().kind(), ErrorKind::Input);
+        }
     }
 }
