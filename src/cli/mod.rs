@@ -126,6 +126,9 @@ struct Replay {
     /// Do not compare with the roots that the updates state
     #[arg(long)]
     no_verify: bool,
+    /// How many of the last blocks can be taken back, read and proven [default: 64]
+    #[arg(long, value_name = "N")]
+    history: Option<usize>,
     /// Write the witness of each block to DIR/BLOCK.witness; needs `--commit every` or `close`
     #[arg(long, value_name = "DIR")]
     witness: Option<PathBuf>,

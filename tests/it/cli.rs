@@ -583,3 +583,15 @@ fn a_lost_journal_is_begun_again_only_when_asked_for() {
     check(&flagstone(["recover", "--data", &bench.path("none")]), 3);
     assert!(!Path::new(&bench.path("none")).exists() && !Path::new(&bench.path("db/store")).exists());
 }
+
+#[test]
+fn how_many_blocks_can_be_taken_back_is_for_the_user_to_say() {
+    let bench = Bench::new(&mainnet());
+    check(&bench.replay(&["--history", "2"]), 0);
+    let revert = |block: &str| flagstone(["revert", "--data", &bench.path("db"), block]);
+    let output = revert("6");
+    check(&output, 2);
+    assert!(stderr(&output).contains("history reaches from block 7 to block 9"), "{}", stderr(&output));
+    check(&revert("7"), 0);
+    assert_eq!(bench.root(), stated_root(7));
+}
