@@ -350,29 +350,40 @@ fn without_any_history_the_error_says_that_there_is_none() {
     }
 }
 
+/// A store in memory, and a journal on a disk in memory.
+#[derive(Clone, Default)]
+struct Machine {
+    store: Arc<MemoryStore>,
+    files: FaultyFiles,
+}
+
+impl Machine {
+    fn open(&self, layout: &str, cadence: Cadence) -> Engine {
+        let make = flagstone::layout(layout).unwrap().make();
+        let (store, files) = (Box::new(Arc::clone(&self.store)), Arc::new(self.files.clone()));
+        Engine::open_journaled(store, make, config(cadence, 1), files, Path::new("/j")).unwrap()
+    }
+
+    /// Blocks that each set a slot, from one on.
+    fn with_blocks(layout: &str, cadence: Cadence, first_slot: u64, blocks: u64) -> Self {
+        let machine = Self::default();
+        let engine = machine.open(layout, cadence);
+        for number in 0..blocks {
+            let diff = StateDiff::builder().storage(1.into(), (first_slot + number).into(), 7.into());
+            engine.close_block(&StateUpdate { diff: diff.build().unwrap(), ..block(number) }).unwrap();
+        }
+        settle(&engine);
+        machine
+    }
+}
+
 /// A store that is not the one that the journal goes on from is noticed, though no root was stated.
 #[test]
 fn a_replay_must_come_to_the_root_that_was_known() {
     for (layout, _) in layouts() {
-        let open = |store: &Arc<MemoryStore>, files: &FaultyFiles| {
-            let make = flagstone::layout(layout).unwrap().make();
-            let (store, files) = (Box::new(Arc::clone(store)), Arc::new(files.clone()));
-            Engine::open_journaled(store, make, config(Cadence::AtClose, 1), files, Path::new("/j")).unwrap()
-        };
-        let slot = |slot: u64| StateDiff::builder().storage(1.into(), slot.into(), 7.into()).build().unwrap();
-        let machine = |first_slot: u64, blocks: u64| {
-            let (store, files) = (Arc::new(MemoryStore::new()), FaultyFiles::new());
-            let engine = open(&store, &files);
-            for number in 0..blocks {
-                let diff = slot(first_slot + number);
-                engine.close_block(&StateUpdate { diff, ..block(number) }).unwrap();
-            }
-            settle(&engine);
-            drop(engine);
-            (store, files)
-        };
-        let ((_, journal), (other, _)) = (machine(10, 3), machine(20, 2));
-        let engine = open(&other, &journal);
+        let one = Machine::with_blocks(layout, Cadence::AtClose, 10, 3);
+        let other = Machine::with_blocks(layout, Cadence::AtClose, 20, 2);
+        let engine = Machine { store: other.store, files: one.files }.open(layout, Cadence::AtClose);
         assert_eq!(engine.head().closed, Some(BlockNumber(2)));
         let error = engine.commit().unwrap_err();
         assert!(matches!(error, Error::RootMismatch { block: BlockNumber(2), .. }), "{layout}: {error}");
@@ -413,5 +424,20 @@ fn states_that_the_layout_keeps_are_there_beyond_the_history() {
             }
             assert_eq!(engine.view_at(BlockNumber(12)).unwrap_err().kind(), ErrorKind::Input);
         }
+    }
+}
+
+#[test]
+fn the_check_holds_the_journals_values_against_the_stores() {
+    for (layout, _) in layouts() {
+        let one = Machine::with_blocks(layout, Cadence::EVERY_BLOCK, 10, 3);
+        check_whole(&one.open(layout, Cadence::EVERY_BLOCK));
+        let other = Machine::with_blocks(layout, Cadence::EVERY_BLOCK, 11, 3);
+        let engine = Machine { store: other.store, files: one.files }.open(layout, Cadence::EVERY_BLOCK);
+        let report = engine.check(&|_| ()).unwrap();
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        let expected =
+            "block 0: its frame in the journal sets storage 0xa of contract 0x1 to 0x7, the store has 0x0";
+        assert_eq!(findings, [expected], "{layout}");
     }
 }
