@@ -112,7 +112,7 @@ pub enum Ending {
 impl Chain {
     pub fn head(&self) -> Head {
         let Self { closed, committed, persisted, root, .. } = *self;
-        Head { closed, committed, persisted, root }
+        Head { closed, committed, persisted, root, uncommitted: self.waiting.len() as u64 }
     }
 
     /// The root that a block on top must build on, as far as known.

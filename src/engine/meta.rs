@@ -116,16 +116,14 @@ pub struct Head {
     pub persisted: Option<BlockNumber>,
     /// Roots and state commitment after the last committed block; zero before the first.
     pub root: BlockRoot,
+    /// How many closed blocks have no root yet.
+    pub uncommitted: u64,
 }
 
 impl Head {
     /// How many closed blocks have no root yet.
-    pub fn lag(&self) -> u64 {
-        let count = |block: Option<BlockNumber>| block.map_or(0, |block| block.0 + 1);
-        match self.committed {
-            Some(_) => count(self.closed).saturating_sub(count(self.committed)),
-            None => u64::from(self.closed.is_some()),
-        }
+    pub const fn lag(&self) -> u64 {
+        self.uncommitted
     }
 }
 

@@ -669,3 +669,18 @@ fn a_journal_does_not_grow_with_the_number_of_openings() {
         assert!(segments <= 6, "{segments} segments after {number} blocks");
     }
 }
+
+#[test]
+fn the_lag_is_how_many_blocks_have_no_root_yet() {
+    let engine = Place::memory().open("flat", config(Cadence::OnRequest, 1));
+    assert_eq!(engine.head().lag(), 0);
+    // A database may begin at any block.
+    for number in 812..820 {
+        engine.close_block(&block(number)).unwrap();
+        assert_eq!(engine.head().lag(), number - 811);
+    }
+    engine.wait_for_root(BlockNumber(815)).unwrap();
+    assert_eq!(engine.head().lag(), 4);
+    engine.commit().unwrap();
+    assert_eq!(engine.head().lag(), 0);
+}
