@@ -62,20 +62,33 @@ impl Model {
         update
     }
 
-    fn check_view(&self, view: &View, number: u64) {
+    /// Compares a view's values with the reference; an error if it cannot be read any more.
+    fn check_view(&self, view: &View, number: u64) -> Result<(), Error> {
         let (expected, _) = &self.states[number as usize + 1];
         for contract in self.touched.iter().flat_map(StateDiff::contracts) {
             let address = &contract.address;
             for (key, _) in &contract.storage {
-                let value = view.storage_at(address, key).unwrap();
+                let value = view.storage_at(address, key)?;
                 assert_eq!(value, expected.storage_at(address, key), "{address} {key} at block {number}");
             }
-            assert_eq!(view.nonce_at(address).unwrap(), expected.nonce_at(address));
-            assert_eq!(view.class_hash_at(address).unwrap(), expected.class_hash_at(address));
+            assert_eq!(view.nonce_at(address)?, expected.nonce_at(address));
+            assert_eq!(view.class_hash_at(address)?, expected.class_hash_at(address));
         }
         for class in self.touched.iter().flat_map(StateDiff::classes) {
-            let compiled = view.compiled_class_hash(&class.class_hash).unwrap();
+            let compiled = view.compiled_class_hash(&class.class_hash)?;
             assert_eq!(compiled, expected.compiled_class_hash(&class.class_hash));
+        }
+        Ok(())
+    }
+
+    /// The same of a view of a block in the history. It can expire while it is read, if the block leaves the recent ones just
+    /// then; the next view is led back to and does not.
+    fn check_view_at(&self, engine: &Engine, number: u64) {
+        let first = self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number);
+        if let Err(error) = first {
+            assert_eq!(error.kind(), ErrorKind::Expired, "{error}");
+            engine.sync().unwrap();
+            self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number).unwrap();
         }
     }
 
@@ -87,7 +100,7 @@ impl Model {
         assert_eq!(engine.head().root.commitment, self.states.last().unwrap().1);
         for number in last.saturating_sub(reach)..=last {
             let (state, root) = &self.states[number as usize + 1];
-            self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number);
+            self.check_view_at(engine, number);
             assert_eq!(engine.block_root(BlockNumber(number)).unwrap().unwrap().commitment, *root);
             let at = engine.at_commitment(Some(BlockNumber(number)), |tries, block, root| {
                 assert_eq!(block, Some(BlockNumber(number)));
