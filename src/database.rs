@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/FLAGSTONE   what the database is: layout, formats, scheme, store
 //! DIR/store/      the store's own files
-//! DIR/journal/    blocks that the store may not have yet
+//! DIR/journal/    blocks that the store may not have yet; journal.aside-N if it was damaged and put aside
 //! DIR/import-S/   instead of all these: files of the store S while an import into it is not finished
 //! ```
 //!
@@ -18,12 +18,14 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flagstone_core::types::BlockNumber;
+
 use crate::engine::import::{self, ImportProgress, Imported};
-use crate::engine::{Engine, EngineConfig, Identity, meta};
+use crate::engine::{self, Engine, EngineConfig, Identity, meta};
 use crate::error::Error;
-use crate::journal::{Journal, JournalConfig, OsFiles};
+use crate::journal::{Journal, JournalConfig, OsFiles, Position};
 use crate::registry::{self, LayoutEntry};
-use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
+use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind, WriteBatch};
 
 const MARKER: &str = "FLAGSTONE";
 const JOURNAL: &str = "journal";
@@ -99,14 +101,78 @@ impl Marker {
 /// # Errors
 /// [`Error::NoDatabase`] if there is none, else as [`Engine::open`].
 pub fn open(dir: &Path, layout: Option<&LayoutEntry>, config: EngineConfig) -> Result<Engine, Error> {
-    let Some(marker) = Marker::read(dir)? else {
-        refuse_unfinished(dir)?;
-        return Err(Error::NoDatabase(format!(
-            "no flagstone database in {}; `flagstone replay --data` or `flagstone import --data` makes one",
-            dir.display()
+    open_marked(dir, &marker_of(dir)?, layout, config)
+}
+
+/// What a directory with a database says.
+fn marker_of(dir: &Path) -> Result<Marker, Error> {
+    if let Some(marker) = Marker::read(dir)? {
+        return Ok(marker);
+    }
+    refuse_unfinished(dir)?;
+    Err(Error::NoDatabase(format!(
+        "no flagstone database in {}; `flagstone replay --data` or `flagstone import --data` makes one",
+        dir.display()
+    )))
+}
+
+/// What [`set_journal_aside`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalAside {
+    /// Where the journal is now, if there was one.
+    pub journal: Option<PathBuf>,
+    /// The last block that the store has: what the database goes on from.
+    pub block: Option<BlockNumber>,
+}
+
+/// Goes on from the last block that the store has, without the journal, which is put aside: for one that is damaged or
+/// lost. Blocks that it alone had are lost with it, and must be fed again.
+///
+/// # Errors
+/// [`Error::Config`] if the journal is whole, so that nothing need be lost; else as [`open`].
+pub fn set_journal_aside(dir: &Path) -> Result<JournalAside, Error> {
+    let marker = marker_of(dir)?;
+    Identity::of(registry::layout(&marker.identity.layout)?.make().as_ref()).check(&marker.identity)?;
+    finish_begun(dir, &marker)?;
+    let store = open_store(dir, &marker)?;
+    let mut head = meta::read_head(&store)?;
+    let journal_dir = dir.join(JOURNAL);
+    if journal_dir.is_dir() && engine::journal_serves(&journal_dir, &head)? {
+        return Err(Error::Config(format!(
+            "the journal in {} is whole, so nothing is to be recovered: open the database",
+            journal_dir.display()
         )));
-    };
-    open_marked(dir, &marker, layout, config)
+    }
+    let journal = put_aside(dir, &journal_dir)?;
+    // The head must take account of no refusal of the old journal, or it would of the new one's first. Not before the old
+    // one is gone: its refusals would take back blocks that came after them.
+    head.refusal = Position::default();
+    let mut batch = WriteBatch::default();
+    meta::put_head(&mut batch, &head);
+    store.write(batch)?;
+    store.sync()?;
+    match head.block {
+        Some(block) => {
+            Journal::begin_after(Arc::new(OsFiles), &journal_dir, JournalConfig::default(), block)?;
+        }
+        None => {
+            let made = fs::create_dir_all(&journal_dir).and_then(|()| File::open(dir)?.sync_all());
+            made.map_err(|error| io_error("cannot create", &journal_dir, &error))?;
+        }
+    }
+    Ok(JournalAside { journal, block: head.block })
+}
+
+/// Gives a directory, if it is there, a name that nothing has yet.
+fn put_aside(dir: &Path, from: &Path) -> Result<Option<PathBuf>, Error> {
+    if !from.is_dir() {
+        return Ok(None);
+    }
+    let names = (1u32..).map(|number| from.with_added_extension(format!("aside-{number}")));
+    let free = names.into_iter().find(|name| !name.exists()).unwrap_or_default();
+    let renamed = fs::rename(from, &free).and_then(|()| File::open(dir)?.sync_all());
+    renamed.map_err(|error| io_error("cannot rename", from, &error))?;
+    Ok(Some(free))
 }
 
 /// Opens the database in a directory, or creates one if the directory is missing or empty.
@@ -225,11 +291,30 @@ fn open_marked(
     let written_by = registry::layout(&marker.identity.layout)?;
     let layout = layout.unwrap_or(written_by).make();
     Identity::of(layout.as_ref()).check(&marker.identity)?;
+    finish_begun(dir, marker)?;
+    let journal_dir = dir.join(JOURNAL);
+    if dir.join(STORE).is_dir() && !journal_dir.is_dir() {
+        let problem = "it is missing, and with it blocks that the store may not have; `flagstone recover` goes on from the last \
+                       block that the store has";
+        return Err(Error::damaged(format!("the journal in {}", journal_dir.display()), problem));
+    }
+    let store = open_store(dir, marker)?;
+    Engine::open_sealed(store, layout, config, Arc::new(OsFiles), &journal_dir)
+}
+
+/// Ends a creation or an import that was interrupted when all but a name was there.
+fn finish_begun(dir: &Path, marker: &Marker) -> Result<(), Error> {
     let store_dir = dir.join(STORE);
     let made = [dir.join(STORE_NEW), import_dir(dir, &marker.store)];
-    if let Some(made) = made.iter().find(|made| !store_dir.is_dir() && made.is_dir()) {
-        finish_creation(dir, made)?;
+    match made.iter().find(|made| !store_dir.is_dir() && made.is_dir()) {
+        Some(made) => finish_creation(dir, made),
+        None => Ok(()),
     }
+}
+
+/// Opens the store of a database, which must be one.
+fn open_store(dir: &Path, marker: &Marker) -> Result<Sealed<dyn Store>, Error> {
+    let store_dir = dir.join(STORE);
     let lost = |problem: &str| {
         let what = format!("the store in {}", store_dir.display());
         Error::damaged(
@@ -240,16 +325,11 @@ fn open_marked(
     if !store_dir.is_dir() {
         return Err(lost("it is missing"));
     }
-    let journal_dir = dir.join(JOURNAL);
-    if !journal_dir.is_dir() {
-        let problem = "it is missing, and with it blocks that the store may not have";
-        return Err(Error::damaged(format!("the journal in {}", journal_dir.display()), problem));
-    }
     let store = Sealed::from_box((self::store(&marker.store)?.open)(&store_dir)?);
-    if meta::read_identity(&store)?.is_none() {
-        return Err(lost("it is empty"));
+    match meta::read_identity(&store)? {
+        Some(stored) => marker.identity.check(&stored).map(|()| store),
+        None => Err(lost("it is empty")),
     }
-    Engine::open_sealed(store, layout, config, Arc::new(OsFiles), &journal_dir)
 }
 
 fn create(

@@ -87,7 +87,8 @@ pub enum Error {
     },
     /// The state after the block is not kept any more, or never had a root of its own.
     #[error(
-        "the state after block {block} is not kept: history reaches from {oldest} to {newest}",
+        "the state after block {block} is not kept: history reaches from {oldest} to {newest}; \
+         import a dump of that state, or replay the blocks up to it, into another database",
         oldest = at(.oldest), newest = at(.newest)
     )]
     HistoryGone {

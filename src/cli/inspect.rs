@@ -1,7 +1,7 @@
-//! Commands that look at a database and change nothing, and the one that goes back.
+//! Commands that look at a database and change nothing, and those that go back or on.
 
 use flagstone::core::types::BlockNumber;
-use flagstone::database::{self, bytes_on_disk};
+use flagstone::database::{self, JournalAside, bytes_on_disk};
 use flagstone::engine::Head;
 use flagstone::registry::LAYOUTS;
 use flagstone::{Cadence, Engine, EngineConfig};
@@ -55,6 +55,20 @@ pub fn revert(args: &Revert, output: &mut Output) -> Result<(), Failure> {
     } else {
         output.line(&root.commitment.to_string());
     }
+    Ok(())
+}
+
+pub fn recover(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
+    let JournalAside { journal, block } = database::set_journal_aside(&args.data)?;
+    let journal = journal.map(|journal| journal.display().to_string());
+    if args.json {
+        output.line(&json!({ "block": block.map(|block| block.0), "journal": journal }).to_string());
+        return Ok(());
+    }
+    let aside =
+        journal.map_or("there was no journal".to_owned(), |name| format!("the journal is now {name}"));
+    output.line(&format!("{aside}; the database goes on from {}", state_after(block)));
+    output.note("blocks after it that were closed before are lost and must be fed again; `flagstone check` looks at the rest");
     Ok(())
 }
 

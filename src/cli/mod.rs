@@ -85,6 +85,9 @@ enum Command {
     /// Go back to an earlier block: take back all blocks after it, and print its root
     #[command(after_help = EXIT_CODES)]
     Revert(Revert),
+    /// Go on from the last block that the store has, without a journal that is damaged or lost, which is put aside
+    #[command(after_help = EXIT_CODES)]
+    Recover(Inspect),
     /// Make a storage proof of the committed state, with its block and the request, as JSON
     #[command(after_help = EXIT_CODES)]
     Prove(Prove),
@@ -123,6 +126,9 @@ struct Replay {
     /// Do not compare with the roots that the updates state
     #[arg(long)]
     no_verify: bool,
+    /// How many of the last blocks can be taken back, read and proven [default: 64]
+    #[arg(long, value_name = "N")]
+    history: Option<usize>,
     /// Write the witness of each block to DIR/BLOCK.witness; needs `--commit every` or `close`
     #[arg(long, value_name = "DIR")]
     witness: Option<PathBuf>,
@@ -149,7 +155,7 @@ struct Export {
     /// State after this block [default: the last one]
     #[arg(long, value_name = "N", value_parser = parse_block)]
     block: Option<BlockNumber>,
-    /// File to write; `-` is standard output
+    /// File to write, which is as it was if the export fails; `-` is standard output
     #[arg(long, value_name = "FILE", default_value = "-", hide_default_value = true)]
     out: Option<PathBuf>,
     /// Print JSON
@@ -328,7 +334,7 @@ struct Prove {
     /// Directory of the database
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// The block whose state is proven [default: the last committed one]
+    /// The block whose state is proven [default: the last one]
     #[arg(long, value_name = "N")]
     block: Option<u64>,
     /// A class; may be given more than once
@@ -484,6 +490,7 @@ pub fn run() -> ExitCode {
         Command::Root(args) => inspect::root(&args, &mut output),
         Command::Info(args) => inspect::info(&args, &mut output),
         Command::Revert(args) => inspect::revert(&args, &mut output),
+        Command::Recover(args) => inspect::recover(&args, &mut output),
         Command::Prove(args) => prove::prove(&args, &mut output),
         Command::VerifyProof(args) => prove::verify(&args, &mut output),
         Command::VerifyWitness(args) => witness::verify(&args, &mut output),

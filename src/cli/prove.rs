@@ -33,6 +33,7 @@ pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
         (block, other) => block.or(other),
     };
     let engine = database::open(&args.data, None, EngineConfig::default())?;
+    engine.commit()?;
     let object = engine.at_commitment(block, |tries, block, root| {
         let proof = prove_storage(tries, root.roots, &asked.request, args.block_hash);
         let mut facts = json!({
@@ -118,6 +119,9 @@ fn check_block(asked: &AskedProof, file: &ProofFile) -> Result<(), String> {
         }
         (_, _, Some(asked), Some(got)) if asked != got => {
             Err(format!("the proof is for block {got}; the request is for block {asked}"))
+        }
+        (_, _, Some(asked), None) => {
+            Err(format!("the proof does not state its block's hash; the request is for block {asked}"))
         }
         _ => Ok(()),
     }

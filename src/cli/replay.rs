@@ -42,7 +42,9 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
         ));
     }
     let place = Place::new(args.data.as_deref(), args.store.as_deref())?;
-    let config = EngineConfig { cadence: args.commit, threads: args.threads, ..EngineConfig::default() };
+    let defaults = EngineConfig::default();
+    let history_blocks = args.history.unwrap_or(defaults.history_blocks);
+    let config = EngineConfig { cadence: args.commit, threads: args.threads, history_blocks, ..defaults };
     let layout = args.layout.as_deref().map(registry::layout).transpose()?;
     let engine = place.open(layout, args.store.as_deref(), config)?;
     let layout = engine.identity().layout;

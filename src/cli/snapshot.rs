@@ -1,7 +1,7 @@
 //! `flagstone export`, `import` and `convert`: states as files, and from one database to another.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read};
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::thread;
 use std::time::Instant;
@@ -27,24 +27,13 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     output.start_spinner();
     let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
     let to_stdout = args.out.as_deref().is_none_or(|out| out == Path::new(DASH));
-    let exported = if to_stdout {
-        snapshot::export(
-            &engine,
-            args.block,
-            BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock()),
-            &mut progress,
-        )
-    } else {
-        let path = args.out.as_deref().unwrap_or(Path::new(DASH));
-        let file = File::create(path)
-            .map_err(|error| Failure::store(format!("cannot create {}: {error}", path.display())))?;
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
-        let exported = snapshot::export(&engine, args.block, &mut out, &mut progress)?;
-        out.into_inner()
-            .map_err(io::IntoInnerError::into_error)
-            .and_then(|file| file.sync_all())
-            .map_err(|error| Failure::store(format!("cannot write {}: {error}", path.display())))?;
-        Ok(exported)
+    let mut write = |out: &mut dyn Write| snapshot::export(&engine, args.block, out, &mut progress);
+    let exported = match args.out.as_deref() {
+        Some(path) if !to_stdout => to_file(path, write),
+        _ => {
+            let mut out = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
+            write(&mut out).map_err(Failure::from)
+        }
     };
     output.end_progress();
     let report = exported_line(&exported?, started, args.json);
@@ -55,6 +44,33 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
         output.line(&report)
     }
     Ok(())
+}
+
+/// Writes a dump to a file that is then there whole, or else is what it was before: beside it first, and put in its place at
+/// the end. What is no plain file, such as a pipe, is written to as it is.
+fn to_file(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<Exported, flagstone::Error>,
+) -> Result<Exported, Failure> {
+    let failed = |error: io::Error| Failure::store(format!("cannot write {}: {error}", path.display()));
+    let is_plain = fs::metadata(path).map_or(true, |found| found.is_file());
+    // Through a link to what it leads to.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let beside = path.with_added_extension("part");
+    let target = if is_plain { &beside } else { &path };
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, File::create(target).map_err(failed)?);
+    let exported = write(&mut out).map_err(Failure::from).and_then(|exported| {
+        let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+        if is_plain {
+            file.sync_all().and_then(|()| fs::rename(&beside, &path)).map_err(failed)?;
+        }
+        Ok(exported)
+    });
+    if exported.is_err() && is_plain {
+        // Nobody is helped by a piece of a dump.
+        let _ = fs::remove_file(&beside);
+    }
+    exported
 }
 
 pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use flagstone_core::diff::StateDiff;
 use flagstone_core::types::{BlockNumber, StateCommitment};
 
 use super::base::Layer;
-use super::meta::{BlockRoot, Head, PendingBlock};
+use super::meta::{Blob, BlockRoot, Head, PendingBlock};
 use super::values::RECENT_VALUE_BYTES;
 use super::{Cadence, CommittedBlock, EngineConfig};
 use crate::error::Error;
@@ -23,12 +23,33 @@ pub struct Closed {
     /// Larger than those of all states before.
     pub stamp: u64,
     pub writes: usize,
+    /// Its values, and its blobs as so many values as take their room.
+    pub weight: usize,
+}
+
+/// Bytes of blobs that count as one value at the bounds: about what a value takes while its block is not committed.
+const VALUE_BYTES: usize = 300;
+
+/// What a block counts at the bound on values that are closed and not committed.
+pub fn weight(diff: &StateDiff, blobs: &[Blob]) -> usize {
+    diff.writes() + blobs.iter().map(|blob| blob.bytes.len() / VALUE_BYTES).sum::<usize>()
 }
 
 impl Closed {
     pub fn new(block: PendingBlock, stamp: u64) -> Self {
-        let writes = block.diff.writes();
-        Self { block, stamp, writes }
+        let (writes, weight) = (block.diff.writes(), weight(&block.diff, &block.blobs));
+        Self { block, stamp, writes, weight }
+    }
+
+    /// The block as one of the recent ones: its blobs are in rows, and are not kept in memory for views of it.
+    pub fn without_blobs(self: &Arc<Self>) -> Arc<Self> {
+        let Self { block, stamp, .. } = &**self;
+        if block.blobs.is_empty() {
+            return Arc::clone(self);
+        }
+        let facts =
+            PendingBlock { number: block.number, diff: block.diff.clone(), ..PendingBlock::default() };
+        Arc::new(Self::new(facts, *stamp))
     }
 
     /// About what its values take among the recent ones.
@@ -53,7 +74,8 @@ pub struct Chain {
     pub stamp: u64,
     /// Closed and not committed, in order.
     pub waiting: VecDeque<Arc<Closed>>,
-    pub waiting_writes: usize,
+    /// Their weights together.
+    pub waiting_weight: usize,
     pub committed: Option<BlockNumber>,
     pub root: BlockRoot,
     /// Committed and not written, in order.
@@ -90,7 +112,7 @@ pub enum Ending {
 impl Chain {
     pub fn head(&self) -> Head {
         let Self { closed, committed, persisted, root, .. } = *self;
-        Head { closed, committed, persisted, root }
+        Head { closed, committed, persisted, root, uncommitted: self.waiting.len() as u64 }
     }
 
     /// The root that a block on top must build on, as far as known.
@@ -108,17 +130,18 @@ impl Chain {
         has_contracts && classes.is_zero() && !diffs.any(declares)
     }
 
-    /// Whether a block of `writes` values would exceed a bound on closed blocks.
-    pub fn is_full(&self, config: &EngineConfig, writes: usize) -> bool {
+    /// Whether a block of this weight would exceed a bound on closed blocks.
+    pub fn is_full(&self, config: &EngineConfig, weight: usize) -> bool {
         !self.waiting.is_empty()
             && (self.waiting.len() >= config.pending_blocks_max
-                || self.waiting_writes + writes > config.pending_writes_max)
+                || self.waiting_weight + weight > config.pending_writes_max)
     }
 
     /// Whether so much is committed and not written that the commitment must wait.
     pub fn is_unwritten_full(&self, config: &EngineConfig) -> bool {
         let bytes: usize = self.unwritten.iter().map(|unwritten| unwritten.layer.bytes).sum();
-        self.unwritten.len() >= config.unwritten_batches_max || bytes > config.unwritten_bytes_max
+        !self.unwritten.is_empty()
+            && (self.unwritten.len() >= config.unwritten_batches_max || bytes > config.unwritten_bytes_max)
     }
 
     /// Whether nothing is on its way: all that is closed is in the store.
@@ -130,7 +153,7 @@ impl Chain {
     pub fn push(&mut self, closed: &Arc<Closed>) {
         self.closed = Some(closed.block.number);
         self.stamp = closed.stamp;
-        self.waiting_writes += closed.writes;
+        self.waiting_weight += closed.weight;
         self.waiting.push_back(Arc::clone(closed));
     }
 

@@ -6,20 +6,23 @@
 //!
 //! One thing cannot be noticed: roots of the first blocks that are gone, as a database may begin at any block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
 use flagstone_core::audit::{Finding, Findings, Place, Visited, audit_tries, scan_rows};
 use flagstone_core::commit::Overlaid;
 use flagstone_core::compare::{StateTries, compare};
+use flagstone_core::diff::Subject;
 use flagstone_core::error::StateError;
+use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::StateAt;
 use flagstone_core::proof;
-use flagstone_core::store::{StoreRead, keyspace};
+use flagstone_core::store::{StoreErrorKind, StoreRead, keyspace};
 use flagstone_core::types::BlockNumber;
 
 use super::meta::{self, BlockRoot, Head, PendingBlock};
+use super::values::each_value;
 use super::{Engine, Shared};
 use crate::error::Error;
 use crate::journal::{Journal, Position, Recovered};
@@ -115,8 +118,32 @@ impl Check<'_> {
                 Err(error) => return Err(error),
             }
         }
+        self.blobs()?;
         self.unknown_rows()?;
         Ok(blocks)
+    }
+
+    /// Each blob has all its rows, and is as long as it says.
+    fn blobs(&self) -> Result<(), Error> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        scan_rows(
+            self.store(),
+            &[keyspace::BLOB],
+            self.findings,
+            &mut |row, _| match meta::blob_of_key(row) {
+                Some(key) if keys.last().is_none_or(|last| last != key) => keys.push(key.to_vec()),
+                Some(_) => {}
+                None => self.findings.add(Place::Row(row.to_vec()), "it is no key of a piece of a blob"),
+            },
+        )?;
+        for key in keys {
+            match meta::read_blob(self.store(), &key) {
+                Ok(_) => {}
+                Err(Error::State(error)) => self.findings.damage(Place::Named("a blob".to_owned()), error)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Roots of blocks come without gaps, up to the head's.
@@ -198,10 +225,10 @@ impl Check<'_> {
         if first == Some(true) {
             nobodys(&[]);
         }
-        for byte in 0..keyspace::LAYOUT_FIRST {
+        for byte in (0..keyspace::LAYOUT_FIRST).filter(|byte| *byte != keyspace::BLOB) {
             scan_rows(self.store(), &[byte], self.findings, &mut |key, _| match byte {
                 keyspace::META if meta::is_known(key) => {}
-                keyspace::BLOCK | keyspace::UNDO | keyspace::BLOB => {}
+                keyspace::BLOCK | keyspace::UNDO => {}
                 _ => nobodys(key),
             })?;
         }
@@ -234,11 +261,11 @@ impl Check<'_> {
 
     /// The journal's frames can be read, and say of blocks what the store says. Returns how many there are.
     fn journal(&self, journal: &Journal) -> Result<u64, Error> {
-        let mut blocks = 0;
+        let (mut blocks, mut last) = (0, HashMap::new());
         for recovered in journal.replay() {
             blocks += 1;
             match recovered {
-                Ok(recovered) => self.frame(&recovered)?,
+                Ok(recovered) => self.frame(&recovered, &mut last)?,
                 Err(error) => self.findings.damage(
                     Place::Named("the journal".to_owned()),
                     StateError::from(flagstone_core::store::StoreError::from(error)),
@@ -251,10 +278,53 @@ impl Check<'_> {
             let problem = format!("it goes on with block {next}, the store with the one after {closed}");
             self.findings.add(Place::Named("the journal".to_owned()), problem);
         }
+        self.last_values(&last)?;
         Ok(blocks)
     }
 
-    fn frame(&self, recovered: &Recovered) -> Result<(), Error> {
+    /// What the journal's blocks set last is what the store has.
+    fn last_values(&self, last: &HashMap<Subject, (BlockNumber, Felt)>) -> Result<(), Error> {
+        let mut wrong = Vec::new();
+        for (subject, (block, value)) in
+            last.iter().filter(|(_, (block, _))| Some(*block) <= self.head.closed)
+        {
+            match self.value(subject) {
+                Ok(stored) if stored == *value => {}
+                Ok(stored) => wrong.push((*block, subject.to_string(), value, stored)),
+                Err(StateError::Store(error)) if error.kind() != StoreErrorKind::Corrupt => {
+                    return Err(error.into());
+                }
+                // Damage that was found among the layout's rows.
+                Err(_) => {}
+            }
+        }
+        wrong.sort_by(|(a, a_name, ..), (b, b_name, ..)| (a, a_name).cmp(&(b, b_name)));
+        for (block, subject, value, stored) in wrong {
+            let problem =
+                format!("its frame in the journal sets {subject} to {value:#x}, the store has {stored:#x}");
+            self.findings.add(Place::Block(block), problem);
+        }
+        Ok(())
+    }
+
+    /// What the layout has of something that a diff can set.
+    fn value(&self, subject: &Subject) -> Result<Felt, StateError> {
+        let state = StateAt { store: self.store(), roots: self.head.root.roots };
+        let layout = &self.shared.layout;
+        Ok(match subject {
+            Subject::Storage(address, key) => layout.storage_at(state, address, key)?.0,
+            Subject::Nonce(address) => layout.nonce_at(state, address)?.0,
+            Subject::ClassHash(address) => layout.class_hash_at(state, address)?.0,
+            Subject::CompiledClassHash(class_hash) => layout.compiled_class_hash(state, class_hash)?.0,
+        })
+    }
+
+    /// Holds a frame against the store's roots, and notes what it sets.
+    fn frame(
+        &self,
+        recovered: &Recovered,
+        last: &mut HashMap<Subject, (BlockNumber, Felt)>,
+    ) -> Result<(), Error> {
         let number = recovered.block;
         let block = match PendingBlock::decode(number, &recovered.payload) {
             Ok(block) => block,
@@ -263,6 +333,9 @@ impl Check<'_> {
                 return Ok(());
             }
         };
+        each_value(&block.diff, |subject, value| {
+            last.insert(subject, (number, value));
+        });
         let before = number.0.checked_sub(1).map(BlockNumber);
         let stated = [(Some(number), block.new_root), (before, block.old_root)];
         for (of, stated) in stated {

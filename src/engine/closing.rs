@@ -7,18 +7,18 @@ use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
-use super::chain::{Chain, Closed};
-use super::meta::{Blob, PendingBlock};
+use super::chain::{Chain, Closed, weight};
+use super::meta::{BLOB_KEY_MAX, Blob, PendingBlock};
 use super::{Cadence, Engine, Progress, Shared};
 use crate::error::Error;
 
 /// From so many values on, they are put in place while the journal syncs, by a thread of their own.
 const PARALLEL_WRITES_MIN: usize = 512;
 
-/// A blob's key is at most so long.
-const BLOB_KEY_MAX: usize = u8::MAX as usize;
-/// A blob is at most so long: it is one frame of the journal with its block.
+/// A blob is at most so long.
 const BLOB_BYTES_MAX: usize = 256 << 20;
+/// A block's blobs are together at most so long: with its diff they are one frame of the journal.
+const BLOBS_BYTES_MAX: usize = 512 << 20;
 
 /// Why a block was not closed.
 pub(super) enum Halt {
@@ -54,15 +54,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::close_block`]; [`Error::Config`] if a blob's key or bytes are too long.
     pub fn close_block_with(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<Progress, Error> {
-        for Blob { key, bytes } in blobs {
-            if key.len() > BLOB_KEY_MAX || bytes.len() > BLOB_BYTES_MAX {
-                let (key, bytes) = (key.len(), bytes.len());
-                let problem = format!(
-                    "a blob of {bytes} bytes at a key of {key}: at most {BLOB_BYTES_MAX} at {BLOB_KEY_MAX}"
-                );
-                return Err(Error::Config(problem));
-            }
-        }
+        check_blobs(blobs)?;
         Ok(self.close(update, blobs, None)?.0)
     }
 
@@ -122,7 +114,7 @@ impl Shared {
             if at_close {
                 chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
             } else {
-                !chain.is_full(&self.config, update.diff.writes())
+                !chain.is_full(&self.config, weight(&update.diff, blobs))
             }
         })?;
         let (number, stamp) = (accept(&chain, update)?, chain.stamp + 1);
@@ -139,7 +131,7 @@ impl Shared {
         if at_close {
             return Ok((number, self.close_committed(&closed, reads)?));
         }
-        self.make_durable(&closed)?;
+        self.make_durable(&closed, None)?;
         self.show(&closed);
         Ok((number, Witness::default()))
     }
@@ -167,10 +159,10 @@ impl Shared {
         }
     }
 
-    /// Makes a block durable, and puts its values where views will find them.
-    fn make_durable(&self, closed: &Arc<Closed>) -> Result<(), Error> {
+    /// Makes a block durable with its root, if that is known, and puts its values where views will find them.
+    fn make_durable(&self, closed: &Arc<Closed>, root: Option<StateCommitment>) -> Result<(), Error> {
         let place = || self.values.push(closed.stamp, &closed.block.diff);
-        let durable = || self.durability().close(&closed.block);
+        let durable = || self.durability().close(&closed.block, root);
         let outcome = if closed.writes < PARALLEL_WRITES_MIN {
             place();
             durable()
@@ -198,7 +190,7 @@ impl Shared {
             );
         };
         let witness = std::mem::take(&mut unit.witness);
-        self.make_durable(closed)?;
+        self.make_durable(closed, Some(unit.root.commitment))?;
         self.install(unit);
         if !self.ahead_of_store {
             let through = Some(closed.block.number);
@@ -233,6 +225,25 @@ impl Shared {
     }
 }
 
+/// Refuses blobs that the journal or a store would not take: once the block is closed there is no way back.
+fn check_blobs(blobs: &[Blob]) -> Result<(), Error> {
+    for Blob { key, bytes } in blobs {
+        if key.len() > BLOB_KEY_MAX || bytes.len() > BLOB_BYTES_MAX {
+            let (key, bytes) = (key.len(), bytes.len());
+            let problem = format!(
+                "a blob of {bytes} bytes at a key of {key}: at most {BLOB_BYTES_MAX} at {BLOB_KEY_MAX}"
+            );
+            return Err(Error::Config(problem));
+        }
+    }
+    let bytes: usize = blobs.iter().map(|blob| blob.bytes.len()).sum();
+    if bytes > BLOBS_BYTES_MAX {
+        let problem = format!("blobs of {bytes} bytes with one block: at most {BLOBS_BYTES_MAX}");
+        return Err(Error::Config(problem));
+    }
+    Ok(())
+}
+
 /// Checks that a block follows and that its commitment will be defined. Returns its number.
 fn accept(chain: &Chain, update: &StateUpdate) -> Result<BlockNumber, Error> {
     let expected = match chain.closed {
@@ -246,6 +257,9 @@ fn accept(chain: &Chain, update: &StateUpdate) -> Result<BlockNumber, Error> {
         && number != expected
     {
         return Err(Error::WrongNumber { expected, got: number });
+    }
+    if number.next().is_none() {
+        return Err(Error::Config(format!("no block could follow block {number}, so it is not taken")));
     }
     check_parent(number, update.old_root, chain.parent())?;
     if update.starknet_version.is_none() && update.new_root.is_none() && chain.rule_may_matter(&update.diff) {

@@ -27,7 +27,7 @@ const COALESCED_WRITES_MAX: usize = 100_000;
 pub struct Unit {
     blocks: Vec<Arc<Closed>>,
     committed: Vec<CommittedBlock>,
-    root: BlockRoot,
+    pub root: BlockRoot,
     /// What takes the blocks back, with the stamp of the last block of each.
     undo: Vec<(u64, StateDiff)>,
     batch: WriteBatch,
@@ -200,7 +200,7 @@ impl Shared {
         }
         for closed in &unit.blocks {
             if chain.waiting.pop_front_if(|front| front.stamp == closed.stamp).is_some() {
-                chain.waiting_writes -= closed.writes;
+                chain.waiting_weight -= closed.weight;
             }
         }
         chain.committed = head;
@@ -240,7 +240,7 @@ impl Shared {
         self.values.take_back(first.stamp, refused.iter().map(|closed| &closed.block.diff));
         let mut chain = self.chain();
         chain.waiting.clear();
-        chain.waiting_writes = 0;
+        chain.waiting_weight = 0;
         chain.closed = chain.committed;
         chain.wanted = chain.wanted.min(chain.committed);
         chain.refusal = refusal;

@@ -36,8 +36,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Most blocks that may be closed and not committed. At the bound, closing a block waits for the commitment.
     pub pending_blocks_max: usize,
-    /// Most values that may be closed and not committed; each takes some 300 bytes until then. At the bound, closing a block
-    /// waits for the commitment.
+    /// Most values that may be closed and not committed; each takes some 300 bytes until then, and 300 bytes of blobs count as
+    /// one. At the bound, closing a block waits for the commitment.
     pub pending_writes_max: usize,
     /// Most batches that may be committed and not written to the store. At the bound, commitment waits for the store.
     pub unwritten_batches_max: usize,
@@ -55,7 +55,8 @@ pub struct EngineConfig {
     /// Of how many blocks in the store the values are kept so.
     pub recent_blocks_max: usize,
     /// How many of the last committed blocks can be taken back ([`Engine::revert_to`](crate::engine::Engine::revert_to)),
-    /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted.
+    /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted; a layout
+    /// that keeps old states can still be viewed and proved there.
     pub history_blocks: usize,
 }
 

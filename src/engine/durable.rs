@@ -12,7 +12,8 @@
 //! 3. Its commitment's rows, its values, what takes it back, and the head are written to the store as one unit, alone or
 //!    with those of blocks after it. A store that is lost back to an earlier unit is brought forward by replaying the
 //!    frames behind its head.
-//! 4. Every [`persist_every`](super::EngineConfig::persist_every) blocks the store is synced,
+//! 4. Every [`persist_every`](super::EngineConfig::persist_every) blocks the store is synced (those that the journal held at
+//!    the opening count),
 //! 5. and only then are journal segments trimmed that hold no block after the store's head.
 //!
 //! When blocks are taken back, because a root did not hold or because the caller reverts:
@@ -28,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flagstone_core::store::{Store, StoreError};
-use flagstone_core::types::BlockNumber;
+use flagstone_core::types::{BlockNumber, StateCommitment};
 
 use super::meta::{PendingBlock, StoredHead};
 use crate::error::Error;
@@ -91,7 +92,11 @@ impl Durability {
                 })?);
             }
         }
-        let journaled = Journaled { journal, persist_every, unsynced_blocks: 0, unsynced_bytes: 0, refusal };
+        // What earlier processes left counts: otherwise those that close a few blocks each would never trim anything.
+        let blocks = journal.held().map_or(0, |held| held.last.0 - held.first.0);
+        let unsynced_blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let unsynced_bytes = journal.bytes();
+        let journaled = Journaled { journal, persist_every, unsynced_blocks, unsynced_bytes, refusal };
         Ok((Self::Journal(Box::new(journaled)), Behind { taken_back, missing }))
     }
 
@@ -100,10 +105,11 @@ impl Durability {
         matches!(self, Self::Journal(_))
     }
 
-    /// Makes a closed block durable, if it is not its store that does.
-    pub fn close(&mut self, block: &PendingBlock) -> Result<(), StoreError> {
+    /// Makes a closed block durable, if it is not its store that does; with its root, if that is known: a replay then has to
+    /// come to the same.
+    pub fn close(&mut self, block: &PendingBlock, root: Option<StateCommitment>) -> Result<(), StoreError> {
         if let Self::Journal(journaled) = self {
-            let payload = block.encode();
+            let payload = block.encode(root.or(block.new_root));
             journaled.journal.append(block.number, &payload)?; // 1
             journaled.journal.sync()?; // 2
             journaled.unsynced_bytes += payload.len() as u64;
@@ -143,7 +149,7 @@ impl Durability {
         match self {
             Self::Store => true,
             Self::Journal(journaled) => {
-                journaled.unsynced_blocks += blocks;
+                journaled.unsynced_blocks = journaled.unsynced_blocks.saturating_add(blocks);
                 journaled.unsynced_blocks >= journaled.persist_every
                     || journaled.unsynced_bytes >= PERSIST_BYTES
             }

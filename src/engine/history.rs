@@ -4,6 +4,7 @@
 //! leads to an earlier state: over a view's values it is that state's view, committed in memory its tries, and committed
 //! for good a revert. Its root is known, so it is always compared.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use flagstone_core::commit::{Overlaid, TrieRows};
@@ -30,7 +31,8 @@ struct Rewind {
 }
 
 impl Engine {
-    /// The state after a block, pinned there: the last closed one, or one before it as far as values and history reach.
+    /// The state after a block, pinned there: the last closed one, or one before it as far as values and history reach, or any
+    /// that the layout keeps.
     ///
     /// # Errors
     /// [`Error::NotClosed`] if the block is not there yet, [`Error::HistoryGone`] if it is not kept any more,
@@ -43,16 +45,20 @@ impl Engine {
         }
         let _unchanged = shared.rows.hold();
         let base = shared.rows.base();
+        if let Some(root) = shared.kept_root(&base, block)? {
+            return Ok(view(base.stamp, Some(Past::Kept(root.roots))));
+        }
         let Rewind { diff, .. } = shared.rewind(&base, block, |at| at == Some(block))?;
-        let mut past = Past::with_capacity(diff.writes());
+        let mut changed = HashMap::with_capacity(diff.writes());
         each_value(&diff, |key, value| {
-            past.insert(key, value);
+            changed.insert(key, value);
         });
-        Ok(view(base.stamp, Some(Arc::new(past))))
+        Ok(view(base.stamp, Some(Past::Changed(Arc::new(changed)))))
     }
 
     /// Reads the tries as they are after a committed block, the last one if none is named. `read` is handed the tries, the
-    /// block (`None` before the first) and its roots. The store is not written meanwhile; blocks may close and commit.
+    /// block (`None` before the first) and its roots. The store is not written meanwhile; blocks may close and commit, up to the
+    /// bounds on what is on its way. So `read` itself must not wait for that: a block it closes may wait for ever.
     ///
     /// ```
     /// use flagstone::core::hash::Bulk;
@@ -97,6 +103,10 @@ impl Engine {
         let Some(block) = block.filter(|block| Some(*block) != base.block) else {
             return read(&*shared.layout.tries(state), base.block, &base.root);
         };
+        if let Some(root) = shared.kept_root(&base, block)? {
+            let kept = StateAt { roots: root.roots, ..state };
+            return read(&*shared.layout.tries(kept), Some(block), &root);
+        }
         let rewind = shared.rewind(&base, block, |at| at == Some(block))?;
         let (mut tries, hasher) = (Overlaid::new(shared.layout.tries(state)), shared.hasher.as_ref());
         let computed = shared.pool.install(|| tries.advance(state.roots, &rewind.diff, hasher))?;
@@ -149,6 +159,14 @@ impl Shared {
         Ok(stamp.filter(|stamp| self.values.reaches(*stamp)))
     }
 
+    /// The roots after a block up to a base, if the layout keeps the rows under them.
+    fn kept_root(&self, base: &Base, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
+        if !self.layout.keeps_old_states() || base.block < Some(block) {
+            return Ok(None);
+        }
+        meta::read_block_root(&self.rows.of(base), block)
+    }
+
     /// Leads from a base back to the first earlier state that is `there`; `wanted` is for the error if there is none.
     fn rewind(
         &self,
@@ -173,9 +191,11 @@ impl Shared {
     }
 
     pub(super) fn history_gone(&self, block: BlockNumber) -> Error {
-        let history = self.history();
-        let oldest = history.front().and_then(|first| first.0.checked_sub(1)).map(BlockNumber);
-        Error::HistoryGone { block, oldest, newest: self.chain().committed }
+        let first = self.history().front().copied();
+        let newest = self.chain().committed;
+        // Of no block that could be taken back, the state that there is is all.
+        let oldest = first.map_or(newest, |first| first.0.checked_sub(1).map(BlockNumber));
+        Error::HistoryGone { block, oldest, newest }
     }
 
     /// Puts what takes a block back to its batch, and deletes what is too old.

@@ -26,6 +26,7 @@ use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommit
 use super::import;
 use crate::error::Error;
 use crate::journal::Position;
+use crate::store::KEY_BYTES_MAX;
 
 /// Version of the rows in this file.
 const ENGINE_FORMAT: u32 = 2;
@@ -35,6 +36,10 @@ const SCHEME: &str = "starknet-state-v0";
 
 /// Largest piece of an undo or a blob: stores move larger rows out of line.
 const PART_BYTES: usize = 4 << 10;
+
+/// The longest key of a blob: with a prefix, its length and the number of a part it is a row's key.
+pub const BLOB_KEY_MAX: usize = KEY_BYTES_MAX - (1 + 1 + size_of::<u32>());
+const _: () = assert!(BLOB_KEY_MAX <= u8::MAX as usize);
 
 /// What a database is. A mismatch refuses to open, naming both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,16 +116,14 @@ pub struct Head {
     pub persisted: Option<BlockNumber>,
     /// Roots and state commitment after the last committed block; zero before the first.
     pub root: BlockRoot,
+    /// How many closed blocks have no root yet.
+    pub uncommitted: u64,
 }
 
 impl Head {
     /// How many closed blocks have no root yet.
-    pub fn lag(&self) -> u64 {
-        let count = |block: Option<BlockNumber>| block.map_or(0, |block| block.0 + 1);
-        match self.committed {
-            Some(_) => count(self.closed).saturating_sub(count(self.committed)),
-            None => u64::from(self.closed.is_some()),
-        }
+    pub const fn lag(&self) -> u64 {
+        self.uncommitted
     }
 }
 
@@ -174,9 +177,9 @@ pub struct PendingBlock {
 /// them, and kept by their key whatever becomes of the block once it is committed: for content that never changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    /// At most 255 bytes.
+    /// At most 250 bytes.
     pub key: Vec<u8>,
-    /// Less than 4 GiB.
+    /// At most 256 MiB, and 512 MiB with the others of its block.
     pub bytes: Arc<[u8]>,
 }
 
@@ -197,13 +200,14 @@ impl Blob {
 }
 
 impl PendingBlock {
-    pub fn encode(&self) -> Vec<u8> {
+    /// The byte form, with this root after the block as the one that is stated for it.
+    pub fn encode(&self, root: Option<StateCommitment>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(128 + self.diff.encoded_len());
         put_option(&mut bytes, &self.version, |version, out| {
             version.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
         });
         put_option(&mut bytes, &self.old_root, |root, out| out.extend_from_slice(&root.to_be()));
-        put_option(&mut bytes, &self.new_root, |root, out| out.extend_from_slice(&root.to_be()));
+        put_option(&mut bytes, &root, |root, out| out.extend_from_slice(&root.to_be()));
         self.diff.encode(&mut bytes);
         bytes.extend_from_slice(&(self.blobs.len() as u32).to_be_bytes());
         self.blobs.iter().for_each(|blob| blob.encode(&mut bytes));
@@ -381,6 +385,14 @@ fn read_parts(
 
 fn blob_prefix(key: &[u8]) -> Vec<u8> {
     [&[keyspace::BLOB, key.len() as u8], key].concat()
+}
+
+/// The blob that a row's key is of a piece of.
+pub fn blob_of_key(key: &[u8]) -> Option<&[u8]> {
+    let mut from = Reader::new(key.get(1..)?);
+    let length = from.u8("length of a blob's key").ok()?;
+    let blob = from.bytes("blob's key", length.into()).ok()?;
+    from.u32("part").ok().filter(|_| from.remaining() == 0).map(|_| blob)
 }
 
 pub fn put_blob(batch: &mut WriteBatch, blob: &Blob) {

@@ -36,6 +36,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, 
 use std::thread::JoinHandle;
 
 use flagstone_core::commit::HashCounts;
+use flagstone_core::error::StateError;
 use flagstone_core::hash::{Bulk, Hasher};
 use flagstone_core::layout::Layout;
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
@@ -50,7 +51,7 @@ pub use values::ReadCacheStats;
 pub use view::View;
 
 use crate::error::Error;
-use crate::journal::Files;
+use crate::journal::{Files, OsFiles};
 use crate::store::Sealed;
 use base::Rows;
 use chain::{Chain, Ending};
@@ -243,29 +244,30 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::RootMismatch`] or [`Error::WrongParent`] if a block's stated root does not hold: that block and those
-    /// after it are taken back. [`Error::State`] if the store fails or is damaged.
+    /// after it are taken back. [`Error::NotClosed`] if blocks were taken back meanwhile, and another caller was told why
+    /// or did it. [`Error::State`] if the store fails or is damaged.
     pub fn commit(&self) -> Result<Progress, Error> {
         let mut chain = self.shared.chain();
         chain.want_all();
         let through = chain.closed;
         self.shared.changed.notify_all();
-        let mut chain = self.shared.wait(chain, |chain| chain.committed >= through)?;
+        let mut chain = self.shared.wait(chain, |chain| chain.committed >= through.min(chain.closed))?;
+        chain.still_closed(through)?;
         Ok(chain.take_news())
     }
 
     /// Commits blocks up to this one, if they are not, and returns its root.
     ///
     /// # Errors
-    /// As [`Engine::commit`]; [`Error::NotClosed`] if no block of this number is closed, [`Error::HistoryGone`] if it has
-    /// no root of its own.
+    /// As [`Engine::commit`]; [`Error::NotClosed`] if no block of this number is closed, or not any more,
+    /// [`Error::HistoryGone`] if it has no root of its own.
     pub fn wait_for_root(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
-        let mut chain = self.shared.chain();
-        if chain.closed < Some(block) && chain.failure.is_none() && !chain.refusing {
-            return Err(Error::NotClosed { block, closed: chain.closed });
-        }
-        chain.wanted = chain.wanted.max(Some(block));
+        let (mut chain, through) = (self.shared.chain(), Some(block));
+        chain.wanted = chain.wanted.max(through.min(chain.closed));
         self.shared.changed.notify_all();
-        drop(self.shared.wait(chain, |chain| chain.committed >= Some(block))?);
+        let chain = self.shared.wait(chain, |chain| chain.committed >= through.min(chain.closed))?;
+        chain.still_closed(through)?;
+        drop(chain);
         self.block_root(block)?.ok_or_else(|| self.shared.history_gone(block))
     }
 
@@ -276,7 +278,8 @@ impl Engine {
     pub fn sync(&self) -> Result<(), Error> {
         let chain = self.shared.chain();
         let through = chain.committed;
-        drop(self.shared.wait(chain, |chain| chain.persisted >= through && chain.unwritten.is_empty())?);
+        let written = |chain: &Chain| chain.persisted >= through.min(chain.committed);
+        drop(self.shared.wait(chain, |chain| written(chain) && chain.unwritten.is_empty())?);
         Ok(self.shared.rows.store().sync()?)
     }
 }
@@ -286,6 +289,14 @@ impl Chain {
     fn take_news(&mut self) -> Progress {
         let committed = std::mem::take(&mut self.news);
         Progress { closed: None, committed, hashes: std::mem::take(&mut self.hashes) }
+    }
+
+    /// Refuses a block that is not closed; it may have been, and was taken back while somebody waited for it.
+    fn still_closed(&self, block: Option<BlockNumber>) -> Result<(), Error> {
+        match block.filter(|block| self.closed < Some(*block)) {
+            Some(block) => Err(Error::NotClosed { block, closed: self.closed }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -477,6 +488,17 @@ impl std::fmt::Debug for Engine {
             .field("store", &store)
             .field("head", &self.head())
             .finish()
+    }
+}
+
+/// Whether the journal in a directory is whole and goes on from a store at `head`.
+pub(crate) fn journal_serves(dir: &Path, head: &StoredHead) -> Result<bool, Error> {
+    match Durability::open(Arc::new(OsFiles), dir, head, 0) {
+        Ok(_) => Ok(true),
+        Err(Error::State(StateError::Store(error))) if error.kind() != StoreErrorKind::Corrupt => {
+            Err(error.into())
+        }
+        Err(_) => Ok(false),
     }
 }
 

@@ -1,10 +1,10 @@
 //! Writing what is committed to the store: the one place that writes.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use super::Shared;
 use super::base::Layer;
-use super::chain::{Ending, Unwritten};
+use super::chain::{Closed, Ending, Unwritten};
 use crate::error::Error;
 
 impl Shared {
@@ -47,7 +47,7 @@ impl Shared {
         let mut chain = self.chain();
         for written in unwritten {
             chain.unwritten.pop_front();
-            chain.recent.extend(written.blocks.iter().map(Arc::clone));
+            chain.recent.extend(written.blocks.iter().map(Closed::without_blobs));
         }
         let leaving = chain.leaving(&self.config);
         drop(chain);

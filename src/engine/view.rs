@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
+use flagstone_core::commitment::Roots;
 use flagstone_core::diff::Subject;
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
@@ -19,8 +20,24 @@ use super::meta;
 use super::values::Lookup;
 use crate::error::Error;
 
-/// Values as they were at a block, where they have changed since.
-pub type Past = HashMap<Subject, Felt>;
+/// Where a view finds the values of a block that are not among the recent ones.
+#[derive(Clone)]
+pub enum Past {
+    /// Values as they were at the block, where they have changed since.
+    Changed(Arc<HashMap<Subject, Felt>>),
+    /// In rows that the layout keeps, under these roots.
+    Kept(Roots),
+}
+
+impl Past {
+    /// The value at the block, if it has changed since and is here.
+    fn changed(&self, key: &Subject) -> Option<Felt> {
+        match self {
+            Self::Changed(values) => values.get(key).copied(),
+            Self::Kept(_) => None,
+        }
+    }
+}
 
 /// The state after a block (or the empty state), for reading from any number of threads. Cheap to clone.
 #[derive(Clone)]
@@ -29,7 +46,7 @@ pub struct View {
     pub(super) stamp: u64,
     pub(super) block: Option<BlockNumber>,
     /// For a view of a block whose values are not among the recent ones.
-    pub(super) past: Option<Arc<Past>>,
+    pub(super) past: Option<Past>,
 }
 
 impl View {
@@ -94,8 +111,11 @@ impl View {
     /// Like [`View::value`], if that is in memory; `None` if the layout has to be asked, or the view does not answer.
     pub fn known(&self, subject: &Subject) -> Option<Felt> {
         self.shared.check_running().ok()?;
-        if let Some(value) = self.past.as_ref().and_then(|past| past.get(subject)) {
-            return Some(*value);
+        if let Some(Past::Kept(_)) = self.past {
+            return None;
+        }
+        if let Some(value) = self.past.as_ref().and_then(|past| past.changed(subject)) {
+            return Some(value);
         }
         let value = self.shared.values.recall(self.stamp, *subject);
         value.filter(|_| !self.shared.is_taken_back(self.stamp))
@@ -123,8 +143,13 @@ impl View {
         of_layout: impl Fn(&dyn Layout, StateAt<'_>) -> Result<Felt, StateError>,
     ) -> Result<Felt, Error> {
         self.shared.check_running()?;
-        if let Some(value) = self.past.as_ref().and_then(|past| past.get(&key)) {
-            return Ok(*value);
+        if let Some(Past::Kept(roots)) = self.past {
+            let kept =
+                |state: StateAt<'_>| of_layout(self.shared.layout.as_ref(), StateAt { roots, ..state });
+            return Ok(self.shared.rows.read(kept)?);
+        }
+        if let Some(value) = self.past.as_ref().and_then(|past| past.changed(&key)) {
+            return Ok(value);
         }
         let value = match self.shared.values.get(self.stamp, key) {
             Lookup::Known(value) => Some(value),

@@ -79,8 +79,8 @@ impl fmt::Display for Damage {
             write!(f, "readable after it, but of no use without the lost: {after}; ")?;
         }
         f.write_str(
-            "restore the file from a copy; or, if the store holds the lost blocks, move the journal's directory \
-             away and open again; or rebuild the store from a snapshot and feed the blocks after it again",
+            "restore the file from a copy; or go on from the last block that the store has, with `flagstone recover`; \
+             or rebuild the store from a snapshot and feed the blocks after it again",
         )
     }
 }

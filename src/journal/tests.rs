@@ -438,9 +438,9 @@ fn damage_says_what_is_lost() {
         found.to_string(),
         "journal segment /data/journal/00000000000000000001.seg is damaged at byte 408: the payload of block 2 does \
          not match its checksum, and it had been synced; readable before it: block 1; lost: block 2; readable after \
-         it, but of no use without the lost: blocks 3 to 9; restore the file from a copy; or, if the store holds the \
-         lost blocks, move the journal's directory away and open again; or rebuild the store from a snapshot and feed \
-         the blocks after it again"
+         it, but of no use without the lost: blocks 3 to 9; restore the file from a copy; or go on from the last block \
+         that the store has, with `flagstone recover`; or rebuild the store from a snapshot and feed the blocks after it \
+         again"
     );
     // The frames' lengths gone, the next ones are still found.
     let (files, _) = three_segments(false);

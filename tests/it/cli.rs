@@ -498,3 +498,100 @@ fn a_replay_killed_at_any_time_keeps_what_it_acknowledged() {
         assert_eq!(bench.root(), stated_root(9));
     }
 }
+
+/// A database whose last block was reverted to, so that its store takes account of a refusal late in its journal.
+fn with_a_late_refusal() -> Bench {
+    let bench = Bench::new("");
+    for line in 0..8 {
+        bench.input(&mainnet_lines(line..line + 1));
+        check(&bench.replay(&[]), 0);
+    }
+    check(&flagstone(["revert", "--data", &bench.path("db"), "5"]), 0);
+    bench
+}
+
+fn segments(bench: &Bench) -> Vec<std::path::PathBuf> {
+    let mut paths: Vec<_> =
+        fs::read_dir(bench.path("db/journal")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+fn copy_dir(from: &str, to: &str) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), Path::new(to).join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_way_out_of_a_damaged_journal_leads_out() {
+    let bench = with_a_late_refusal();
+    let db = bench.path("db");
+    let mut bytes = fs::read(&segments(&bench)[2]).unwrap();
+    bytes[150] ^= 1;
+    fs::write(&segments(&bench)[2], bytes).unwrap();
+    let output = flagstone(["root", "--data", &db]);
+    check(&output, 3);
+    assert!(stderr(&output).contains("lost: block 2") && stderr(&output).contains("`flagstone recover`"));
+
+    let output = flagstone(["recover", "--data", &db]);
+    check(&output, 0);
+    let expected = format!("the journal is now {db}/journal.aside-1; the database goes on from block 5");
+    assert_eq!(stdout(&output).trim(), expected);
+    assert_eq!(bench.root(), stated_root(5));
+    check(&flagstone(["check", "--data", &db]), 0);
+    bench.input(&mainnet_lines(6..9));
+    check(&bench.replay(&[]), 0);
+
+    // A store that is lost back to before a revert in the new journal goes back all the same.
+    copy_dir(&bench.path("db/store"), &bench.path("older"));
+    check(&flagstone(["revert", "--data", &db, "7"]), 0);
+    fs::remove_dir_all(bench.path("db/store")).unwrap();
+    copy_dir(&bench.path("older"), &bench.path("db/store"));
+    assert_eq!(bench.root(), stated_root(7));
+    check(&flagstone(["check", "--data", &db]), 0);
+}
+
+#[test]
+fn a_lost_journal_is_begun_again_only_when_asked_for() {
+    let bench = Bench::new(&mainnet_lines(0..4));
+    check(&bench.replay(&[]), 0);
+    let db = bench.path("db");
+    fs::remove_dir_all(bench.path("db/journal")).unwrap();
+    let output = flagstone(["info", "--data", &db]);
+    check(&output, 3);
+    assert!(stderr(&output).contains("`flagstone recover`"), "{}", stderr(&output));
+    let output = flagstone(["recover", "--data", &db]);
+    check(&output, 0);
+    assert!(stdout(&output).starts_with("there was no journal"), "{}", stdout(&output));
+    // A journal that is whole can have blocks that the store has not: it is not put aside.
+    let output = flagstone(["recover", "--data", &db]);
+    check(&output, 2);
+    assert!(stderr(&output).contains("is whole"), "{}", stderr(&output));
+    assert_eq!(bench.root(), stated_root(3));
+    bench.input(&mainnet_lines(4..6));
+    check(&bench.replay(&[]), 0);
+    check(&flagstone(["check", "--data", &db]), 0);
+
+    // Where there is no store, or no database at all, nothing is made.
+    fs::remove_dir_all(bench.path("db/store")).unwrap();
+    check(&flagstone(["recover", "--data", &db]), 3);
+    check(&flagstone(["recover", "--data", &bench.path("none")]), 3);
+    assert!(!Path::new(&bench.path("none")).exists() && !Path::new(&bench.path("db/store")).exists());
+}
+
+#[test]
+fn how_many_blocks_can_be_taken_back_is_for_the_user_to_say() {
+    let bench = Bench::new(&mainnet());
+    check(&bench.replay(&["--history", "2"]), 0);
+    let revert = |block: &str| flagstone(["revert", "--data", &bench.path("db"), block]);
+    let output = revert("6");
+    check(&output, 2);
+    assert!(stderr(&output).contains("history reaches from block 7 to block 9"), "{}", stderr(&output));
+    check(&revert("7"), 0);
+    assert_eq!(bench.root(), stated_root(7));
+}

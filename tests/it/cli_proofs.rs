@@ -4,10 +4,11 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use flagstone::{Cadence, EngineConfig, database};
 use serde_json::{Value, json};
 
 use crate::cli::{Bench, check, flagstone, mainnet, mainnet_lines, stated_root, stderr, stdout};
-use crate::support::data;
+use crate::support::{data, updates};
 
 /// A contract of mainnet's first block, and a slot of it.
 const CONTRACT: &str = "0x735596016a37ee972c42adef6a3cf628c19bb3794369c65d2c82ba034aecf2c";
@@ -292,4 +293,38 @@ fn a_witness_that_does_not_hold_is_exit_1_and_a_damaged_one_exit_2() {
     let (bench, dir) = (Bench::new(&wrong), bench.path("others"));
     check(&bench.replay(&["--witness", &dir]), 1);
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+}
+
+/// What a killed process left in the journal alone is closed, and so can be proven.
+#[test]
+fn a_block_that_is_closed_and_not_committed_is_committed_and_proven() {
+    let bench = Bench::new("");
+    let db = bench.path("db");
+    let config = EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() };
+    let engine = database::open_or_create(db.as_ref(), None, None, config).unwrap();
+    let updates = updates("sepolia_309146_309401.jsonl.zst");
+    updates.iter().take(100).for_each(|update| drop(engine.close_block(update).unwrap()));
+    let last = engine.head();
+    assert!(last.committed < last.closed);
+    drop(engine);
+    let last = last.closed.unwrap().to_string();
+    for block in [&["--block", &last][..], &[]] {
+        let output = flagstone(["prove", "--data", &db, "--contract", "0x1"].iter().chain(block));
+        check(&output, 0);
+        let proof: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(proof["block"]["block_number"].to_string(), last);
+    }
+}
+
+#[test]
+fn a_proof_that_does_not_state_the_block_that_was_asked_for_is_refused() {
+    let mut file = real_json();
+    let hash = file["block"]["block_hash"].take();
+    file["request"]["block_id"] = json!({ "block_hash": hash });
+    check(&verify(&file, &[]), 0);
+    file["result"]["global_roots"]["block_hash"].take();
+    let output = verify(&file, &[]);
+    check(&output, 1);
+    let expected = format!("the request is for block {}", hash.as_str().unwrap());
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
 }

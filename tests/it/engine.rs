@@ -1,14 +1,18 @@
 //! What the engine accepts, refuses and keeps.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
-use flagstone::engine::EngineConfig;
+use flagstone::engine::{Blob, EngineConfig};
+use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{
     Capabilities, MemoryStore, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
 };
-use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate, database};
 
 use crate::support::{Place, config, every, layouts, replay, settle, updates};
 
@@ -509,4 +513,174 @@ fn every_row_of_a_database_is_sealed() {
             write(row);
         }
     }
+}
+
+/// Runs something that must come to an end on a thread of its own.
+fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (done, outcome) = channel();
+    std::thread::spawn(move || done.send(work()));
+    outcome
+}
+
+#[track_caller]
+fn ended<T>(outcome: &Receiver<T>) -> T {
+    outcome.recv_timeout(Duration::from_secs(20)).expect("it still waits")
+}
+
+#[test]
+fn everybody_who_waits_for_a_block_learns_that_it_was_taken_back() {
+    let config = EngineConfig { unwritten_batches_max: 1, ..config(Cadence::OnRequest, 1) };
+    let engine = Arc::new(Place::memory().open("flat", config));
+    // While the store is held and one batch waits for it, nothing more is committed: all of them wait.
+    let waiting = engine.at_commitment(None, |_, _, _| {
+        engine.close_block(&block(0))?;
+        engine.commit()?;
+        engine.close_block(&StateUpdate { new_root: Some(0xbad.into()), ..block(1) })?;
+        let waiting: Vec<Receiver<Result<(), Error>>> = (0..4)
+            .map(|waiter| {
+                let engine = Arc::clone(&engine);
+                aside(move || match waiter {
+                    0 | 1 => engine.wait_for_root(BlockNumber(1)).map(|_| ()),
+                    _ => engine.commit().map(|_| ()),
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(waiting)
+    });
+    let mut mismatches = 0;
+    for outcome in waiting.unwrap() {
+        match ended(&outcome).unwrap_err() {
+            Error::RootMismatch { block: BlockNumber(1), .. } => mismatches += 1,
+            other => assert_eq!(other.to_string(), "block 1 is not there: the last block is block 0"),
+        }
+    }
+    assert_eq!(mismatches, 1, "one of them is told why");
+    engine.close_block(&block(1)).unwrap();
+    assert_eq!(engine.wait_for_root(BlockNumber(1)).unwrap(), engine.head().root);
+}
+
+#[test]
+fn a_revert_ends_the_waiting_of_others() {
+    for _ in 0..5 {
+        let engine = Arc::new(Place::memory().open("flat", config(Cadence::OnRequest, 1)));
+        (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        // While the store is held all of them wait; let go, so many wake that some find the blocks gone.
+        let others = engine.at_commitment(None, |_, _, _| {
+            engine.commit()?;
+            let wait = |_| {
+                let engine = Arc::clone(&engine);
+                aside(move || engine.sync())
+            };
+            let others: Vec<Receiver<Result<(), Error>>> = (0..300).map(wait).collect();
+            let reverting = Arc::clone(&engine);
+            let reverted = aside(move || reverting.revert_to(BlockNumber(1)).map(|_| ()));
+            std::thread::sleep(Duration::from_millis(200));
+            Ok(others.into_iter().chain([reverted]).collect::<Vec<_>>())
+        });
+        others.unwrap().iter().for_each(|outcome| ended(outcome).unwrap());
+        assert_eq!(engine.head().closed, Some(BlockNumber(1)));
+    }
+}
+
+#[test]
+fn a_bound_of_nothing_lets_one_batch_through_at_a_time() {
+    let config = EngineConfig {
+        pending_blocks_max: 0,
+        pending_writes_max: 0,
+        unwritten_batches_max: 0,
+        unwritten_bytes_max: 0,
+        recent_bytes_max: 0,
+        recent_blocks_max: 0,
+        history_blocks: 0,
+        persist_every: 0,
+        ..EngineConfig::default()
+    };
+    for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
+        let engine = Place::memory().open("flat", EngineConfig { cadence, ..config });
+        let outcome = aside(move || {
+            (0..5).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+            settle(&engine);
+            engine.head().root.commitment
+        });
+        assert_eq!(ended(&outcome), roots(5)[4], "{cadence:?}");
+    }
+}
+
+/// An engine over a journal on a disk in memory.
+fn journaled(config: EngineConfig) -> Engine {
+    let (store, files) = (Box::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
+    let layout = flagstone::layout("flat").unwrap().make();
+    Engine::open_journaled(store, layout, config, files, Path::new("/journal")).unwrap()
+}
+
+#[test]
+fn a_block_that_none_could_follow_is_refused_and_stops_nothing() {
+    for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK] {
+        for engine in [Place::memory().open("flat", config(cadence, 1)), journaled(config(cadence, 1))] {
+            let last = StateUpdate { block_number: Some(BlockNumber(u64::MAX)), ..block(0) };
+            let error = engine.close_block(&last).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Input, "{error}");
+            assert!(error.to_string().contains("block 18446744073709551615"), "{error}");
+            engine.close_block(&block(0)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn blobs_count_at_the_bound_on_what_is_not_committed() {
+    let config = EngineConfig { pending_writes_max: 10_000, ..config(Cadence::OnRequest, 1) };
+    let engine = Place::memory().open("flat", config);
+    for number in 0..8 {
+        let blob = Blob { key: vec![number as u8], bytes: vec![7; 1 << 20].into() };
+        engine.close_block_with(&block(number), &[blob]).unwrap();
+        let committed = engine.head().committed.map_or(0, |block| block.0 + 1);
+        assert!(number + 1 - committed <= 3, "{:?}", engine.head());
+    }
+}
+
+#[test]
+fn blobs_leave_memory_once_they_are_written() {
+    let engine = Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1));
+    let bytes: Arc<[u8]> = vec![7; 1 << 20].into();
+    engine.close_block_with(&block(0), &[Blob { key: vec![1], bytes: Arc::clone(&bytes) }]).unwrap();
+    settle(&engine);
+    let waited = (0..500).find(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        Arc::strong_count(&bytes) == 1
+    });
+    assert!(waited.is_some(), "{} hold it", Arc::strong_count(&bytes));
+    // The block is still one of the recent ones.
+    engine.close_block(&block(1)).unwrap();
+    assert_eq!(engine.view_at(BlockNumber(0)).unwrap().blob(&[1]).unwrap(), Some(bytes));
+    assert_eq!(slot(&engine), 101);
+}
+
+#[test]
+fn a_journal_does_not_grow_with_the_number_of_openings() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = EngineConfig { persist_every: 4, ..config(Cadence::EVERY_BLOCK, 1) };
+    for number in 0..20 {
+        let engine = database::open_or_create(dir.path(), None, None, config).unwrap();
+        engine.close_block(&block(number)).unwrap();
+        settle(&engine);
+        drop(engine);
+        let segments = std::fs::read_dir(dir.path().join("journal")).unwrap().count();
+        assert!(segments <= 6, "{segments} segments after {number} blocks");
+    }
+}
+
+#[test]
+fn the_lag_is_how_many_blocks_have_no_root_yet() {
+    let engine = Place::memory().open("flat", config(Cadence::OnRequest, 1));
+    assert_eq!(engine.head().lag(), 0);
+    // A database may begin at any block.
+    for number in 812..820 {
+        engine.close_block(&block(number)).unwrap();
+        assert_eq!(engine.head().lag(), number - 811);
+    }
+    engine.wait_for_root(BlockNumber(815)).unwrap();
+    assert_eq!(engine.head().lag(), 4);
+    engine.commit().unwrap();
+    assert_eq!(engine.head().lag(), 0);
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::Blob;
 use flagstone::journal::faulty::FaultyFiles;
@@ -61,20 +62,33 @@ impl Model {
         update
     }
 
-    fn check_view(&self, view: &View, number: u64) {
+    /// Compares a view's values with the reference; an error if it cannot be read any more.
+    fn check_view(&self, view: &View, number: u64) -> Result<(), Error> {
         let (expected, _) = &self.states[number as usize + 1];
         for contract in self.touched.iter().flat_map(StateDiff::contracts) {
             let address = &contract.address;
             for (key, _) in &contract.storage {
-                let value = view.storage_at(address, key).unwrap();
+                let value = view.storage_at(address, key)?;
                 assert_eq!(value, expected.storage_at(address, key), "{address} {key} at block {number}");
             }
-            assert_eq!(view.nonce_at(address).unwrap(), expected.nonce_at(address));
-            assert_eq!(view.class_hash_at(address).unwrap(), expected.class_hash_at(address));
+            assert_eq!(view.nonce_at(address)?, expected.nonce_at(address));
+            assert_eq!(view.class_hash_at(address)?, expected.class_hash_at(address));
         }
         for class in self.touched.iter().flat_map(StateDiff::classes) {
-            let compiled = view.compiled_class_hash(&class.class_hash).unwrap();
+            let compiled = view.compiled_class_hash(&class.class_hash)?;
             assert_eq!(compiled, expected.compiled_class_hash(&class.class_hash));
+        }
+        Ok(())
+    }
+
+    /// The same of a view of a block in the history. It can expire while it is read, if the block leaves the recent ones just
+    /// then; the next view is led back to and does not.
+    fn check_view_at(&self, engine: &Engine, number: u64) {
+        let first = self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number);
+        if let Err(error) = first {
+            assert_eq!(error.kind(), ErrorKind::Expired, "{error}");
+            engine.sync().unwrap();
+            self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number).unwrap();
         }
     }
 
@@ -86,7 +100,7 @@ impl Model {
         assert_eq!(engine.head().root.commitment, self.states.last().unwrap().1);
         for number in last.saturating_sub(reach)..=last {
             let (state, root) = &self.states[number as usize + 1];
-            self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number);
+            self.check_view_at(engine, number);
             assert_eq!(engine.block_root(BlockNumber(number)).unwrap().unwrap().commitment, *root);
             let at = engine.at_commitment(Some(BlockNumber(number)), |tries, block, root| {
                 assert_eq!(block, Some(BlockNumber(number)));
@@ -204,12 +218,15 @@ fn beyond_the_history_is_refused_and_nothing_changes() {
             assert_eq!(error.kind(), ErrorKind::Expired);
             assert_eq!(
                 error.to_string(),
-                "the state after block 4 is not kept: history reaches from block 5 to block 8"
+                "the state after block 4 is not kept: history reaches from block 5 to block 8; \
+                 import a dump of that state, or replay the blocks up to it, into another database"
             );
         };
         gone(engine.revert_to(BlockNumber(4)).unwrap_err());
-        gone(engine.view_at(BlockNumber(4)).unwrap_err());
-        gone(engine.at_commitment(Some(BlockNumber(4)), |_, _, _| Ok(())).unwrap_err());
+        if !flagstone::layout(layout).unwrap().make().keeps_old_states() {
+            gone(engine.view_at(BlockNumber(4)).unwrap_err());
+            gone(engine.at_commitment(Some(BlockNumber(4)), |_, _, _| Ok(())).unwrap_err());
+        }
         let ahead = engine.revert_to(BlockNumber(9)).unwrap_err();
         assert_eq!(ahead.to_string(), "block 9 is not there: the last block is block 8");
         assert_eq!(engine.head(), before);
@@ -293,5 +310,147 @@ fn blobs_are_there_with_their_block_and_after_a_crash() {
             let long = Blob { key: vec![0; 256], bytes: Vec::new().into() };
             assert_eq!(open().close_block_with(&block(4), &[long]).unwrap_err().kind(), ErrorKind::Input);
         }
+    }
+}
+
+#[test]
+fn every_blob_that_is_taken_can_be_written_to_every_store() {
+    for place in Place::all() {
+        for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK] {
+            let engine = place.open("flat", config(cadence, 1));
+            let first = engine.head().closed.map_or(0, |block| block.0 + 1);
+            let blob = |length: usize| Blob { key: vec![7; length], bytes: vec![1; 9_000].into() };
+            let longest = (0..=300).rev().find(|length| {
+                match engine.close_block_with(&block(first), &[blob(*length)]) {
+                    Ok(_) => true,
+                    Err(error) if error.kind() == ErrorKind::Input => false,
+                    Err(error) => panic!("{}: a key of {length} bytes: {error}", place.name()),
+                }
+            });
+            settle(&engine);
+            let longest = longest.unwrap();
+            assert!(longest >= 200, "{longest}");
+            drop(engine);
+            let engine = place.open("flat", config(cadence, 1));
+            assert_eq!(engine.view().blob(&vec![7; longest]).unwrap(), Some(blob(longest).bytes));
+        }
+    }
+}
+
+#[test]
+fn blobs_that_no_journal_takes_are_refused_and_stop_nothing() {
+    let (store, files) = (Box::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
+    let make = flagstone::layout("flat").unwrap().make();
+    let engine = Engine::open_journaled(store, make, config(Cadence::EVERY_BLOCK, 1), files, Path::new("/j"));
+    let engine = engine.unwrap();
+    // One buffer, as many times as make more than a gibibyte.
+    let bytes: Arc<[u8]> = vec![0; 200 << 20].into();
+    let blobs: Vec<Blob> = (0..6).map(|key| Blob { key: vec![key], bytes: Arc::clone(&bytes) }).collect();
+    let error = engine.close_block_with(&block(0), &blobs).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Input, "{error}");
+    engine.close_block(&block(0)).unwrap();
+}
+
+#[test]
+fn without_any_history_the_error_says_that_there_is_none() {
+    for (layout, _) in layouts() {
+        let config = EngineConfig { history_blocks: 0, recent_blocks_max: 0, ..config(Cadence::AtClose, 1) };
+        let engine = Place::memory().open(layout, config);
+        (0..3).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        settle(&engine);
+        let error = engine.revert_to(BlockNumber(1)).unwrap_err().to_string();
+        assert!(error.contains("history reaches from block 2 to block 2"), "{layout}: {error}");
+    }
+}
+
+/// A store in memory, and a journal on a disk in memory.
+#[derive(Clone, Default)]
+struct Machine {
+    store: Arc<MemoryStore>,
+    files: FaultyFiles,
+}
+
+impl Machine {
+    fn open(&self, layout: &str, cadence: Cadence) -> Engine {
+        let make = flagstone::layout(layout).unwrap().make();
+        let (store, files) = (Box::new(Arc::clone(&self.store)), Arc::new(self.files.clone()));
+        Engine::open_journaled(store, make, config(cadence, 1), files, Path::new("/j")).unwrap()
+    }
+
+    /// Blocks that each set a slot, from one on.
+    fn with_blocks(layout: &str, cadence: Cadence, first_slot: u64, blocks: u64) -> Self {
+        let machine = Self::default();
+        let engine = machine.open(layout, cadence);
+        for number in 0..blocks {
+            let diff = StateDiff::builder().storage(1.into(), (first_slot + number).into(), 7.into());
+            engine.close_block(&StateUpdate { diff: diff.build().unwrap(), ..block(number) }).unwrap();
+        }
+        settle(&engine);
+        machine
+    }
+}
+
+/// A store that is not the one that the journal goes on from is noticed, though no root was stated.
+#[test]
+fn a_replay_must_come_to_the_root_that_was_known() {
+    for (layout, _) in layouts() {
+        let one = Machine::with_blocks(layout, Cadence::AtClose, 10, 3);
+        let other = Machine::with_blocks(layout, Cadence::AtClose, 20, 2);
+        let engine = Machine { store: other.store, files: one.files }.open(layout, Cadence::AtClose);
+        assert_eq!(engine.head().closed, Some(BlockNumber(2)));
+        let error = engine.commit().unwrap_err();
+        assert!(matches!(error, Error::RootMismatch { block: BlockNumber(2), .. }), "{layout}: {error}");
+    }
+}
+
+#[test]
+fn states_that_the_layout_keeps_are_there_beyond_the_history() {
+    for (layout, made) in layouts().filter(|(_, layout)| layout.keeps_old_states()) {
+        drop(made);
+        for place in Place::all() {
+            let config = EngineConfig { history_blocks: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+            let config = EngineConfig { recent_blocks_max: 0, ..config };
+            let engine = place.open(layout, config);
+            (0..12).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+            settle(&engine);
+            engine.revert_to(BlockNumber(10)).unwrap();
+            let other = StateDiff::builder().storage(1.into(), 1.into(), 7.into()).build().unwrap();
+            engine.close_block(&StateUpdate { diff: other, ..block(11) }).unwrap();
+            settle(&engine);
+            for number in 0..12 {
+                let at = Some(BlockNumber(number));
+                let expected = if number == 11 { 7 } else { number + 100 };
+                let view = engine.view_at(BlockNumber(number)).unwrap();
+                assert_eq!(
+                    view.storage_at(&1.into(), &1.into()).unwrap(),
+                    expected.into(),
+                    "{layout} {number}"
+                );
+                assert_eq!((view.block(), view.nonce_at(&1.into()).unwrap()), (at, 0.into()));
+                let root = engine.at_commitment(at, |tries, block, root| {
+                    let leaf = tries.contract_leaf(&1.into())?;
+                    let slot = lookup(tries, TrieId::Storage(1.into()), leaf.storage_root.0, &1.into())?;
+                    assert_eq!((block, slot), (at, expected.into()));
+                    Ok(*root)
+                });
+                assert_eq!(engine.block_root(BlockNumber(number)).unwrap(), Some(root.unwrap()));
+            }
+            assert_eq!(engine.view_at(BlockNumber(12)).unwrap_err().kind(), ErrorKind::Input);
+        }
+    }
+}
+
+#[test]
+fn the_check_holds_the_journals_values_against_the_stores() {
+    for (layout, _) in layouts() {
+        let one = Machine::with_blocks(layout, Cadence::EVERY_BLOCK, 10, 3);
+        check_whole(&one.open(layout, Cadence::EVERY_BLOCK));
+        let other = Machine::with_blocks(layout, Cadence::EVERY_BLOCK, 11, 3);
+        let engine = Machine { store: other.store, files: one.files }.open(layout, Cadence::EVERY_BLOCK);
+        let report = engine.check(&|_| ()).unwrap();
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        let expected =
+            "block 0: its frame in the journal sets storage 0xa of contract 0x1 to 0x7, the store has 0x0";
+        assert_eq!(findings, [expected], "{layout}");
     }
 }
