@@ -149,7 +149,7 @@ pub fn set_journal_aside(dir: &Path) -> Result<JournalAside, Error> {
     head.refusal = Position::default();
     let mut batch = WriteBatch::default();
     meta::put_head(&mut batch, &head);
-    store.write(batch)?;
+    store.write(&batch)?;
     store.sync()?;
     match head.block {
         Some(block) => {

@@ -472,11 +472,11 @@ fn a_blob_without_one_of_its_rows_is_found() {
         .unwrap();
     assert_eq!(rows.len(), 3 + 5 + 1 + 1 + 2);
     for (key, row) in rows {
-        store.write(batch([(key.as_slice(), None)])).unwrap();
+        store.write(&batch([(key.as_slice(), None)])).unwrap();
         let report = check(layout, &store).unwrap();
         // A blob of one row leaves nothing that could say that it was there.
         let alone = key[1] == 2 || key.get(2) == Some(&b'b');
         assert_eq!(report.is_sound(), alone, "{key:02x?}: {:?}", report.findings);
-        store.write(batch([(key.as_slice(), Some(row.as_slice()))])).unwrap();
+        store.write(&batch([(key.as_slice(), Some(row.as_slice()))])).unwrap();
     }
 }
