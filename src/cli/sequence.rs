@@ -144,14 +144,15 @@ mod with_executor {
         let root = engine.head().root.commitment;
         let seconds = summary.elapsed.as_secs_f64();
         let tps = summary.transactions as f64 / summary.producing().as_secs_f64().max(f64::MIN_POSITIVE);
-        let hit_rates = [summary.reads.hit_rate(), summary.reads_after_first.hit_rate()];
+        let hit_rate = summary.reads.hit_rate();
+        let after_first = (summary.blocks > 1).then(|| summary.reads_after_first.hit_rate());
         if args.json {
             let facts = json!({
                 "blocks": summary.blocks, "transactions": summary.transactions, "failed": summary.failed,
                 "verified": summary.verified, "seconds": seconds, "tps": tps,
                 "waiting": summary.waiting(), "missing": summary.missing(),
                 "reads": summary.reads.of_values(), "missed": summary.reads.misses,
-                "hit_rate": hit_rates[0], "hit_rate_after_first": hit_rates[1],
+                "hit_rate": hit_rate, "hit_rate_after_first": after_first,
                 "hints": !args.no_hints, "read_ahead": summary.read_ahead,
                 "workload": args.workload, "workers": args.workers, "seed": args.seed,
                 "layout": layout, "store": store, "root": root.to_string(),
@@ -177,11 +178,12 @@ mod with_executor {
             true => "no hints".to_owned(),
             false => format!("hints read {} values ahead", summary.read_ahead),
         };
+        let after_first = after_first
+            .map_or(String::new(), |rate| format!(", {:.2} % after the first block", 100.0 * rate));
         output.line(&format!(
-            "{} reads, {:.2} % hits, {:.2} % after the first block; {hints}",
+            "{} reads, {:.2} % hits{after_first}; {hints}",
             summary.reads.of_values(),
-            100.0 * hit_rates[0],
-            100.0 * hit_rates[1]
+            100.0 * hit_rate,
         ));
     }
 
