@@ -79,7 +79,7 @@ pub mod interleaved {
         for contender in &mut contenders {
             let (min, median) = contender.result();
             println!(
-                "{:<52} {min:>10.0} {median:>10.0} {:>9.1} {:>9.1}",
+                "{:<52} {min:>10.0} {median:>10.0} {:>9.2} {:>9.2}",
                 contender.name,
                 base_min / min,
                 base_median / median

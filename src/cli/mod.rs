@@ -261,7 +261,7 @@ struct Sequence {
     /// Do not compare roots with those of another layout in memory
     #[arg(long)]
     no_verify: bool,
-    /// Do not read ahead what transactions will read
+    /// Do not read ahead what transactions will read; to see in the summary what that saves
     #[arg(long)]
     no_hints: bool,
     /// Print one JSON object a line

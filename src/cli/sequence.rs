@@ -114,6 +114,7 @@ mod with_executor {
             "writes": block.writes,
             "execution_ms": ms(block.execution),
             "close_ms": ms(block.close),
+            "waited_ms": ms(block.waited),
             "root_ms": ms(block.root_latency),
             "lag": block.lag,
             "reads": {
@@ -122,6 +123,8 @@ mod with_executor {
                 "class_hash": block.reads.class_hashes,
                 "compiled_class_hash": block.reads.compiled_class_hashes,
                 "class": block.reads.classes,
+                "missed": block.reads.misses,
+                "missed_ms": ms(block.reads.missing),
             },
             "hit_rate": block.hit_rate,
             "root": block.root.to_string(),
@@ -140,16 +143,17 @@ mod with_executor {
         let (layout, store) = (engine.identity().layout, engine.store_name());
         let root = engine.head().root.commitment;
         let seconds = summary.elapsed.as_secs_f64();
-        let busy = (summary.execution + summary.close).as_secs_f64();
-        let (tps, waited) = if summary.blocks == 0 {
-            (0.0, 0.0)
-        } else {
-            (summary.transactions as f64 / busy, summary.close.as_secs_f64() / busy)
-        };
+        let tps = summary.transactions as f64 / summary.producing().as_secs_f64().max(f64::MIN_POSITIVE);
+        let hit_rate = summary.reads.hit_rate();
+        let after_first = (summary.blocks > 1).then(|| summary.reads_after_first.hit_rate());
         if args.json {
             let facts = json!({
                 "blocks": summary.blocks, "transactions": summary.transactions, "failed": summary.failed,
-                "verified": summary.verified, "seconds": seconds, "tps": tps, "waited": waited,
+                "verified": summary.verified, "seconds": seconds, "tps": tps,
+                "waiting": summary.waiting(), "missing": summary.missing(),
+                "reads": summary.reads.of_values(), "missed": summary.reads.misses,
+                "hit_rate": hit_rate, "hit_rate_after_first": after_first,
+                "hints": !args.no_hints, "read_ahead": summary.read_ahead,
                 "workload": args.workload, "workers": args.workers, "seed": args.seed,
                 "layout": layout, "store": store, "root": root.to_string(),
             });
@@ -157,13 +161,29 @@ mod with_executor {
         }
         output.line(&format!(
             "{} blocks, {} transactions, {} failed, {} roots compared and equal, {seconds:.2} s; {tps:.0} TPS while \
-             producing, of which closing took {:.2} %; {layout} on {store}{}",
+             producing; {layout} on {store}{}",
             summary.blocks,
             summary.transactions,
             summary.failed,
             summary.verified,
-            100.0 * waited,
             place.suffix()
+        ));
+        output.line(&format!(
+            "the executor waited {:.2} % of that time between blocks (for closing and roots), and {:.2} % in reads that \
+             missed",
+            100.0 * summary.waiting(),
+            100.0 * summary.missing()
+        ));
+        let hints = match args.no_hints {
+            true => "no hints".to_owned(),
+            false => format!("hints read {} values ahead", summary.read_ahead),
+        };
+        let after_first = after_first
+            .map_or(String::new(), |rate| format!(", {:.2} % after the first block", 100.0 * rate));
+        output.line(&format!(
+            "{} reads, {:.2} % hits{after_first}; {hints}",
+            summary.reads.of_values(),
+            100.0 * hit_rate,
         ));
     }
 

@@ -23,7 +23,7 @@ use starknet_api::block::BlockHashAndNumber;
 use starknet_api::executable_transaction::AccountTransaction;
 
 use super::classes::{ClassStore, DeclaredClass};
-use super::hints::{self, Prefetch};
+use super::hints::{self, Prefetch, Recipes};
 use super::{ReadCounts, SequencerError, ViewReader, convert};
 use crate::engine::{BlockRoot, Engine};
 
@@ -88,6 +88,7 @@ pub struct Producer {
     engine: Arc<Engine>,
     classes: Arc<dyn ClassStore>,
     prefetch: Option<Arc<dyn Prefetch>>,
+    recipes: Recipes,
     pool: Option<Arc<Pool>>,
 }
 
@@ -96,7 +97,7 @@ impl Producer {
     pub fn new(engine: Arc<Engine>, classes: Arc<dyn ClassStore>, config: ProducerConfig) -> Self {
         let pool = WorkerPoolConfig { n_workers: config.workers, stack_size: config.stack_bytes };
         let pool = (config.workers > 0).then(|| Arc::new(WorkerPool::start(&pool)));
-        Self { engine, classes, prefetch: None, pool }
+        Self { engine, classes, prefetch: None, recipes: Recipes::default(), pool }
     }
 
     /// Tells `prefetch` early what executions will read.
@@ -111,6 +112,15 @@ impl Producer {
         &self.engine
     }
 
+    /// Starts reading what these transactions will read, if there is somebody who reads ahead. [`Producer::execute`] does so
+    /// for its block; the earlier it is known, the better, as when a transaction enters the mempool. Returns at once.
+    pub fn hint(&self, transactions: &[Transaction], context: &BlockContext) {
+        if let Some(prefetch) = &self.prefetch {
+            let view = self.engine.view();
+            prefetch.prefetch(hints::of_transactions(transactions, context, &view, &self.recipes));
+        }
+    }
+
     /// Executes a block on the state after the last closed block, and changes nothing.
     ///
     /// A transaction that fails is among the outcomes and does not fail the block.
@@ -121,8 +131,8 @@ impl Producer {
     pub fn execute(&self, block: &BlockInput) -> Result<Executed, SequencerError> {
         let started = Instant::now();
         let reader = ViewReader::new(self.engine.view(), Arc::clone(&self.classes));
-        let ahead = Ahead { prefetch: self.prefetch.as_deref(), context: &block.context };
-        ahead.transactions(&block.transactions);
+        self.hint(&block.transactions, &block.context);
+        let ahead = Ahead { producer: self, context: &block.context };
         let executed = match &self.pool {
             Some(pool) => execute_streaming(block, reader.clone(), pool, &ahead),
             None => execute_sequentially(block, reader.clone(), &ahead),
@@ -187,23 +197,21 @@ impl Drop for Producer {
     }
 }
 
-/// What is told of a block before the executor asks.
+/// What is told of a block while it executes.
 struct Ahead<'a> {
-    prefetch: Option<&'a dyn Prefetch>,
+    producer: &'a Producer,
     context: &'a BlockContext,
 }
 
 impl Ahead<'_> {
-    fn transactions(&self, transactions: &[Transaction]) {
-        if let Some(prefetch) = self.prefetch {
-            prefetch.prefetch(hints::of_transactions(transactions, self.context));
-        }
-    }
-
+    /// What the block's end will read, now; what calls read, for the next block's hints.
     fn outcomes(&self, outcomes: &[TransactionExecutorResult<TransactionExecutionOutput>]) {
-        let Some(prefetch) = self.prefetch else { return };
+        let Producer { prefetch: Some(prefetch), recipes, classes, .. } = self.producer else { return };
         for (_, writes) in outcomes.iter().flatten() {
             prefetch.prefetch(hints::of_writes(writes, self.context));
+        }
+        for (info, writes) in outcomes.iter().flatten() {
+            recipes.learn(info, writes, classes.as_ref());
         }
     }
 }

@@ -3,8 +3,10 @@
 //! Answers for the view's block or fails: an error is passed on as [`StateError::StateReadError`] with its text, never as
 //! a default value, and the first one is kept. Absent values are zero, as the executor expects.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use blockifier::execution::contract_class::RunnableCompiledClass;
 use blockifier::state::errors::StateError;
@@ -34,6 +36,8 @@ pub struct ReadCounts {
     pub classes: u64,
     /// Of those that went to the view, the ones that were not in memory.
     pub misses: u64,
+    /// What these misses took, of all threads together.
+    pub missing: Duration,
 }
 
 impl ReadCounts {
@@ -49,6 +53,18 @@ impl ReadCounts {
     }
 }
 
+impl AddAssign for ReadCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.storage += other.storage;
+        self.nonces += other.nonces;
+        self.class_hashes += other.class_hashes;
+        self.compiled_class_hashes += other.compiled_class_hashes;
+        self.classes += other.classes;
+        self.misses += other.misses;
+        self.missing += other.missing;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     storage: AtomicU64,
@@ -57,6 +73,7 @@ struct Shared {
     compiled_class_hashes: AtomicU64,
     classes: AtomicU64,
     misses: AtomicU64,
+    missing_nanos: AtomicU64,
     failure: OnceLock<String>,
 }
 
@@ -84,6 +101,7 @@ impl ViewReader {
             compiled_class_hashes: get(&self.shared.compiled_class_hashes),
             classes: get(&self.shared.classes),
             misses: get(&self.shared.misses),
+            missing: Duration::from_nanos(get(&self.shared.missing_nanos)),
         }
     }
 
@@ -106,7 +124,11 @@ impl ViewReader {
             return Ok(value);
         }
         count(&self.shared.misses);
-        self.checked(self.view.value(subject))
+        let started = Instant::now();
+        let value = self.view.value(subject);
+        let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.shared.missing_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.checked(value)
     }
 
     fn compiled_class_hash(&self, class_hash: ClassHash) -> StateResult<Felt> {

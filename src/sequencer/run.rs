@@ -51,6 +51,9 @@ pub struct BlockReport {
     pub execution: Duration,
     /// Time of its closing.
     pub close: Duration,
+    /// What its execution waited for between the closing before and its start: that few enough roots are behind, and the root
+    /// of the block ten before.
+    pub waited: Duration,
     /// From its closing to its root.
     pub root_latency: Duration,
     /// Blocks that were closed without a root when its root became known.
@@ -76,8 +79,16 @@ pub struct Summary {
     pub failed: u64,
     /// Time of all executions.
     pub execution: Duration,
-    /// Time of all closings: what executions waited for.
+    /// Time of all closings.
     pub close: Duration,
+    /// All that executions waited for between closings and their starts.
+    pub waited: Duration,
+    /// What the executor read.
+    pub reads: ReadCounts,
+    /// That without the run's first block, which finds less in memory.
+    pub reads_after_first: ReadCounts,
+    /// Values read ahead that were not in memory: reads that hints took off the executor, or that nobody needed.
+    pub read_ahead: u64,
     /// From the first execution to the last root.
     pub elapsed: Duration,
     /// Blocks whose root another layout gave, too; the genesis included.
@@ -107,6 +118,7 @@ pub fn run(
     let (rooted, reports) = channel::<BlockReport>();
     let fresh = producer.engine().head().closed.is_none();
     let shadow = if config.verify && fresh { Some(shadow(producer)?) } else { None };
+    let ahead_before = producer.engine().hint_stats().missed;
     let started = Instant::now();
     let mut summary = Summary::default();
     let mut take = |reports: &mut dyn Iterator<Item = BlockReport>| {
@@ -124,6 +136,7 @@ pub fn run(
         followed.and(produced)
     })?;
     summary.elapsed = started.elapsed();
+    summary.read_ahead = producer.engine().hint_stats().missed - ahead_before;
     Ok(summary)
 }
 
@@ -138,6 +151,26 @@ impl Summary {
         self.failed += block.failed as u64;
         self.execution += block.execution;
         self.close += block.close;
+        self.waited += block.waited;
+        self.reads += block.reads;
+        if self.blocks > 1 {
+            self.reads_after_first += block.reads;
+        }
+    }
+
+    /// Time in which blocks are made: executing, closing, and waiting for either.
+    pub fn producing(&self) -> Duration {
+        self.execution + self.close + self.waited
+    }
+
+    /// Share of that time in which nothing executes, as flagstone is waited for between blocks.
+    pub fn waiting(&self) -> f64 {
+        (self.close + self.waited).as_secs_f64() / self.producing().as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Share of that time that reads took which were not answered from memory. They wait for one another in the executor.
+    pub fn missing(&self) -> f64 {
+        self.reads.missing.as_secs_f64() / self.producing().as_secs_f64().max(f64::MIN_POSITIVE)
     }
 }
 
@@ -173,13 +206,16 @@ fn produce(
         }
     }
     workload::check_genesis(&producer.engine().view())?;
+    let mut waited = Duration::ZERO;
     for _ in 0..config.blocks {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         let view = producer.engine().view();
         let number = view.block().and_then(BlockNumber::next).unwrap_or_default();
+        let asked_at = Instant::now();
         let old = number.0.checked_sub(10).map(|old| producer.wait_for_root(BlockNumber(old))).transpose()?;
+        waited += asked_at.elapsed();
         let of = BlockOf {
             workload: config.workload,
             seed: config.seed,
@@ -190,11 +226,12 @@ fn produce(
         let executed = producer.execute(&block)?;
         let closed = producer.close(&executed)?;
         let closed_at = Instant::now();
-        let report = BlockReport::of_executed(&executed, closed.elapsed);
+        let report = BlockReport { waited, ..BlockReport::of_executed(&executed, closed.elapsed) };
         if waiting.send(Waiting { report, update: executed.update, closed_at }).is_err() {
             // The follower has stopped and says why.
             break;
         }
+        waited = closed_at.elapsed();
         between();
     }
     Ok(())
@@ -235,6 +272,7 @@ impl BlockReport {
             writes: update.diff.writes(),
             execution: Duration::ZERO,
             close,
+            waited: Duration::ZERO,
             root_latency: Duration::ZERO,
             lag: 0,
             reads: ReadCounts::default(),

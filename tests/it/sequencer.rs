@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use blockifier::blockifier::config::{ConcurrencyConfig, TransactionExecutorConfig};
 use blockifier::blockifier::transaction_executor::{DEFAULT_STACK_SIZE, TransactionExecutor};
 use blockifier::execution::contract_class::RunnableCompiledClass;
+use blockifier::state::cached_state::StateMaps;
 use blockifier::state::errors::StateError;
 use blockifier::state::state_api::StateReader;
 use flagstone::core::diff::Subject;
@@ -200,29 +201,50 @@ impl Prefetch for Noted {
     }
 }
 
+/// Storage that the executor read, and that no hint named; the counter of aliases apart, which is read once and kept in memory
+/// by being written.
+fn not_named(noted: &Noted, reads: &StateMaps) -> Vec<Subject> {
+    let noted = noted.0.lock().unwrap();
+    let storage = reads.storage.keys().map(|(address, key)| Subject::Storage(ours(*address), slot(*key)));
+    let counter = Subject::Storage(2.into(), 0.into());
+    storage.filter(|hint| *hint != counter && !noted.contains(hint)).collect()
+}
+
 #[test]
-fn hints_name_what_transfers_read_and_what_the_blocks_end_reads() {
-    for workload in [Workload::Transfers, Workload::Contended, Workload::Multicall] {
+fn after_one_block_hints_name_what_the_next_one_reads() {
+    for (workload, unnamed_max) in [
+        (Workload::Transfers, 0),
+        (Workload::Contended, 0),
+        (Workload::Multicall, 0),
+        // What a reverted transaction read is nowhere said, so it is not learned.
+        (Workload::Mixed, 1),
+    ] {
         let noted = Arc::new(Noted::default());
         let hints: Arc<dyn Prefetch> = Arc::<Noted>::clone(&noted);
         let producer = producer(&Place::memory(), "flat", 2).with_prefetch(hints);
-        produce(&producer, workload, 30);
+        produce(&producer, workload, 60);
         noted.0.lock().unwrap().clear();
-        let reads = producer.execute(&next(&producer, workload, 30)).unwrap().summary.initial_reads;
-        let noted = noted.0.lock().unwrap();
-        let alias = ContractAddress::from(2);
-        let storage = reads.storage.keys().map(|(address, key)| Subject::Storage(ours(*address), slot(*key)));
-        let (aliases, storage): (Vec<Subject>, Vec<Subject>) =
-            storage.partition(|hint| matches!(hint, Subject::Storage(address, _) if *address == alias));
-        let missing = |hints: &[Subject]| hints.iter().filter(|hint| !noted.contains(hint)).count();
-        // The counter of aliases is read once, and kept warm by being written.
-        assert!(missing(&aliases) <= 1, "{} of {} aliases", missing(&aliases), aliases.len());
+        let reads = producer.execute(&next(&producer, workload, 60)).unwrap().summary.initial_reads;
+        let unnamed = not_named(&noted, &reads);
+        assert!(unnamed.len() <= unnamed_max, "{}: {unnamed:?}", workload.name());
+        assert!(reads.storage.len() > 100);
         let nonces: Vec<Subject> =
             reads.nonces.keys().map(|address| Subject::Nonce(ours(*address))).collect();
-        assert!(missing(&nonces) <= 2, "{}: {} of {}", workload.name(), missing(&nonces), nonces.len());
-        if workload == Workload::Transfers {
-            assert_eq!(missing(&storage), 0, "of {} slots", storage.len());
-        }
+        let noted = noted.0.lock().unwrap();
+        let missing = nonces.iter().filter(|hint| !noted.contains(hint)).count();
+        assert!(missing <= 2, "{}: {missing} of {}", workload.name(), nonces.len());
+    }
+}
+
+#[test]
+fn before_any_block_hints_name_what_transfers_read() {
+    let noted = Arc::new(Noted::default());
+    let hints: Arc<dyn Prefetch> = Arc::<Noted>::clone(&noted);
+    let producer = producer(&Place::memory(), "flat", 2).with_prefetch(hints);
+    for workload in [Workload::Transfers, Workload::Contended] {
+        noted.0.lock().unwrap().clear();
+        let reads = producer.execute(&next(&producer, workload, 30)).unwrap().summary.initial_reads;
+        assert_eq!(not_named(&noted, &reads), [], "{}", workload.name());
     }
 }
 
