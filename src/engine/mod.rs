@@ -91,6 +91,8 @@ struct Shared {
     rows: Rows,
     values: Values,
     hints: Hints,
+    /// The one thread that follows hints, so that what a layout does in parallel stays on it.
+    lane: rayon::ThreadPool,
     /// Blobs of blocks that are closed and not committed.
     blobs: RwLock<HashMap<Vec<u8>, Arc<[u8]>>>,
     tip: RwLock<Tip>,
@@ -407,6 +409,7 @@ impl Opening {
     fn start(self, durability: Durability, behind: Behind) -> Result<Engine, Error> {
         let Self { store, layout, hasher, config, head } = self;
         let pool = config.pool("pool")?;
+        let lane = EngineConfig { threads: 1, ..config }.pool("read-ahead")?;
         let ahead_of_store = durability.is_journal() || !store.capabilities().durable;
         let chain = Chain {
             closed: head.block,
@@ -425,6 +428,7 @@ impl Opening {
             rows: Rows::new(Box::new(store), head.block, head.root),
             values: Values::new(config.read_cache_bytes),
             hints: Hints::default(),
+            lane,
             blobs: RwLock::default(),
             tip: RwLock::new(Tip { stamp: 0, block: head.block }),
             chain: Mutex::new(chain),
