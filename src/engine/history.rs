@@ -276,6 +276,7 @@ impl Shared {
         let mut chain = self.chain();
         chain.closed = *block;
         chain.committed = *block;
+        chain.persisted = chain.persisted.min(*block);
         chain.root = *root;
         chain.stamp = stamp;
         chain.refusal = refusal;

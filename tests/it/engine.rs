@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::{Blob, EngineConfig};
@@ -581,6 +581,27 @@ fn a_revert_ends_the_waiting_of_others() {
         others.unwrap().iter().for_each(|outcome| ended(outcome).unwrap());
         assert_eq!(engine.head().closed, Some(BlockNumber(1)));
     }
+}
+
+#[test]
+fn heights_are_in_order_while_a_revert_is_on_its_way_to_the_store() {
+    let engine = Arc::new(Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1)));
+    (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+    settle(&engine);
+    let reverting = engine.at_commitment(None, |_, _, _| {
+        let other = Arc::clone(&engine);
+        let reverting = aside(move || other.revert_to(BlockNumber(1)).map(|_| ()));
+        let begun = Instant::now();
+        while engine.head().committed != Some(BlockNumber(1)) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nothing is gone back to");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let head = engine.head();
+        assert!(head.persisted <= head.committed, "{head:?}");
+        Ok(reverting)
+    });
+    ended(&reverting.unwrap()).unwrap();
+    assert_eq!(engine.head().persisted, Some(BlockNumber(1)));
 }
 
 #[test]
