@@ -69,6 +69,19 @@ pub enum Error {
         /// The block.
         block: BlockNumber,
     },
+    /// The block is longer than the journal takes for one. Nothing of it is kept.
+    #[error(
+        "block {block} takes {bytes} bytes in the journal, which takes at most {max} for one block; \
+         divide its diff over several blocks, or bring its blobs with others"
+    )]
+    BlockTooLarge {
+        /// The block.
+        block: BlockNumber,
+        /// Bytes of its diff and blobs, as the journal would hold them.
+        bytes: u64,
+        /// The most that the journal takes.
+        max: u64,
+    },
     /// The view's block is no longer kept, or was taken back.
     #[error("view expired: view is at {view}, the state has moved to {now}; take a new view", view = at(.view), now = at(.now))]
     ViewExpired {
@@ -191,6 +204,7 @@ impl Error {
             Self::WrongParent { .. }
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
+            | Self::BlockTooLarge { .. }
             | Self::NotClosed { .. }
             | Self::UnknownName { .. }
             | Self::NothingCommitted
@@ -223,6 +237,7 @@ impl Error {
             | Self::WrongParent { block, .. }
             | Self::WrongNumber { got: block, .. }
             | Self::VersionNeeded { block }
+            | Self::BlockTooLarge { block, .. }
             | Self::NotClosed { block, .. }
             | Self::HistoryGone { block, .. } => Some(*block),
             _ => None,

@@ -214,6 +214,15 @@ impl PendingBlock {
         bytes
     }
 
+    /// How long the byte form is, with a root.
+    pub fn encoded_len(&self) -> u64 {
+        let roots = 1 + self.old_root.map_or(0, |_| size_of::<[u8; 32]>()) + 1 + size_of::<[u8; 32]>();
+        let version = 1 + self.version.map_or(0, |_| 4 * size_of::<u16>());
+        let blobs = self.blobs.iter().map(|blob| 1 + blob.key.len() + size_of::<u32>() + blob.bytes.len());
+        let blobs = size_of::<u32>() + blobs.sum::<usize>();
+        (version + roots + self.diff.encoded_len() + blobs) as u64
+    }
+
     pub fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
         let version = option(&mut from, "version flag", |from| {
@@ -508,6 +517,21 @@ mod tests {
             (0..values).fold(StateDiff::builder(), |diff, key| diff.storage(1.into(), key.into(), 7.into()));
         let root = BlockRoot { commitment: 9.into(), ..BlockRoot::default() };
         Undo { before: Some(BlockNumber(values)), root, diff: diff.build().unwrap() }
+    }
+
+    #[test]
+    fn a_blocks_length_is_known_before_it_is_encoded() {
+        let blob = |bytes: usize| Blob { key: vec![1; bytes % 7], bytes: vec![2; bytes].into() };
+        let least = PendingBlock { diff: undo(20).diff, ..PendingBlock::default() };
+        let most = PendingBlock {
+            version: "0.14.0".parse().ok(),
+            old_root: Some(1.into()),
+            blobs: vec![blob(0), blob(9), blob(500)],
+            ..least.clone()
+        };
+        for block in [least, most] {
+            assert_eq!(block.encode(Some(2.into())).len() as u64, block.encoded_len());
+        }
     }
 
     #[test]
