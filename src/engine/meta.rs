@@ -174,7 +174,8 @@ pub struct PendingBlock {
 }
 
 /// Bytes that a caller keeps beside the state, such as a compiled class by its hash. Written with the block that brings
-/// them, and kept by their key whatever becomes of the block once it is committed: for content that never changes.
+/// them, and kept by their key whatever becomes of the block once it is committed: meant for content that never changes.
+/// A later block's bytes under the same key take their place, and going back does not bring the earlier ones again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
     /// At most 250 bytes.
@@ -404,9 +405,24 @@ pub fn blob_of_key(key: &[u8]) -> Option<&[u8]> {
     from.u32("part").ok().filter(|_| from.remaining() == 0).map(|_| blob)
 }
 
-pub fn put_blob(batch: &mut WriteBatch, blob: &Blob) {
+/// Puts a blob in the place of one that the store or the batch has under its key.
+pub fn put_blob(batch: &mut WriteBatch, store: &dyn StoreRead, blob: &Blob) -> Result<(), StoreError> {
     let bytes = [&(blob.bytes.len() as u64).to_be_bytes()[..], &blob.bytes].concat();
-    put_parts(batch, &blob_prefix(&blob.key), &bytes);
+    let prefix = blob_prefix(&blob.key);
+    put_parts(batch, &prefix, &bytes);
+    // Parts are numbered without gaps: of a longer blob, these are left over.
+    for part in bytes.len().div_ceil(PART_BYTES) as u32.. {
+        let key = [&prefix[..], &part.to_be_bytes()].concat();
+        let is_there = match batch.get(&key) {
+            Some(row) => row.is_some(),
+            None => store.get(&key)?.is_some(),
+        };
+        if !is_there {
+            break;
+        }
+        batch.delete(key);
+    }
+    Ok(())
 }
 
 /// A blob's bytes; `None` if there is none of this key.

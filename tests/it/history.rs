@@ -321,6 +321,27 @@ fn blobs_are_there_with_their_block_and_after_a_crash() {
 }
 
 #[test]
+fn a_blob_takes_the_place_of_one_under_its_key() {
+    let blob = |bytes: usize| Blob { key: b"key".to_vec(), bytes: vec![bytes as u8; bytes].into() };
+    for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
+        let place = Place::memory();
+        let engine = place.open("flat", config(cadence, 1));
+        // Shorter and longer ones, and one of no bytes.
+        for (number, bytes) in (0..).zip([20_000, 9_000, 0, 30_000, 5_000]) {
+            engine.close_block_with(&block(number), &[blob(bytes)]).unwrap();
+            assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(bytes).bytes), "{cadence:?}, {bytes}");
+        }
+        settle(&engine);
+        assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(5_000).bytes), "{cadence:?}");
+        check_whole(&engine);
+        engine.close_block_with(&block(5), &[blob(100)]).unwrap();
+        settle(&engine);
+        assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(100).bytes), "{cadence:?}");
+        check_whole(&engine);
+    }
+}
+
+#[test]
 fn every_blob_that_is_taken_can_be_written_to_every_store() {
     for place in Place::all() {
         for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK] {
