@@ -38,7 +38,7 @@ use std::thread::JoinHandle;
 use flagstone_core::commit::HashCounts;
 use flagstone_core::error::StateError;
 use flagstone_core::hash::{Bulk, Hasher};
-use flagstone_core::layout::Layout;
+use flagstone_core::layout::{CacheCounters, Layout};
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::BlockNumber;
 
@@ -230,6 +230,11 @@ impl Engine {
     /// What the values in front of the layout have done since the opening, and what they hold.
     pub fn read_cache_stats(&self) -> ReadCacheStats {
         self.shared.values.stats()
+    }
+
+    /// What the layout's cache of decoded records has done since the opening; `None` if the layout has none.
+    pub fn record_cache_stats(&self) -> Option<CacheCounters> {
+        self.shared.layout.cache_counters()
     }
 
     /// What the database says it is.
