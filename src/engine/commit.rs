@@ -174,9 +174,7 @@ impl Shared {
         let blobs = blocks.iter().flat_map(|closed| &closed.block.blobs);
         let rows = self.rows.of(base);
         blobs.into_iter().try_for_each(|blob| meta::put_blob(&mut batch, &rows, blob))?;
-        for (closed, undo) in &undo {
-            self.keep_undo(base, &mut batch, closed.block.number, undo)?;
-        }
+        self.keep_undo(base, &mut batch, &undo)?;
         let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
         batch.append(of_layout);
         Ok(Unit { blocks: blocks.to_vec(), committed, root: last.1, undo, batch, hashes, applied, witness })

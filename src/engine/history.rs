@@ -206,23 +206,26 @@ impl Shared {
         Error::HistoryGone { block, oldest, newest }
     }
 
-    /// Puts what takes a block back to its batch, and deletes what is too old.
+    /// Puts what takes blocks back to their batch, and deletes what is too old. The list in memory changes only if all of that
+    /// can be read: a block that failed is closed again.
     pub(super) fn keep_undo(
         &self,
         base: &Base,
         batch: &mut WriteBatch,
-        block: BlockNumber,
-        undo: &Undo,
+        blocks: &[(&Arc<Closed>, Undo)],
     ) -> Result<(), Error> {
-        let mut history = self.history();
-        if self.config.history_blocks > 0 {
-            meta::put_undo(batch, block, undo);
-            history.push_back(block);
+        let blocks = if self.config.history_blocks > 0 { blocks } else { &[] };
+        for (closed, undo) in blocks {
+            meta::put_undo(batch, closed.block.number, undo);
         }
-        while history.len() > self.config.history_blocks {
-            let Some(oldest) = history.pop_front() else { break };
+        let mut history = self.history();
+        let all = history.iter().copied().chain(blocks.iter().map(|(closed, _)| closed.block.number));
+        let too_old = (history.len() + blocks.len()).saturating_sub(self.config.history_blocks);
+        for oldest in all.take(too_old) {
             meta::delete_undo(batch, &self.rows.of(base), oldest)?;
         }
+        history.extend(blocks.iter().map(|(closed, _)| closed.block.number));
+        history.drain(..too_old);
         Ok(())
     }
 

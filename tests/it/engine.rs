@@ -388,10 +388,12 @@ fn a_reopened_database_is_where_it_was_whatever_the_cadence() {
     }
 }
 
-/// A store that fails when told to.
+/// A store whose syncs fail when told to, or whose scans.
+#[derive(Default)]
 struct Failing {
     inner: Arc<MemoryStore>,
     broken: Arc<AtomicBool>,
+    scans_broken: Arc<AtomicBool>,
 }
 
 impl StoreRead for Failing {
@@ -399,6 +401,9 @@ impl StoreRead for Failing {
         self.inner.get(key)
     }
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        if self.scans_broken.load(Ordering::SeqCst) {
+            return Err(StoreError::new(StoreErrorKind::Io, "no row to be read"));
+        }
         self.inner.scan(prefix, visit)
     }
 }
@@ -426,7 +431,7 @@ fn after_a_failed_write_the_engine_stops_until_reopened() {
     for (layout, make) in layouts() {
         let inner = Arc::new(MemoryStore::new());
         let broken = Arc::new(AtomicBool::new(false));
-        let store = Failing { inner: Arc::clone(&inner), broken: Arc::clone(&broken) };
+        let store = Failing { inner: Arc::clone(&inner), broken: Arc::clone(&broken), ..Failing::default() };
         let engine = Engine::open(Box::new(store), make, EngineConfig::default()).unwrap();
         engine.close_block(&block(0)).unwrap();
         broken.store(true, Ordering::SeqCst);
@@ -438,6 +443,23 @@ fn after_a_failed_write_the_engine_stops_until_reopened() {
         let engine =
             Engine::open(Box::new(inner), flagstone::layout(layout).unwrap().make(), EngineConfig::default());
         assert!(engine.unwrap().head().closed >= Some(BlockNumber(0)));
+    }
+}
+
+#[test]
+fn a_block_that_failed_and_is_closed_again_is_once_in_the_history() {
+    for (layout, make) in layouts() {
+        let (store, config) = (Failing::default(), config(Cadence::AtClose, 1));
+        let broken = Arc::clone(&store.scans_broken);
+        let config = EngineConfig { history_blocks: 2, ..config };
+        let engine = Engine::open(Box::new(store), make, config).unwrap();
+        (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        broken.store(true, Ordering::SeqCst);
+        assert_eq!(engine.close_block(&block(4)).unwrap_err().to_string(), "no row to be read");
+        broken.store(false, Ordering::SeqCst);
+        engine.close_block(&block(4)).unwrap();
+        engine.revert_to(BlockNumber(2)).unwrap_or_else(|error| panic!("{layout}: {error}"));
+        assert_eq!(slot(&engine), 102);
     }
 }
 
