@@ -41,6 +41,10 @@ fn slot(engine: &Engine) -> u64 {
     u64::try_from(value.0).unwrap()
 }
 
+/// What an identity that does not match advises.
+const WAY_OUT: &str = "open it as what it is, with the version of this program that wrote it, \
+                       or import a dump of it into another database";
+
 #[test]
 fn another_layout_is_refused_naming_both() {
     for (written, _) in layouts() {
@@ -48,8 +52,9 @@ fn another_layout_is_refused_naming_both() {
         replay(&place.open(written, EngineConfig::default()), &[block(0)]);
         for (opened, layout) in layouts().filter(|(opened, _)| *opened != written) {
             let error = Engine::open(place.store(), layout, EngineConfig::default()).unwrap_err();
-            let expected =
-                format!("layout mismatch: database was written by `{written}` v1, opened as `{opened}` v1");
+            let expected = format!(
+                "layout mismatch: database was written by `{written}` v1, opened as `{opened}` v1; {WAY_OUT}"
+            );
             assert_eq!(error.to_string(), expected);
             assert_eq!(error.kind(), ErrorKind::Store);
         }
@@ -75,7 +80,7 @@ fn check_identity(from: &str, to: &str, expected: &str) {
     rewrite_identity(&place, from, to);
     let layout = flagstone::layout("flat").unwrap().make();
     let error = Engine::open(place.store(), layout, EngineConfig::default()).unwrap_err();
-    assert_eq!(error.to_string(), expected);
+    assert_eq!(error.to_string(), format!("{expected}; {WAY_OUT}"));
 }
 
 #[test]
