@@ -1,5 +1,7 @@
 //! What the engine can refuse or fail with.
 
+use std::fmt;
+
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::store::StoreError;
@@ -69,6 +71,19 @@ pub enum Error {
         /// The block.
         block: BlockNumber,
     },
+    /// The block is longer than the journal takes for one. Nothing of it is kept.
+    #[error(
+        "block {block} takes {bytes} bytes in the journal, which takes at most {max} for one block; \
+         divide its diff over several blocks, or bring its blobs with others"
+    )]
+    BlockTooLarge {
+        /// The block.
+        block: BlockNumber,
+        /// Bytes of its diff and blobs, as the journal would hold them.
+        bytes: u64,
+        /// The most that the journal takes.
+        max: u64,
+    },
     /// The view's block is no longer kept, or was taken back.
     #[error("view expired: view is at {view}, the state has moved to {now}; take a new view", view = at(.view), now = at(.now))]
     ViewExpired {
@@ -100,7 +115,10 @@ pub enum Error {
         newest: Option<BlockNumber>,
     },
     /// The database is not what it is opened as.
-    #[error("{what} mismatch: database was written by {stored}, opened as {opened}")]
+    #[error(
+        "{what} mismatch: database was written by {stored}, opened as {opened}; \
+         open it as what it is, with the version of this program that wrote it, or import a dump of it into another database"
+    )]
     IdentityMismatch {
         /// What differs: layout, format version, scheme, or store.
         what: &'static str,
@@ -145,16 +163,15 @@ pub enum Error {
     },
     /// Another import was begun here and not finished.
     #[error(
-        "an import of another dump has begun here: block {block}, state commitment {commitment}, into layout `{layout}`; \
-         go on with that one, or remove what it left and import again"
+        "an import of another dump has begun here: {begun}; {given}; \
+         go on with the one that was begun, or remove what it left and import again",
+        given = other_dump(.begun, .given)
     )]
     OtherImport {
-        /// Block of the other dump.
-        block: BlockNumber,
-        /// Its state commitment.
-        commitment: StateCommitment,
-        /// The layout that it was imported into.
-        layout: String,
+        /// What was begun.
+        begun: Box<ImportOf>,
+        /// What was to be imported now.
+        given: Box<ImportOf>,
     },
     /// What is opened as a database is the work of an import that is not finished.
     #[error(
@@ -178,6 +195,32 @@ pub enum Error {
     Config(String),
 }
 
+/// A dump, and the layout that it is imported into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportOf {
+    /// The dump's block.
+    pub block: BlockNumber,
+    /// Its state commitment.
+    pub commitment: StateCommitment,
+    /// The layout.
+    pub layout: String,
+}
+
+impl fmt::Display for ImportOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { block, commitment, layout } = self;
+        write!(f, "block {block}, state commitment {commitment}, into layout `{layout}`")
+    }
+}
+
+/// How the dump that is given is another than the one that was begun.
+fn other_dump(begun: &ImportOf, given: &ImportOf) -> String {
+    if begun == given {
+        return "this one states the same, but its chunks are others".to_owned();
+    }
+    format!("this one is of {given}")
+}
+
 /// A state, for the middle of a sentence.
 pub(crate) fn at(block: &Option<BlockNumber>) -> String {
     block.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"))
@@ -191,6 +234,7 @@ impl Error {
             Self::WrongParent { .. }
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
+            | Self::BlockTooLarge { .. }
             | Self::NotClosed { .. }
             | Self::UnknownName { .. }
             | Self::NothingCommitted
@@ -223,6 +267,7 @@ impl Error {
             | Self::WrongParent { block, .. }
             | Self::WrongNumber { got: block, .. }
             | Self::VersionNeeded { block }
+            | Self::BlockTooLarge { block, .. }
             | Self::NotClosed { block, .. }
             | Self::HistoryGone { block, .. } => Some(*block),
             _ => None,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Instant;
 
+use flagstone::core::layout::CacheCounters;
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::core::witness::Witness;
 use flagstone::engine::BlockRoot;
@@ -200,6 +201,7 @@ impl Replayer<'_> {
             let summary = json!({
                 "blocks": self.blocks, "writes": self.writes, "verified": self.verified, "seconds": seconds,
                 "layout": self.layout, "store": store, "root": root.to_string(),
+                "read_cache": read_cache_json(&self.engine), "record_cache": record_cache_json(&self.engine),
             });
             return self.output.line(&json!({ "summary": summary }).to_string());
         }
@@ -212,4 +214,20 @@ impl Replayer<'_> {
             place.suffix()
         ));
     }
+}
+
+fn read_cache_json(engine: &Engine) -> serde_json::Value {
+    let stats = engine.read_cache_stats();
+    json!({
+        "hits": stats.hits, "absent_hits": stats.absent_hits, "misses": stats.misses,
+        "evictions": stats.evictions, "entries": stats.entries, "bytes": stats.bytes,
+    })
+}
+
+/// Null for a layout without such a cache.
+fn record_cache_json(engine: &Engine) -> serde_json::Value {
+    let counters = engine.record_cache_stats();
+    counters.map_or(serde_json::Value::Null, |CacheCounters { hits, misses, evictions }| {
+        json!({ "hits": hits, "misses": misses, "evictions": evictions })
+    })
 }

@@ -1,7 +1,7 @@
 //! `flagstone export`, `import` and `convert`: states as files, and from one database to another.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::path::Path;
 use std::thread;
 use std::time::Instant;
@@ -22,11 +22,12 @@ const BUFFER_BYTES: usize = 1 << 18;
 
 pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
+    let to_stdout = args.out.as_deref().is_none_or(|out| out == Path::new(DASH));
+    refuse_terminal(to_stdout && io::stdout().is_terminal())?;
     let engine = database::open(&args.data, None, EngineConfig::default())?;
     engine.commit()?;
     output.start_spinner();
     let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
-    let to_stdout = args.out.as_deref().is_none_or(|out| out == Path::new(DASH));
     let mut write = |out: &mut dyn Write| snapshot::export(&engine, args.block, out, &mut progress);
     let exported = match args.out.as_deref() {
         Some(path) if !to_stdout => to_file(path, write),
@@ -42,6 +43,16 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
         output.note(&report)
     } else {
         output.line(&report)
+    }
+    Ok(())
+}
+
+/// A dump is bytes that a terminal cannot show.
+fn refuse_terminal(is_terminal: bool) -> Result<(), Failure> {
+    if is_terminal {
+        return Err(Failure::usage(
+            "a dump is not text, and standard output is a terminal; name a file with --out FILE, or write to a pipe",
+        ));
     }
     Ok(())
 }
@@ -183,4 +194,17 @@ fn imported_line(imported: &Imported, since: Instant, as_json: bool) -> String {
     };
     let (block, root, holds) = (header.block, header.commitment, counts_text(counts));
     format!("imported block {block}, root {root}: {holds}{resumed}; {seconds:.2} s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_a_hint_and_no_dump() {
+        assert!(refuse_terminal(false).is_ok());
+        let failure = refuse_terminal(true).err().unwrap();
+        assert_eq!(failure.code, 2);
+        assert!(failure.message.contains("--out FILE"), "{}", failure.message);
+    }
 }

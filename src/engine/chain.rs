@@ -66,6 +66,14 @@ pub struct Unwritten {
     pub head: Option<BlockNumber>,
 }
 
+/// A state that can be viewed by the recent values.
+#[derive(Clone, Copy)]
+pub struct Live {
+    pub stamp: u64,
+    /// Whether it stays so for a while: half of what the bounds on recent values allow was not closed after it yet.
+    pub lasts: bool,
+}
+
 /// All blocks on their way.
 #[derive(Default)]
 pub struct Chain {
@@ -168,6 +176,22 @@ impl Chain {
             Cadence::Blocks(count) if self.waiting.len() >= count.get() as usize => self.waiting.len(),
             _ => self.waiting.iter().take_while(|closed| Some(closed.block.number) <= self.wanted).count(),
         }
+    }
+
+    /// The state after a block whose values are on their way or among the recent ones.
+    pub fn live(&self, block: BlockNumber, config: &EngineConfig) -> Option<Live> {
+        let unwritten = self.unwritten.iter().rev().flat_map(|unwritten| unwritten.blocks.iter().rev());
+        let newest_first = self.waiting.iter().rev().chain(unwritten).chain(self.recent.iter().rev());
+        let (mut blocks, mut bytes) = (0, 0);
+        for closed in newest_first {
+            if closed.block.number == block {
+                let lasts = blocks <= config.recent_blocks_max / 2 && bytes <= config.recent_bytes_max / 2;
+                return Some(Live { stamp: closed.stamp, lasts });
+            }
+            blocks += 1;
+            bytes += closed.recent_bytes();
+        }
+        None
     }
 
     /// Blocks whose values need not be kept any more.

@@ -43,7 +43,8 @@ impl Engine {
     /// # Errors
     /// [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow, [`Error::VersionNeeded`] if
     /// its commitment would not be defined, [`Error::RootMismatch`] if a committed block's root is not the stated
-    /// one (that block and those after it are taken back), [`Error::State`] if the store fails or is damaged.
+    /// one (that block and those after it are taken back), [`Error::BlockTooLarge`] if the journal does not take so much
+    /// for one block, [`Error::State`] if the store fails or is damaged.
     pub fn close_block(&self, update: &StateUpdate) -> Result<Progress, Error> {
         self.close_block_with(update, &[])
     }
@@ -52,7 +53,8 @@ impl Engine {
     /// reads them.
     ///
     /// # Errors
-    /// As [`Engine::close_block`]; [`Error::Config`] if a blob's key or bytes are too long.
+    /// As [`Engine::close_block`]; [`Error::Config`] if a blob's key or bytes are too long, [`Error::BlockTooLarge`] if
+    /// they are with the diff.
     pub fn close_block_with(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<Progress, Error> {
         check_blobs(blobs)?;
         Ok(self.close(update, blobs, None)?.0)
@@ -127,6 +129,9 @@ impl Shared {
             diff: update.diff.clone(),
             blobs: blobs.to_vec(),
         };
+        if let Some(journal) = self.durability().journal() {
+            check_length(number, block.encoded_len(), journal.payload_bytes_max())?;
+        }
         let closed = Arc::new(Closed::new(block, stamp));
         if at_close {
             return Ok((number, self.close_committed(&closed, reads)?));
@@ -244,6 +249,15 @@ fn check_blobs(blobs: &[Blob]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses a block that is too long for one frame of the journal. The append would, but only after the block's values were
+/// put in place, and so the engine would have to stop.
+fn check_length(block: BlockNumber, bytes: u64, max: u64) -> Result<(), Error> {
+    if bytes > max {
+        return Err(Error::BlockTooLarge { block, bytes, max });
+    }
+    Ok(())
+}
+
 /// Checks that a block follows and that its commitment will be defined. Returns its number.
 fn accept(chain: &Chain, update: &StateUpdate) -> Result<BlockNumber, Error> {
     let expected = match chain.closed {
@@ -276,5 +290,24 @@ pub(super) fn check_parent(
     match (stated, actual) {
         (Some(stated), Some(actual)) if stated != actual => Err(Error::WrongParent { block, stated, actual }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn a_block_that_is_too_long_for_the_journal_is_bad_input() {
+        let block = BlockNumber(7);
+        check_length(block, 100, 100).unwrap();
+        let error = check_length(block, 101, 100).unwrap_err();
+        assert_eq!((error.kind(), error.block()), (ErrorKind::Input, Some(block)));
+        assert_eq!(
+            error.to_string(),
+            "block 7 takes 101 bytes in the journal, which takes at most 100 for one block; \
+             divide its diff over several blocks, or bring its blobs with others"
+        );
     }
 }

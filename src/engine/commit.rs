@@ -172,10 +172,9 @@ impl Shared {
         let refusal = self.chain().refusal;
         meta::put_head(&mut batch, &StoredHead { block: last.0, root: last.1, refusal });
         let blobs = blocks.iter().flat_map(|closed| &closed.block.blobs);
-        blobs.for_each(|blob| meta::put_blob(&mut batch, blob));
-        for (closed, undo) in &undo {
-            self.keep_undo(base, &mut batch, closed.block.number, undo)?;
-        }
+        let rows = self.rows.of(base);
+        blobs.into_iter().try_for_each(|blob| meta::put_blob(&mut batch, &rows, blob))?;
+        self.keep_undo(base, &mut batch, &undo)?;
         let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
         batch.append(of_layout);
         Ok(Unit { blocks: blocks.to_vec(), committed, root: last.1, undo, batch, hashes, applied, witness })
@@ -216,8 +215,11 @@ impl Shared {
         let mut keys = blocks.iter().flat_map(|closed| &closed.block.blobs).peekable();
         if keys.peek().is_some() {
             let mut blobs = self.blobs();
+            // A later block may have brought others under the same key.
             keys.for_each(|blob| {
-                blobs.remove(&blob.key);
+                if blobs.get(&blob.key).is_some_and(|bytes| Arc::ptr_eq(bytes, &blob.bytes)) {
+                    blobs.remove(&blob.key);
+                }
             });
         }
     }

@@ -61,12 +61,15 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// The threads for commitment, named for `what` they do.
+    /// Its threads, named for `what` they do.
     pub(super) fn pool(&self, what: &'static str) -> Result<ThreadPool, Error> {
         let threads = ThreadPoolBuilder::new().num_threads(self.threads);
         let named = threads.thread_name(move |index| format!("flagstone-{what}-{index}"));
         named.build().map_err(|error| {
-            Error::Config(format!("cannot start {} commitment threads: {error}", self.threads))
+            Error::Config(format!(
+                "cannot start the {what} threads ({} were asked for): {error}",
+                self.threads
+            ))
         })
     }
 }

@@ -125,8 +125,12 @@ impl Engine {
     }
 }
 
-/// The lane's thread. A failed read is nothing to it: whoever needs the value will be told.
+/// The lane. A failed read is nothing to it: whoever needs the value will be told.
 pub fn follow(shared: &Arc<Shared>) -> Result<(), Error> {
+    shared.lane.install(|| follow_here(shared))
+}
+
+fn follow_here(shared: &Arc<Shared>) -> Result<(), Error> {
     loop {
         let next = shared.hints.next();
         if shared.check_running().is_err() {

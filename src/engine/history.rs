@@ -15,7 +15,7 @@ use flagstone_core::store::WriteBatch;
 use flagstone_core::types::BlockNumber;
 
 use super::base::Base;
-use super::chain::{Chain, Closed, Unwritten};
+use super::chain::{Chain, Closed, Live, Unwritten};
 use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::values::each_value;
 use super::view::{Past, View};
@@ -40,20 +40,31 @@ impl Engine {
     pub fn view_at(&self, block: BlockNumber) -> Result<View, Error> {
         let shared = &self.shared;
         let view = |stamp, past| View { shared: Arc::clone(shared), stamp, block: Some(block), past };
-        if let Some(stamp) = shared.live_stamp(block)? {
-            return Ok(view(stamp, None));
+        let live = shared.live(block)?;
+        if let Some(live) = live.filter(|live| live.lasts) {
+            return Ok(view(live.stamp, None));
         }
         let _unchanged = shared.rows.hold();
         let base = shared.rows.base();
         if let Some(root) = shared.kept_root(&base, block)? {
             return Ok(view(base.stamp, Some(Past::Kept(root.roots))));
         }
-        let Rewind { diff, .. } = shared.rewind(&base, block, |at| at == Some(block))?;
-        let mut changed = HashMap::with_capacity(diff.writes());
-        each_value(&diff, |key, value| {
-            changed.insert(key, value);
-        });
-        Ok(view(base.stamp, Some(Past::Changed(Arc::new(changed)))))
+        match (shared.rewind(&base, block, |at| at == Some(block)), live) {
+            (Ok(Rewind { diff, .. }), _) => {
+                let mut changed = HashMap::with_capacity(diff.writes());
+                each_value(&diff, |key, value| {
+                    changed.insert(key, value);
+                });
+                Ok(view(base.stamp, Some(Past::Changed(Arc::new(changed)))))
+            }
+            // Not committed yet, or without history: as long as its values are there.
+            (Err(Error::NotClosed { .. } | Error::HistoryGone { .. }), Some(live))
+                if shared.values.reaches(live.stamp) =>
+            {
+                Ok(view(live.stamp, None))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Reads the tries as they are after a committed block, the last one if none is named. `read` is handed the tries, the
@@ -144,19 +155,16 @@ impl Rewind {
 }
 
 impl Shared {
-    /// The stamp of a block's state, if its values are all among the recent ones.
-    fn live_stamp(&self, block: BlockNumber) -> Result<Option<u64>, Error> {
+    /// A block's state among the recent ones, if its values are all there.
+    fn live(&self, block: BlockNumber) -> Result<Option<Live>, Error> {
         let chain = self.chain();
         if chain.closed < Some(block) {
             return Err(Error::NotClosed { block, closed: chain.closed });
         }
         if chain.closed == Some(block) {
-            return Ok(Some(chain.stamp));
+            return Ok(Some(Live { stamp: chain.stamp, lasts: true }));
         }
-        let unwritten = chain.unwritten.iter().rev().flat_map(|unwritten| unwritten.blocks.iter().rev());
-        let mut all = chain.waiting.iter().rev().chain(unwritten).chain(chain.recent.iter().rev());
-        let stamp = all.find(|closed| closed.block.number == block).map(|closed| closed.stamp);
-        Ok(stamp.filter(|stamp| self.values.reaches(*stamp)))
+        Ok(chain.live(block, &self.config).filter(|live| self.values.reaches(live.stamp)))
     }
 
     /// The roots after a block up to a base, if the layout keeps the rows under them.
@@ -198,23 +206,26 @@ impl Shared {
         Error::HistoryGone { block, oldest, newest }
     }
 
-    /// Puts what takes a block back to its batch, and deletes what is too old.
+    /// Puts what takes blocks back to their batch, and deletes what is too old. The list in memory changes only if all of that
+    /// can be read: a block that failed is closed again.
     pub(super) fn keep_undo(
         &self,
         base: &Base,
         batch: &mut WriteBatch,
-        block: BlockNumber,
-        undo: &Undo,
+        blocks: &[(&Arc<Closed>, Undo)],
     ) -> Result<(), Error> {
-        let mut history = self.history();
-        if self.config.history_blocks > 0 {
-            meta::put_undo(batch, block, undo);
-            history.push_back(block);
+        let blocks = if self.config.history_blocks > 0 { blocks } else { &[] };
+        for (closed, undo) in blocks {
+            meta::put_undo(batch, closed.block.number, undo);
         }
-        while history.len() > self.config.history_blocks {
-            let Some(oldest) = history.pop_front() else { break };
+        let mut history = self.history();
+        let all = history.iter().copied().chain(blocks.iter().map(|(closed, _)| closed.block.number));
+        let too_old = (history.len() + blocks.len()).saturating_sub(self.config.history_blocks);
+        for oldest in all.take(too_old) {
             meta::delete_undo(batch, &self.rows.of(base), oldest)?;
         }
+        history.extend(blocks.iter().map(|(closed, _)| closed.block.number));
+        history.drain(..too_old);
         Ok(())
     }
 
@@ -268,6 +279,7 @@ impl Shared {
         let mut chain = self.chain();
         chain.closed = *block;
         chain.committed = *block;
+        chain.persisted = chain.persisted.min(*block);
         chain.root = *root;
         chain.stamp = stamp;
         chain.refusal = refusal;

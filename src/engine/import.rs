@@ -29,7 +29,7 @@ use flagstone_core::types::{ClassesRoot, ContractsRoot};
 use super::base::Layered;
 use super::meta::{self, BlockRoot, Identity, StoredHead};
 use super::{Engine, EngineConfig, require_atomic_batches};
-use crate::error::Error;
+use crate::error::{Error, ImportOf};
 use crate::snapshot::{Chunk, Counts, DumpReader, Header, Position, SnapshotError};
 use crate::store::Sealed;
 
@@ -197,11 +197,7 @@ fn begin(store: &dyn Store, layout: &dyn Layout, header: Header) -> Result<Unfin
     let identity = Identity::of(layout);
     if let Some(unfinished) = read_unfinished(store)? {
         if unfinished.header != header || unfinished.identity != identity {
-            return Err(Error::OtherImport {
-                block: unfinished.header.block,
-                commitment: unfinished.header.commitment,
-                layout: unfinished.identity.layout,
-            });
+            return Err(other_import(&unfinished, &header, &identity));
         }
         return Ok(unfinished);
     }
@@ -217,6 +213,14 @@ fn begin(store: &dyn Store, layout: &dyn Layout, header: Header) -> Result<Unfin
     store.write(&batch)?;
     store.sync()?;
     Ok(start)
+}
+
+fn other_import(begun: &Unfinished, header: &Header, identity: &Identity) -> Error {
+    let import = |header: &Header, identity: &Identity| {
+        let (block, commitment, layout) = (header.block, header.commitment, identity.layout.clone());
+        Box::new(ImportOf { block, commitment, layout })
+    };
+    Error::OtherImport { begun: import(&begun.header, &begun.identity), given: import(header, identity) }
 }
 
 /// What the dump holds, if the store has all of it and is a database already: an earlier run was ended after its last
@@ -316,11 +320,7 @@ impl Import<'_> {
     /// A chunk that the store has already; the last of these must end where the store's import does.
     fn skip(&self, chunk: &Chunk, first: u32) -> Result<(), Error> {
         if chunk.number.checked_add(1) == Some(first) && chunk.last != self.at.last {
-            return Err(Error::OtherImport {
-                block: self.at.header.block,
-                commitment: self.at.header.commitment,
-                layout: self.at.identity.layout.clone(),
-            });
+            return Err(other_import(&self.at, &self.at.header, &self.at.identity));
         }
         Ok(())
     }

@@ -174,7 +174,8 @@ pub struct PendingBlock {
 }
 
 /// Bytes that a caller keeps beside the state, such as a compiled class by its hash. Written with the block that brings
-/// them, and kept by their key whatever becomes of the block once it is committed: for content that never changes.
+/// them, and kept by their key whatever becomes of the block once it is committed: meant for content that never changes.
+/// A later block's bytes under the same key take their place, and going back does not bring the earlier ones again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
     /// At most 250 bytes.
@@ -212,6 +213,15 @@ impl PendingBlock {
         bytes.extend_from_slice(&(self.blobs.len() as u32).to_be_bytes());
         self.blobs.iter().for_each(|blob| blob.encode(&mut bytes));
         bytes
+    }
+
+    /// How long the byte form is, with a root.
+    pub fn encoded_len(&self) -> u64 {
+        let roots = 1 + self.old_root.map_or(0, |_| size_of::<[u8; 32]>()) + 1 + size_of::<[u8; 32]>();
+        let version = 1 + self.version.map_or(0, |_| 4 * size_of::<u16>());
+        let blobs = self.blobs.iter().map(|blob| 1 + blob.key.len() + size_of::<u32>() + blob.bytes.len());
+        let blobs = size_of::<u32>() + blobs.sum::<usize>();
+        (version + roots + self.diff.encoded_len() + blobs) as u64
     }
 
     pub fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -395,9 +405,24 @@ pub fn blob_of_key(key: &[u8]) -> Option<&[u8]> {
     from.u32("part").ok().filter(|_| from.remaining() == 0).map(|_| blob)
 }
 
-pub fn put_blob(batch: &mut WriteBatch, blob: &Blob) {
+/// Puts a blob in the place of one that the store or the batch has under its key.
+pub fn put_blob(batch: &mut WriteBatch, store: &dyn StoreRead, blob: &Blob) -> Result<(), StoreError> {
     let bytes = [&(blob.bytes.len() as u64).to_be_bytes()[..], &blob.bytes].concat();
-    put_parts(batch, &blob_prefix(&blob.key), &bytes);
+    let prefix = blob_prefix(&blob.key);
+    put_parts(batch, &prefix, &bytes);
+    // Parts are numbered without gaps: of a longer blob, these are left over.
+    for part in bytes.len().div_ceil(PART_BYTES) as u32.. {
+        let key = [&prefix[..], &part.to_be_bytes()].concat();
+        let is_there = match batch.get(&key) {
+            Some(row) => row.is_some(),
+            None => store.get(&key)?.is_some(),
+        };
+        if !is_there {
+            break;
+        }
+        batch.delete(key);
+    }
+    Ok(())
 }
 
 /// A blob's bytes; `None` if there is none of this key.
@@ -508,6 +533,21 @@ mod tests {
             (0..values).fold(StateDiff::builder(), |diff, key| diff.storage(1.into(), key.into(), 7.into()));
         let root = BlockRoot { commitment: 9.into(), ..BlockRoot::default() };
         Undo { before: Some(BlockNumber(values)), root, diff: diff.build().unwrap() }
+    }
+
+    #[test]
+    fn a_blocks_length_is_known_before_it_is_encoded() {
+        let blob = |bytes: usize| Blob { key: vec![1; bytes % 7], bytes: vec![2; bytes].into() };
+        let least = PendingBlock { diff: undo(20).diff, ..PendingBlock::default() };
+        let most = PendingBlock {
+            version: "0.14.0".parse().ok(),
+            old_root: Some(1.into()),
+            blobs: vec![blob(0), blob(9), blob(500)],
+            ..least.clone()
+        };
+        for block in [least, most] {
+            assert_eq!(block.encode(Some(2.into())).len() as u64, block.encoded_len());
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ use std::thread::JoinHandle;
 use flagstone_core::commit::HashCounts;
 use flagstone_core::error::StateError;
 use flagstone_core::hash::{Bulk, Hasher};
-use flagstone_core::layout::Layout;
+use flagstone_core::layout::{CacheCounters, Layout};
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::BlockNumber;
 
@@ -91,6 +91,8 @@ struct Shared {
     rows: Rows,
     values: Values,
     hints: Hints,
+    /// The one thread that follows hints, so that what a layout does in parallel stays on it.
+    lane: rayon::ThreadPool,
     /// Blobs of blocks that are closed and not committed.
     blobs: RwLock<HashMap<Vec<u8>, Arc<[u8]>>>,
     tip: RwLock<Tip>,
@@ -228,6 +230,11 @@ impl Engine {
     /// What the values in front of the layout have done since the opening, and what they hold.
     pub fn read_cache_stats(&self) -> ReadCacheStats {
         self.shared.values.stats()
+    }
+
+    /// What the layout's cache of decoded records has done since the opening; `None` if the layout has none.
+    pub fn record_cache_stats(&self) -> Option<CacheCounters> {
+        self.shared.layout.cache_counters()
     }
 
     /// What the database says it is.
@@ -407,6 +414,7 @@ impl Opening {
     fn start(self, durability: Durability, behind: Behind) -> Result<Engine, Error> {
         let Self { store, layout, hasher, config, head } = self;
         let pool = config.pool("pool")?;
+        let lane = EngineConfig { threads: 1, ..config }.pool("read-ahead")?;
         let ahead_of_store = durability.is_journal() || !store.capabilities().durable;
         let chain = Chain {
             closed: head.block,
@@ -425,6 +433,7 @@ impl Opening {
             rows: Rows::new(Box::new(store), head.block, head.root),
             values: Values::new(config.read_cache_bytes),
             hints: Hints::default(),
+            lane,
             blobs: RwLock::default(),
             tip: RwLock::new(Tip { stamp: 0, block: head.block }),
             chain: Mutex::new(chain),

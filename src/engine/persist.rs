@@ -45,16 +45,17 @@ impl Shared {
             self.durability().synced(head)?; // 5
         }
         let mut chain = self.chain();
-        for written in unwritten {
-            chain.unwritten.pop_front();
-            chain.recent.extend(written.blocks.iter().map(Closed::without_blobs));
-        }
+        chain.recent.extend(unwritten.iter().flat_map(|written| &written.blocks).map(Closed::without_blobs));
         let leaving = chain.leaving(&self.config);
         drop(chain);
         for closed in leaving {
             self.values.retire(closed.stamp, &closed.block.diff);
         }
-        self.chain().persisted = head;
+        // At one instant: who finds nothing unwritten may go back, and then says itself what is persisted.
+        let mut chain = self.chain();
+        chain.unwritten.drain(..unwritten.len());
+        chain.persisted = head;
+        drop(chain);
         self.changed.notify_all();
         Ok(())
     }

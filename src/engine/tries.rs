@@ -1,6 +1,8 @@
 //! Committed states, for those who go over whole ones: exports, comparisons, checks.
 
 use flagstone_core::commit::TrieRows;
+use flagstone_core::felt::Felt;
+use flagstone_core::trie::{HashFunction, hash_pairs};
 use flagstone_core::types::BlockNumber;
 
 use super::chain::Chain;
@@ -22,6 +24,11 @@ impl Engine {
             Some(at) => read(tries, at, *root),
             None => Err(Error::NothingCommitted),
         })
+    }
+
+    /// Hashes pairs in order, on the engine's threads.
+    pub(crate) fn hash_pairs(&self, function: HashFunction, pairs: &[[Felt; 2]]) -> Vec<Felt> {
+        self.shared.pool.install(|| hash_pairs(self.shared.hasher.as_ref(), function, pairs))
     }
 
     /// Reads anything while nothing changes and nothing is on its way: the store, at the head that it is given with, and

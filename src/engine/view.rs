@@ -121,7 +121,7 @@ impl View {
         value.filter(|_| !self.shared.is_taken_back(self.stamp))
     }
 
-    /// The blob of a key, if a block brought one: of any block so far, as blobs never change.
+    /// The blob of a key, if a block brought one: that of the last closed block that did, also if it is after this view's.
     ///
     /// # Errors
     /// [`Error::State`] if reading fails.

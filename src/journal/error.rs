@@ -141,7 +141,11 @@ pub enum JournalError {
     #[error("{0}")]
     Corrupt(Box<Damage>),
     /// A segment of another format version.
-    #[error("journal segment {segment} has format v{found}, this program knows v{known}", segment = .segment.display())]
+    #[error(
+        "journal segment {segment} has format v{found}, this program knows v{known}; \
+         open the database with the version of the program that wrote it, export its state there, and import the dump with this one",
+        segment = .segment.display()
+    )]
     Format {
         /// The segment file.
         segment: PathBuf,

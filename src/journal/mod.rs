@@ -318,6 +318,11 @@ impl Journal {
         Ok(self.position())
     }
 
+    /// The longest payload that is taken for one block.
+    pub const fn payload_bytes_max(&self) -> u64 {
+        self.config.payload_bytes_max
+    }
+
     /// Takes back a block and all after it: they will not be replayed, and the next block to append has this number.
     /// It need not be held any more. Durable only after [`Journal::sync`]. Returns where the refusal stands.
     ///

@@ -623,6 +623,7 @@ fn the_format_stays_what_it_is() {
     files.set_content(&segment(1), &other);
     let error = open(&files).unwrap_err();
     assert_eq!(error.kind(), JournalErrorKind::Format);
+    assert!(error.to_string().contains("export its state there"), "{error}");
 }
 
 const GOLDEN_HEADER: &str = "464c41474a524e4c000000010000000100000000000000020123456789abcdef\

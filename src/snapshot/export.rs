@@ -4,9 +4,8 @@ use std::io::{self, Write};
 
 use flagstone_core::commit::TrieRows;
 use flagstone_core::error::StateError;
-use flagstone_core::hash::Bulk;
 use flagstone_core::store::{StoreError, StoreErrorKind};
-use flagstone_core::trie::{Leaves, TrieId};
+use flagstone_core::trie::{HashPairs, Leaves, TrieId};
 use flagstone_core::types::{BlockNumber, ClassHash, ContractAddress};
 
 use super::format::{Counts, Header};
@@ -69,18 +68,20 @@ pub fn export(
 ) -> Result<Exported, Error> {
     engine.at_block(block, |rows, block, root| {
         let header = Header { block, roots: root.roots, commitment: root.commitment };
-        Ok(write_state(rows, header, out, progress)?)
+        let hash: &HashPairs<'_> = &|function, pairs| engine.hash_pairs(function, pairs);
+        Ok(write_state(rows, header, hash, out, progress)?)
     })
 }
 
 fn write_state(
     rows: &dyn TrieRows,
     header: Header,
+    hash: &HashPairs<'_>,
     out: impl Write,
     progress: &mut dyn FnMut(Counts),
 ) -> Result<Exported, Failure> {
     let mut dump = DumpWriter::new(out, &header)?;
-    let leaves = |trie, root| Leaves::new(rows, trie, root).verified(&Bulk);
+    let leaves = |trie, root| Leaves::new(rows, trie, root).verified_by(hash);
     for contract in leaves(TrieId::Contracts, header.roots.contracts.0) {
         let (key, _) = contract.map_err(StateError::from)?;
         let address = ContractAddress::from(key);

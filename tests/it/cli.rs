@@ -103,6 +103,9 @@ fn every_layout_store_and_cadence_prints_the_same_roots() {
         let (summary, blocks) = lines.split_last().unwrap();
         assert_eq!(summary["summary"]["verified"], 10);
         assert_eq!(summary["summary"]["store"], store);
+        assert!(summary["summary"]["read_cache"]["misses"].is_u64(), "{summary}");
+        let of_records = &summary["summary"]["record_cache"];
+        assert_eq!(of_records["misses"].is_u64(), layout == "flat", "{summary}");
         assert!(blocks.iter().all(|block| block["matches"] == true && block["layout"] == layout));
         blocks.iter().map(|block| block["root"].as_str().unwrap().to_owned()).collect()
     };

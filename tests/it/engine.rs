@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::{Blob, EngineConfig};
@@ -41,6 +41,10 @@ fn slot(engine: &Engine) -> u64 {
     u64::try_from(value.0).unwrap()
 }
 
+/// What an identity that does not match advises.
+const WAY_OUT: &str = "open it as what it is, with the version of this program that wrote it, \
+                       or import a dump of it into another database";
+
 #[test]
 fn another_layout_is_refused_naming_both() {
     for (written, _) in layouts() {
@@ -48,8 +52,9 @@ fn another_layout_is_refused_naming_both() {
         replay(&place.open(written, EngineConfig::default()), &[block(0)]);
         for (opened, layout) in layouts().filter(|(opened, _)| *opened != written) {
             let error = Engine::open(place.store(), layout, EngineConfig::default()).unwrap_err();
-            let expected =
-                format!("layout mismatch: database was written by `{written}` v1, opened as `{opened}` v1");
+            let expected = format!(
+                "layout mismatch: database was written by `{written}` v1, opened as `{opened}` v1; {WAY_OUT}"
+            );
             assert_eq!(error.to_string(), expected);
             assert_eq!(error.kind(), ErrorKind::Store);
         }
@@ -75,7 +80,7 @@ fn check_identity(from: &str, to: &str, expected: &str) {
     rewrite_identity(&place, from, to);
     let layout = flagstone::layout("flat").unwrap().make();
     let error = Engine::open(place.store(), layout, EngineConfig::default()).unwrap_err();
-    assert_eq!(error.to_string(), expected);
+    assert_eq!(error.to_string(), format!("{expected}; {WAY_OUT}"));
 }
 
 #[test]
@@ -388,10 +393,12 @@ fn a_reopened_database_is_where_it_was_whatever_the_cadence() {
     }
 }
 
-/// A store that fails when told to.
+/// A store whose syncs fail when told to, or whose scans.
+#[derive(Default)]
 struct Failing {
     inner: Arc<MemoryStore>,
     broken: Arc<AtomicBool>,
+    scans_broken: Arc<AtomicBool>,
 }
 
 impl StoreRead for Failing {
@@ -399,6 +406,9 @@ impl StoreRead for Failing {
         self.inner.get(key)
     }
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        if self.scans_broken.load(Ordering::SeqCst) {
+            return Err(StoreError::new(StoreErrorKind::Io, "no row to be read"));
+        }
         self.inner.scan(prefix, visit)
     }
 }
@@ -426,7 +436,7 @@ fn after_a_failed_write_the_engine_stops_until_reopened() {
     for (layout, make) in layouts() {
         let inner = Arc::new(MemoryStore::new());
         let broken = Arc::new(AtomicBool::new(false));
-        let store = Failing { inner: Arc::clone(&inner), broken: Arc::clone(&broken) };
+        let store = Failing { inner: Arc::clone(&inner), broken: Arc::clone(&broken), ..Failing::default() };
         let engine = Engine::open(Box::new(store), make, EngineConfig::default()).unwrap();
         engine.close_block(&block(0)).unwrap();
         broken.store(true, Ordering::SeqCst);
@@ -438,6 +448,23 @@ fn after_a_failed_write_the_engine_stops_until_reopened() {
         let engine =
             Engine::open(Box::new(inner), flagstone::layout(layout).unwrap().make(), EngineConfig::default());
         assert!(engine.unwrap().head().closed >= Some(BlockNumber(0)));
+    }
+}
+
+#[test]
+fn a_block_that_failed_and_is_closed_again_is_once_in_the_history() {
+    for (layout, make) in layouts() {
+        let (store, config) = (Failing::default(), config(Cadence::AtClose, 1));
+        let broken = Arc::clone(&store.scans_broken);
+        let config = EngineConfig { history_blocks: 2, ..config };
+        let engine = Engine::open(Box::new(store), make, config).unwrap();
+        (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        broken.store(true, Ordering::SeqCst);
+        assert_eq!(engine.close_block(&block(4)).unwrap_err().to_string(), "no row to be read");
+        broken.store(false, Ordering::SeqCst);
+        engine.close_block(&block(4)).unwrap();
+        engine.revert_to(BlockNumber(2)).unwrap_or_else(|error| panic!("{layout}: {error}"));
+        assert_eq!(slot(&engine), 102);
     }
 }
 
@@ -581,6 +608,27 @@ fn a_revert_ends_the_waiting_of_others() {
         others.unwrap().iter().for_each(|outcome| ended(outcome).unwrap());
         assert_eq!(engine.head().closed, Some(BlockNumber(1)));
     }
+}
+
+#[test]
+fn heights_are_in_order_while_a_revert_is_on_its_way_to_the_store() {
+    let engine = Arc::new(Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1)));
+    (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+    settle(&engine);
+    let reverting = engine.at_commitment(None, |_, _, _| {
+        let other = Arc::clone(&engine);
+        let reverting = aside(move || other.revert_to(BlockNumber(1)).map(|_| ()));
+        let begun = Instant::now();
+        while engine.head().committed != Some(BlockNumber(1)) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nothing is gone back to");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let head = engine.head();
+        assert!(head.persisted <= head.committed, "{head:?}");
+        Ok(reverting)
+    });
+    ended(&reverting.unwrap()).unwrap();
+    assert_eq!(engine.head().persisted, Some(BlockNumber(1)));
 }
 
 #[test]

@@ -62,33 +62,21 @@ impl Model {
         update
     }
 
-    /// Compares a view's values with the reference; an error if it cannot be read any more.
-    fn check_view(&self, view: &View, number: u64) -> Result<(), Error> {
+    /// Compares a view's values with the reference.
+    fn check_view(&self, view: &View, number: u64) {
         let (expected, _) = &self.states[number as usize + 1];
         for contract in self.touched.iter().flat_map(StateDiff::contracts) {
             let address = &contract.address;
             for (key, _) in &contract.storage {
-                let value = view.storage_at(address, key)?;
+                let value = view.storage_at(address, key).unwrap();
                 assert_eq!(value, expected.storage_at(address, key), "{address} {key} at block {number}");
             }
-            assert_eq!(view.nonce_at(address)?, expected.nonce_at(address));
-            assert_eq!(view.class_hash_at(address)?, expected.class_hash_at(address));
+            assert_eq!(view.nonce_at(address).unwrap(), expected.nonce_at(address));
+            assert_eq!(view.class_hash_at(address).unwrap(), expected.class_hash_at(address));
         }
         for class in self.touched.iter().flat_map(StateDiff::classes) {
-            let compiled = view.compiled_class_hash(&class.class_hash)?;
+            let compiled = view.compiled_class_hash(&class.class_hash).unwrap();
             assert_eq!(compiled, expected.compiled_class_hash(&class.class_hash));
-        }
-        Ok(())
-    }
-
-    /// The same of a view of a block in the history. It can expire while it is read, if the block leaves the recent ones just
-    /// then; the next view is led back to and does not.
-    fn check_view_at(&self, engine: &Engine, number: u64) {
-        let first = self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number);
-        if let Err(error) = first {
-            assert_eq!(error.kind(), ErrorKind::Expired, "{error}");
-            engine.sync().unwrap();
-            self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number).unwrap();
         }
     }
 
@@ -100,7 +88,7 @@ impl Model {
         assert_eq!(engine.head().root.commitment, self.states.last().unwrap().1);
         for number in last.saturating_sub(reach)..=last {
             let (state, root) = &self.states[number as usize + 1];
-            self.check_view_at(engine, number);
+            self.check_view(&engine.view_at(BlockNumber(number)).unwrap(), number);
             assert_eq!(engine.block_root(BlockNumber(number)).unwrap().unwrap().commitment, *root);
             let at = engine.at_commitment(Some(BlockNumber(number)), |tries, block, root| {
                 assert_eq!(block, Some(BlockNumber(number)));
@@ -247,6 +235,25 @@ fn beyond_the_history_is_refused_and_nothing_changes() {
 }
 
 #[test]
+fn a_view_in_the_history_stays_when_its_blocks_values_leave_the_recent_ones() {
+    for (layout, _) in layouts() {
+        let config = EngineConfig { recent_blocks_max: 0, ..config(Cadence::EVERY_BLOCK, 1) };
+        let engine = Place::memory().open(layout, config);
+        engine.close_block(&block(0)).unwrap();
+        settle(&engine);
+        // Nothing is written to the store meanwhile, so the values of these blocks are still among the recent ones.
+        let view = engine.at_commitment(None, |_, _, _| {
+            engine.close_block(&block(1))?;
+            engine.close_block(&block(2))?;
+            engine.wait_for_root(BlockNumber(2))?;
+            engine.view_at(BlockNumber(1))
+        });
+        engine.sync().unwrap();
+        assert_eq!(view.unwrap().storage_at(&1.into(), &1.into()).unwrap(), 101.into(), "{layout}");
+    }
+}
+
+#[test]
 fn blocks_committed_as_one_have_one_root_and_are_taken_back_together() {
     let roots: Vec<StateCommitment> = {
         let engine = Place::memory().open("flat", config(Cadence::AtClose, 1));
@@ -310,6 +317,27 @@ fn blobs_are_there_with_their_block_and_after_a_crash() {
             let long = Blob { key: vec![0; 256], bytes: Vec::new().into() };
             assert_eq!(open().close_block_with(&block(4), &[long]).unwrap_err().kind(), ErrorKind::Input);
         }
+    }
+}
+
+#[test]
+fn a_blob_takes_the_place_of_one_under_its_key() {
+    let blob = |bytes: usize| Blob { key: b"key".to_vec(), bytes: vec![bytes as u8; bytes].into() };
+    for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
+        let place = Place::memory();
+        let engine = place.open("flat", config(cadence, 1));
+        // Shorter and longer ones, and one of no bytes.
+        for (number, bytes) in (0..).zip([20_000, 9_000, 0, 30_000, 5_000]) {
+            engine.close_block_with(&block(number), &[blob(bytes)]).unwrap();
+            assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(bytes).bytes), "{cadence:?}, {bytes}");
+        }
+        settle(&engine);
+        assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(5_000).bytes), "{cadence:?}");
+        check_whole(&engine);
+        engine.close_block_with(&block(5), &[blob(100)]).unwrap();
+        settle(&engine);
+        assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(100).bytes), "{cadence:?}");
+        check_whole(&engine);
     }
 }
 

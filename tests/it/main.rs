@@ -29,5 +29,6 @@ mod store_conformance;
 mod store_damage;
 mod store_sled;
 mod support;
+mod threads;
 mod tidy;
 mod vectors;

@@ -240,3 +240,20 @@ fn values_of_refused_blocks_leave_the_cache() {
         }
     }
 }
+
+#[test]
+fn the_engine_tells_what_its_layouts_cache_of_records_did() {
+    for (layout, _) in layouts() {
+        let engine = Place::memory().open(layout, EngineConfig::default());
+        for value in [1, 2] {
+            let diff = StateDiff::builder().storage(1.into(), 1.into(), value.into()).build().unwrap();
+            engine
+                .close_block(&StateUpdate { starknet_version: "0.14.0".parse().ok(), ..diff.into() })
+                .unwrap();
+            engine.commit().unwrap();
+        }
+        let counters = engine.record_cache_stats();
+        assert_eq!(counters.is_some(), layout == "flat", "{layout}");
+        assert!(counters.is_none_or(|counters| counters.hits > 0), "{counters:?}");
+    }
+}

@@ -346,7 +346,11 @@ fn an_import_needs_an_empty_store_or_its_own() {
     assert_eq!(cut.kind(), ErrorKind::Input);
     for (layout, dump) in [("flat", &other), ("patricia-path", &dump)] {
         let error = import(Box::new(Arc::clone(&store)), layout, dump).unwrap_err();
-        assert!(matches!(error, Error::OtherImport { .. }), "{error}");
+        let Error::OtherImport { begun, given } = &error else { panic!("{error}") };
+        assert_eq!((begun.layout.as_str(), given.layout.as_str()), ("flat", layout));
+        for side in [begun, given] {
+            assert!(error.to_string().contains(&side.to_string()), "{error}");
+        }
         assert_eq!(error.kind(), ErrorKind::Input);
     }
     import(Box::new(Arc::clone(&store)), "flat", &dump).unwrap();

@@ -50,6 +50,17 @@ impl fmt::Debug for StagedCommitment {
     }
 }
 
+/// How often a layout's cache of decoded records could answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheCounters {
+    /// Records that were there.
+    pub hits: u64,
+    /// Records that had to be read and decoded.
+    pub misses: u64,
+    /// Records and leaves that went to make room.
+    pub evictions: u64,
+}
+
 /// A way to keep a state and its commitment in rows.
 ///
 /// The roots are a function of the state alone: whatever the layout, the store, the number of threads, and however
@@ -148,6 +159,11 @@ pub trait Layout: Send + Sync {
         _findings: &Findings,
     ) -> Result<(), StateError> {
         Ok(())
+    }
+
+    /// What the layout's cache of decoded records has done; `None` if it has none.
+    fn cache_counters(&self) -> Option<CacheCounters> {
+        None
     }
 
     /// Reads ahead what a commitment of writes to these things will need, into the layout's own caches. A hint: it may

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flagstone_core::commitment::{ContractLeaf, Roots};
+use flagstone_core::layout::CacheCounters;
 use flagstone_core::trie::{Path, TrieId};
 use flagstone_core::types::ContractAddress;
 use foldhash::fast::RandomState;
@@ -211,17 +212,6 @@ impl<'a> Look<'a> {
     pub fn leaf(&self, address: &ContractAddress) -> Option<ContractLeaf> {
         self.states().find_map(|state| state.leaf(address))
     }
-}
-
-/// How often the cache could answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CacheCounters {
-    /// Records that were there.
-    pub hits: u64,
-    /// Records that had to be read and decoded.
-    pub misses: u64,
-    /// Records and leaves that went to make room.
-    pub evictions: u64,
 }
 
 impl RecordCache {

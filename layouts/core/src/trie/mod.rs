@@ -16,7 +16,7 @@ pub use lockstep::{Differences, LeafDifference, Side};
 pub use node::{Node, NodeRef, TrieId};
 pub use path::Path;
 pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_in_memory};
-pub use walk::{Broken, Leaves};
+pub use walk::{Broken, HashPairs, Leaves};
 
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;

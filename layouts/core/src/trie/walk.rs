@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Node, NodeRef, NodeSource, Path, TrieId, hash_pairs};
+use super::{HashFunction, Node, NodeRef, NodeSource, Path, TrieId, hash_pairs};
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
@@ -52,6 +52,25 @@ struct Step {
     below_edge: bool,
 }
 
+/// Hashes pairs in order.
+pub type HashPairs<'a> = dyn Fn(HashFunction, &[[Felt; 2]]) -> Vec<Felt> + Sync + 'a;
+
+/// How a walk hashes nodes.
+#[derive(Clone, Copy)]
+enum Hashing<'a> {
+    Here(&'a dyn Hasher),
+    By(&'a HashPairs<'a>),
+}
+
+impl Hashing<'_> {
+    fn pairs(self, function: HashFunction, pairs: &[[Felt; 2]]) -> Vec<Felt> {
+        match self {
+            Self::Here(hasher) => hash_pairs(hasher, function, pairs),
+            Self::By(hash) => hash(function, pairs),
+        }
+    }
+}
+
 /// The leaves of one trie, ascending by key.
 ///
 /// ```
@@ -79,7 +98,7 @@ pub struct Leaves<'a> {
     ahead: Vec<Step>,
     /// No leaf before this one is wanted.
     start: Path,
-    hasher: Option<&'a dyn Hasher>,
+    hashing: Option<Hashing<'a>>,
     unverified: Vec<(NodeRef, Node)>,
     broken: VecDeque<Broken>,
     nodes: u64,
@@ -94,7 +113,7 @@ impl<'a> Leaves<'a> {
             trie,
             ahead: if root == Felt::ZERO { Vec::new() } else { vec![top] },
             start: Path::ROOT,
-            hasher: None,
+            hashing: None,
             unverified: Vec::new(),
             broken: VecDeque::new(),
             nodes: 0,
@@ -110,7 +129,13 @@ impl<'a> Leaves<'a> {
     /// Also computes every node's hash, in bulk on the current rayon pool.
     #[must_use]
     pub fn verified(self, hasher: &'a dyn Hasher) -> Self {
-        Self { hasher: Some(hasher), ..self }
+        Self { hashing: Some(Hashing::Here(hasher)), ..self }
+    }
+
+    /// Like [`Leaves::verified`], but nodes are hashed where `hash` does it, such as on other threads.
+    #[must_use]
+    pub fn verified_by(self, hash: &'a HashPairs<'a>) -> Self {
+        Self { hashing: Some(Hashing::By(hash)), ..self }
     }
 
     /// How many nodes were read.
@@ -138,13 +163,13 @@ impl<'a> Leaves<'a> {
         }
         let mut ahead = std::mem::take(&mut self.ahead).into_iter().rev();
         self.ahead.extend(ahead.next());
-        let (source, trie, hasher, start) = (self.source, self.trie, self.hasher, self.start);
+        let (source, trie, hashing, start) = (self.source, self.trie, self.hashing, self.start);
         let rest = ahead.map(|step| Self {
             source,
             trie,
             ahead: vec![step],
             start,
-            hasher,
+            hashing,
             unverified: Vec::new(),
             broken: VecDeque::new(),
             nodes: 0,
@@ -172,7 +197,7 @@ impl<'a> Leaves<'a> {
                 self.put_ahead(at.path.child(false), left, false);
             }
         }
-        if self.hasher.is_some() {
+        if self.hashing.is_some() {
             self.unverified.push((at, node));
             if self.unverified.len() >= VERIFY_BATCH {
                 self.verify();
@@ -189,9 +214,9 @@ impl<'a> Leaves<'a> {
     }
 
     fn verify(&mut self) {
-        let Some(hasher) = self.hasher else { return };
+        let Some(hashing) = self.hashing else { return };
         let pairs: Vec<[Felt; 2]> = self.unverified.iter().map(|(_, node)| node.preimage()).collect();
-        let hashes = hash_pairs(hasher, self.trie.hash_function(), &pairs);
+        let hashes = hashing.pairs(self.trie.hash_function(), &pairs);
         for ((at, node), hash) in self.unverified.drain(..).zip(hashes) {
             let hash = hash + node.addend();
             if hash != at.hash {
