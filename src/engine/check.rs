@@ -284,11 +284,12 @@ impl Check<'_> {
 
     /// What the journal's blocks set last is what the store has.
     fn last_values(&self, last: &HashMap<Subject, (BlockNumber, Felt)>) -> Result<(), Error> {
+        let state = StateAt { store: self.store(), roots: self.head.root.roots };
         let mut wrong = Vec::new();
         for (subject, (block, value)) in
             last.iter().filter(|(_, (block, _))| Some(*block) <= self.head.closed)
         {
-            match self.value(subject) {
+            match self.shared.layout.value(state, subject) {
                 Ok(stored) if stored == *value => {}
                 Ok(stored) => wrong.push((*block, subject.to_string(), value, stored)),
                 Err(StateError::Store(error)) if error.kind() != StoreErrorKind::Corrupt => {
@@ -305,18 +306,6 @@ impl Check<'_> {
             self.findings.add(Place::Block(block), problem);
         }
         Ok(())
-    }
-
-    /// What the layout has of something that a diff can set.
-    fn value(&self, subject: &Subject) -> Result<Felt, StateError> {
-        let state = StateAt { store: self.store(), roots: self.head.root.roots };
-        let layout = &self.shared.layout;
-        Ok(match subject {
-            Subject::Storage(address, key) => layout.storage_at(state, address, key)?.0,
-            Subject::Nonce(address) => layout.nonce_at(state, address)?.0,
-            Subject::ClassHash(address) => layout.class_hash_at(state, address)?.0,
-            Subject::CompiledClassHash(class_hash) => layout.compiled_class_hash(state, class_hash)?.0,
-        })
     }
 
     /// Holds a frame against the store's roots, and notes what it sets.

@@ -8,9 +8,8 @@ use std::sync::{Arc, PoisonError};
 
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::Subject;
-use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
-use flagstone_core::layout::{Layout, StateAt};
+use flagstone_core::layout::StateAt;
 use flagstone_core::types::{
     BlockNumber, ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue,
 };
@@ -60,9 +59,7 @@ impl View {
     /// # Errors
     /// [`Error::ViewExpired`] if its block is no longer kept, [`Error::State`] if reading fails.
     pub fn storage_at(&self, address: &ContractAddress, key: &StorageKey) -> Result<StorageValue, Error> {
-        let of_layout =
-            |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.storage_at(state, address, key)?.0);
-        self.read(Subject::Storage(*address, *key), of_layout).map(StorageValue)
+        self.value(&Subject::Storage(*address, *key)).map(StorageValue)
     }
 
     /// Nonce of a contract; zero if it has none.
@@ -70,8 +67,7 @@ impl View {
     /// # Errors
     /// As [`View::storage_at`].
     pub fn nonce_at(&self, address: &ContractAddress) -> Result<Nonce, Error> {
-        let of_layout = |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.nonce_at(state, address)?.0);
-        self.read(Subject::Nonce(*address), of_layout).map(Nonce)
+        self.value(&Subject::Nonce(*address)).map(Nonce)
     }
 
     /// Class hash of a contract; zero if it is not deployed.
@@ -79,8 +75,7 @@ impl View {
     /// # Errors
     /// As [`View::storage_at`].
     pub fn class_hash_at(&self, address: &ContractAddress) -> Result<ClassHash, Error> {
-        let of_layout = |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.class_hash_at(state, address)?.0);
-        self.read(Subject::ClassHash(*address), of_layout).map(ClassHash)
+        self.value(&Subject::ClassHash(*address)).map(ClassHash)
     }
 
     /// Compiled class hash of a Sierra class; zero if it was not declared.
@@ -88,24 +83,7 @@ impl View {
     /// # Errors
     /// As [`View::storage_at`].
     pub fn compiled_class_hash(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, Error> {
-        let of_layout =
-            |layout: &dyn Layout, state: StateAt<'_>| Ok(layout.compiled_class_hash(state, class_hash)?.0);
-        self.read(Subject::CompiledClassHash(*class_hash), of_layout).map(CompiledClassHash)
-    }
-
-    /// Whatever a diff can set; zero if it is not there.
-    ///
-    /// # Errors
-    /// As [`View::storage_at`].
-    pub fn value(&self, subject: &Subject) -> Result<Felt, Error> {
-        match subject {
-            Subject::Storage(address, key) => self.storage_at(address, key).map(|value| value.0),
-            Subject::Nonce(address) => self.nonce_at(address).map(|nonce| nonce.0),
-            Subject::ClassHash(address) => self.class_hash_at(address).map(|class_hash| class_hash.0),
-            Subject::CompiledClassHash(class_hash) => {
-                self.compiled_class_hash(class_hash).map(|compiled| compiled.0)
-            }
-        }
+        self.value(&Subject::CompiledClassHash(*class_hash)).map(CompiledClassHash)
     }
 
     /// Like [`View::value`], if that is in memory; `None` if the layout has to be asked, or the view does not answer.
@@ -135,27 +113,26 @@ impl View {
         self.shared.rows.read(|state| meta::read_blob(state.store, key))
     }
 
-    /// Asks the values in memory, and the layout if they do not know; they then have the last word, because blocks may
-    /// have moved on meanwhile. Whether this view's block was taken back is looked at last, as its values go then.
-    fn read(
-        &self,
-        key: Subject,
-        of_layout: impl Fn(&dyn Layout, StateAt<'_>) -> Result<Felt, StateError>,
-    ) -> Result<Felt, Error> {
+    /// Whatever a diff can set; zero if it is not there. Asks the values in memory, and the layout if they do not know; they
+    /// then have the last word, because blocks may have moved on meanwhile. Whether this view's block was taken back is looked
+    /// at last, as its values go then.
+    ///
+    /// # Errors
+    /// As [`View::storage_at`].
+    pub fn value(&self, subject: &Subject) -> Result<Felt, Error> {
         self.shared.check_running()?;
         if let Some(Past::Kept(roots)) = self.past {
-            let kept =
-                |state: StateAt<'_>| of_layout(self.shared.layout.as_ref(), StateAt { roots, ..state });
+            let kept = |state: StateAt<'_>| self.shared.layout.value(StateAt { roots, ..state }, subject);
             return Ok(self.shared.rows.read(kept)?);
         }
-        if let Some(value) = self.past.as_ref().and_then(|past| past.changed(&key)) {
+        if let Some(value) = self.past.as_ref().and_then(|past| past.changed(subject)) {
             return Ok(value);
         }
-        let value = match self.shared.values.get(self.stamp, key) {
+        let value = match self.shared.values.get(self.stamp, *subject) {
             Lookup::Known(value) => Some(value),
             Lookup::Expired => None,
             Lookup::Unknown(vacancy) => {
-                let answer = self.shared.rows.read(|state| of_layout(self.shared.layout.as_ref(), state));
+                let answer = self.shared.rows.read(|state| self.shared.layout.value(state, subject));
                 self.shared.check_running()?;
                 self.shared.values.fill(vacancy, answer?)
             }

@@ -10,6 +10,7 @@ use crate::commit::{ContractLeafChange, HashCounts, TrieRows};
 use crate::commitment::Roots;
 use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
+use crate::felt::Felt;
 use crate::hash::Hasher;
 use crate::store::{StoreRead, WriteBatch};
 use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
@@ -111,6 +112,19 @@ pub trait Layout: Send + Sync {
         state: StateAt<'_>,
         class_hash: &ClassHash,
     ) -> Result<CompiledClassHash, StateError>;
+
+    /// Whatever a diff can set; zero if it is not there.
+    ///
+    /// # Errors
+    /// As [`Layout::storage_at`].
+    fn value(&self, state: StateAt<'_>, subject: &Subject) -> Result<Felt, StateError> {
+        Ok(match subject {
+            Subject::Storage(address, key) => self.storage_at(state, address, key)?.0,
+            Subject::Nonce(address) => self.nonce_at(state, address)?.0,
+            Subject::ClassHash(address) => self.class_hash_at(state, address)?.0,
+            Subject::CompiledClassHash(class_hash) => self.compiled_class_hash(state, class_hash)?.0,
+        })
+    }
 
     /// The rows that hold a block's values; none if values live in the tries. Written with the block's commitment, or
     /// before it.
