@@ -1,10 +1,11 @@
 //! Reading ahead: a lane of its own for keys that somebody expects to be read or written soon.
 //!
-//! What is hinted is read into the values in front of the layout, and of what was not in memory there the layout is told, so that it
-//! can read ahead what a commitment of writes to these keys will need. A key whose value is in memory was used lately, and so
-//! were the nodes above it; to look for them all took 33 ms of CPU time for a block of 400 transactions. Values come first, of all hints there are: an execution may be about to ask for
-//! them, while a commitment comes later. Nothing waits for the lane, and nothing depends on it: hints may come late, be wrong, or
-//! be dropped when there are too many, and change no answer and no root.
+//! What is hinted is read into the values in front of the layout, and of what was not in memory there the layout is told, so
+//! that it can read ahead what a commitment of writes to these keys will need. A key whose value is in memory was used lately,
+//! and so were the nodes above it; to look for them all took 33 ms of CPU time for a block of 400 transactions. Values come
+//! first, of all hints there are: an execution may be about to ask for them, while a commitment comes later. Nothing waits for
+//! the lane, and nothing depends on it: hints may come late, be wrong, or be dropped when there are too many, and change no
+//! answer and no root.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -203,7 +203,7 @@ impl Blob {
 impl PendingBlock {
     /// The byte form, with this root after the block as the one that is stated for it.
     pub fn encode(&self, root: Option<StateCommitment>) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(128 + self.diff.encoded_len());
+        let mut bytes = Vec::with_capacity(self.encoded_len() as usize);
         put_option(&mut bytes, &self.version, |version, out| {
             version.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
         });

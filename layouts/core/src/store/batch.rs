@@ -61,27 +61,16 @@ impl WriteBatch {
     pub fn append(&mut self, mut later: Self) {
         let offset = self.chunks.len();
         self.chunks.append(&mut later.chunks);
-        let moved = later.index.iter().map(|place| Place { chunk: place.chunk + offset, ..*place });
-        let key = |place: &Place| self.key(place);
-        let mut both: Vec<Place>;
-        match (self.index.first(), self.index.last()) {
-            (Some(first), Some(last)) => {
-                let later: Vec<Place> = moved.collect();
-                let (Some(later_first), Some(later_last)) = (later.first(), later.last()) else { return };
-                if key(last) < key(later_first) {
-                    self.index.extend(later);
-                    return;
-                }
-                if key(later_last) < key(first) {
-                    both = later;
-                    both.extend(&self.index);
-                } else {
-                    both = self.merged(&later);
-                }
-            }
-            _ => both = moved.collect(),
+        later.index.iter_mut().for_each(|place| place.chunk += offset);
+        let (Some(first), Some(last)) = (later.index.first(), later.index.last()) else { return };
+        if self.index.last().is_none_or(|ours| self.key(ours) < self.key(first)) {
+            self.index.append(&mut later.index);
+        } else if self.index.first().is_some_and(|ours| self.key(last) < self.key(ours)) {
+            later.index.append(&mut self.index);
+            self.index = later.index;
+        } else {
+            self.index = self.merged(&later.index);
         }
-        std::mem::swap(&mut self.index, &mut both);
     }
 
     /// What it says of a row: `None` if nothing, `Some(None)` if it deletes it.
