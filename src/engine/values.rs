@@ -40,8 +40,7 @@
 //! Keys are chosen by whoever writes contracts, so shard and place in the table come from a keyed hash (SipHash with
 //! random keys). It is computed once for each read, outside the lock, and kept in the entry.
 
-use std::collections::HashMap;
-use std::collections::hash_map::{Entry, RandomState};
+use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +48,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::felt::Felt;
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 use lru::LruCache;
 
 /// Most shards. More than executors have threads, so that two seldom meet.
@@ -69,8 +70,9 @@ const BUCKETS_MIN: usize = 16;
 /// What a shard's cache takes without entries or buckets: itself, the two ends of its list, trailing control bytes.
 const SHARD_BYTES: usize = size_of::<Shard>() + 2 * ENTRY_BYTES + 2 * ALLOCATION_ROUNDED_TO;
 
-/// About what a value takes among the recent ones: its key and versions in a table that is two thirds full.
-pub const RECENT_VALUE_BYTES: usize = (size_of::<Hashed>() + size_of::<Recent>() + 1) * 3 / 2;
+/// About what a value takes among the recent ones: its key and versions, and its share of the index.
+pub const RECENT_VALUE_BYTES: usize =
+    size_of::<Hashed>() + size_of::<Recent>() + size_of::<u64>() + 3 * (size_of::<usize>() + 1);
 
 /// What the values in front of the layout have done, and what they hold. Read without stopping anyone, so the numbers
 /// may be some reads apart.
@@ -270,7 +272,9 @@ impl Counters {
 
 struct Entries {
     floor: u64,
-    recent: HashMap<Hashed, Recent, BuildBrought>,
+    /// Its values lie close together, whatever comes and goes; a table of them would be four times as large, as it doubles
+    /// itself where removals leave it no room.
+    recent: IndexMap<Hashed, Recent, BuildBrought>,
     cached: LruCache<Hashed, Felt, BuildBrought>,
     cached_max: usize,
 }
@@ -318,7 +322,7 @@ impl Shard {
         let table_takes = NonZeroUsize::new(plan.buckets / 8 * 7).unwrap_or(NonZeroUsize::MIN);
         let entries = Entries {
             floor: 0,
-            recent: HashMap::default(),
+            recent: IndexMap::default(),
             cached: LruCache::with_hasher(table_takes, BuildBrought::default()),
             cached_max: plan.entries_max,
         };
@@ -450,7 +454,7 @@ impl Values {
             for (key, _) in values {
                 let left = entries.recent.get_mut(&key).and_then(|recent| recent.retire(stamp));
                 if let Some(value) = left {
-                    entries.recent.remove(&key);
+                    entries.recent.swap_remove(&key);
                     entries.cache(&shard.counters, key, value);
                 }
             }
@@ -466,7 +470,7 @@ impl Values {
                     let Entry::Occupied(mut recent) = entries.recent.entry(key) else { continue };
                     if !recent.get_mut().take_back(from) {
                         // What is cached may be older than blocks that left since.
-                        if let Some(before) = recent.remove().before {
+                        if let Some(before) = recent.swap_remove().before {
                             entries.cache(counters, key, before);
                         }
                     }
