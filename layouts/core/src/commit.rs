@@ -1,11 +1,14 @@
 //! From closed blocks to roots: the part of a commitment that all layouts share.
 //!
 //! [`commit_blocks`] starts at the height its source's tries are at and takes one diff after another. Each block gets
-//! its own roots. Old leaves and nodes come from the source, which absorbs each block before the next, and never from
-//! newer values that a layout may already hold: that would commit a block to its successor's state.
+//! its own roots. Old leaves and nodes come from the source or from earlier blocks of the group, and never from newer
+//! values that a layout may already hold: that would commit a block to its successor's state.
+//!
+//! Hashing is what a commitment costs, and a hasher is several times as quick with many hashes at a time as with a few. So
+//! a group of blocks is shaped first, all blocks, and hashed then: the storage tries of all blocks level by level, then
+//! all leaves of contracts, then the contracts trie. Every hash of every block is still computed, and once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
@@ -17,7 +20,7 @@ use crate::hash::Hasher;
 use crate::layout::StagedCommitment;
 use crate::trie::{
     HashFunction, Node, NodeRef, NodeSource, Path, ShapedTrie, TrieChanges, TrieId, hash_forest, hash_pairs,
-    shape, shape_in_memory,
+    shape_blocks, shape_blocks_in_memory,
 };
 use crate::types::{
     ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, StorageKey, StorageRoot,
@@ -60,11 +63,13 @@ pub trait CommitmentSource: TrieRows + Send {
         Ok(())
     }
 
-    /// Takes over what a block changed: reads from now on are of the state after it. `last` if there will be none.
+    /// Called once, when the blocks are hashed: takes over what they changed. Nothing is read after it.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
-    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError>;
+    fn absorb(&mut self, _group: &GroupChanges) -> Result<(), StateError> {
+        Ok(())
+    }
 }
 
 /// Leaves of one trie that are going to be set.
@@ -184,7 +189,7 @@ impl std::ops::AddAssign for HashCounts {
 }
 
 /// What committing one block changes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct BlockChanges {
     /// Roots after the block.
     pub roots: Roots,
@@ -198,6 +203,15 @@ pub struct BlockChanges {
     pub undo: StateDiff,
     /// Hashes computed for it.
     pub hashes: HashCounts,
+}
+
+/// What committing a group of blocks changes.
+#[derive(Debug, Default)]
+pub struct GroupChanges {
+    /// What each block changes.
+    pub blocks: Vec<BlockChanges>,
+    /// What the blocks together do to the tries: the nodes that are there after the last of them.
+    pub tries: Vec<TrieChanges>,
 }
 
 /// Rows with the nodes and leaves of a session's earlier blocks over them: the source for layouts with a row for each
@@ -228,9 +242,20 @@ impl<R: TrieRows + Send> Overlaid<R> {
         diff: &StateDiff,
         hasher: &dyn Hasher,
     ) -> Result<Roots, StateError> {
-        let block = BlockWork::new(hasher).run(self, roots, diff)?;
-        self.absorb(&block, false)?;
-        Ok(block.roots)
+        let group = Group::new(hasher, &[diff]).commit(self, roots)?;
+        let roots = group.blocks.first().map_or(roots, |block| block.roots);
+        group.blocks.iter().for_each(|block| self.take_over(block));
+        Ok(roots)
+    }
+
+    fn take_over(&mut self, block: &BlockChanges) {
+        for trie in &block.tries {
+            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
+            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
+        }
+        self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
+        let classes = block.classes.iter();
+        self.classes.extend(classes.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
     }
 }
 
@@ -254,43 +279,28 @@ impl<R: TrieRows> TrieRows for Overlaid<R> {
     }
 }
 
-impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
-    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
-        if last {
-            return Ok(());
-        }
-        for trie in &block.tries {
-            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
-            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
-        }
-        self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
-        let classes = block.classes.iter();
-        self.classes.extend(classes.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
-        Ok(())
-    }
-}
+impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {}
 
 /// Commits blocks one after another on top of a source that stands at `roots`, in memory, and hands each block's changes
-/// to `each`: later ones override earlier ones. They are dropped before the next block, so a group of blocks takes the
-/// memory of one. The outcome lacks its batch. Work is spread over the current rayon pool; the result does not depend
-/// on its size.
+/// to `each`: later ones override earlier ones. A group takes the memory of all its blocks' new nodes, so whoever has many
+/// values commits them in several groups. The outcome lacks its batch. Work is spread over the current rayon pool; the
+/// result does not depend on its size, nor on how blocks are put into groups.
 ///
 /// # Errors
 /// [`StateError`] if old leaves or nodes cannot be read.
 pub fn commit_blocks(
     source: &mut dyn CommitmentSource,
-    mut roots: Roots,
+    roots: Roots,
     diffs: &[&StateDiff],
     hasher: &dyn Hasher,
-    mut each: impl FnMut(&BlockChanges),
+    each: impl FnMut(&BlockChanges),
 ) -> Result<StagedCommitment, StateError> {
+    let group = Group::new(hasher, diffs).commit(source, roots)?;
+    group.blocks.iter().for_each(each);
+    source.absorb(&group)?;
     let mut staged = StagedCommitment::default();
-    for (index, diff) in diffs.iter().enumerate() {
-        let block = BlockWork::new(hasher).run(source, roots, diff)?;
-        each(&block);
-        source.absorb(&block, index + 1 == diffs.len())?;
-        roots = block.roots;
-        staged.roots.push(roots);
+    for block in group.blocks {
+        staged.roots.push(block.roots);
         staged.undo.push(block.undo);
         staged.contracts.push(block.contracts);
         staged.hashes += block.hashes;
@@ -316,139 +326,268 @@ fn same_leaves(rows: &[TrieKey], trie: &[(TrieKey, Felt)]) -> Result<(), StateEr
     }
 }
 
-/// One block's commitment.
-struct BlockWork<'a> {
-    hasher: &'a dyn Hasher,
-    pedersen: AtomicU64,
+/// A contract's part of a group.
+struct ContractWork<'a> {
+    address: ContractAddress,
+    /// Its leaf before the group.
+    old: ContractLeaf,
+    /// What each block that touches it sets, by the block's place in the group.
+    diffs: Vec<(usize, &'a ContractDiff)>,
 }
 
-impl<'a> BlockWork<'a> {
-    fn new(hasher: &'a dyn Hasher) -> Self {
-        Self { hasher, pedersen: AtomicU64::new(0) }
+impl ContractWork<'_> {
+    fn trie(&self) -> TrieId {
+        TrieId::Storage(self.address)
     }
 
-    fn run(
-        &self,
+    /// The leaves of its storage trie that each block sets.
+    fn leaves(&self) -> impl Iterator<Item = (usize, impl Iterator<Item = (TrieKey, Felt)>)> {
+        let leaf = |(key, value): &(StorageKey, StorageValue)| (*key.trie_key(), value.0);
+        self.diffs.iter().map(move |(block, diff)| (*block, diff.storage.iter().map(leaf)))
+    }
+}
+
+/// A group of blocks in commitment.
+struct Group<'a> {
+    hasher: &'a dyn Hasher,
+    diffs: &'a [&'a StateDiff],
+    /// Ascending by address.
+    contracts: Vec<ContractWork<'a>>,
+    changes: GroupChanges,
+}
+
+impl<'a> Group<'a> {
+    fn new(hasher: &'a dyn Hasher, diffs: &'a [&'a StateDiff]) -> Self {
+        let mut touched: Vec<(usize, &ContractDiff)> = Vec::new();
+        for (block, diff) in diffs.iter().enumerate() {
+            touched.extend(diff.contracts().iter().map(|contract| (block, contract)));
+        }
+        // A single block's are in order; of several, the sort keeps a contract's in the order of blocks.
+        touched.sort_by_key(|(_, contract)| contract.address);
+        let contracts =
+            touched.chunk_by(|(_, a), (_, b)| a.address == b.address).map(|of_one| ContractWork {
+                address: of_one[0].1.address,
+                old: ContractLeaf::default(),
+                diffs: of_one.to_vec(),
+            });
+        let contracts = contracts.collect();
+        let blocks = diffs.iter().map(|_| BlockChanges::default()).collect();
+        Self { hasher, diffs, contracts, changes: GroupChanges { blocks, tries: Vec::new() } }
+    }
+
+    fn commit(
+        mut self,
         source: &mut dyn CommitmentSource,
         before: Roots,
-        diff: &StateDiff,
-    ) -> Result<BlockChanges, StateError> {
+    ) -> Result<GroupChanges, StateError> {
         let rows: &dyn CommitmentSource = source;
-        let old_leaf = |contract: &ContractDiff| rows.contract_leaf(&contract.address);
-        let old_leaves = diff.contracts().par_iter().map(old_leaf).collect::<Result<Vec<_>, _>>()?;
-        let in_memory = |work: (&ContractDiff, &ContractLeaf)| {
-            let (contract, old) = work;
-            let trie = TrieId::Storage(contract.address);
-            shape_in_memory(rows, trie, old.storage_root.0, storage_leaves(contract))
+        self.contracts.par_iter_mut().try_for_each(|contract| {
+            contract.old = rows.contract_leaf(&contract.address)?;
+            Ok::<_, StateError>(())
+        })?;
+        let in_memory = |contract: &ContractWork<'_>| {
+            shape_blocks_in_memory(rows, contract.trie(), contract.old.storage_root.0, contract.leaves())
         };
-        let shaped = diff.contracts().par_iter().zip(&old_leaves).map(in_memory);
-        let shaped = shaped.collect::<Result<Vec<_>, _>>()?;
-        source.prepare(&wanted(before, diff, &old_leaves, &shaped))?;
+        let shaped = self.contracts.par_iter().map(in_memory).collect::<Result<Vec<_>, _>>()?;
+        source.prepare(&self.wanted(before, &shaped))?;
 
         let source: &dyn CommitmentSource = source;
+        let (hasher, diffs) = (self.hasher, self.diffs);
         let (contracts, classes) = rayon::join(
-            || self.contracts(source, before.contracts, diff, &old_leaves, shaped),
-            || self.classes(source, before.classes, diff),
+            || self.commit_contracts(source, before.contracts, shaped),
+            || commit_classes(hasher, diffs, source, before.classes),
         );
-        let ContractsWork { mut tries, changes: contracts, undo } = contracts?;
-        let (classes_trie, classes, poseidon) = classes?;
-        let undo = StateDiff::of_parts(undo, old_classes(source, diff)?);
-        let contracts_root = tries.last().map_or(before.contracts, |trie| ContractsRoot(trie.root));
-        let classes_root = ClassesRoot(classes_trie.root);
-        tries.push(classes_trie);
-        tries.retain(|trie| !trie.is_empty());
-        let roots = Roots { contracts: contracts_root, classes: classes_root };
-        let hashes = HashCounts { pedersen: self.pedersen.load(Ordering::Relaxed), poseidon };
-        Ok(BlockChanges { roots, tries, contracts, classes, undo, hashes })
+        self.finish(contracts?, classes?);
+        Ok(self.changes)
+    }
+
+    /// All leaves that the blocks are going to set, by trie; without the storage tries that are shaped already.
+    fn wanted(&self, before: Roots, shaped: &[Option<ShapedTrie>]) -> Vec<Wanted> {
+        let ascending = |leaves: Vec<Path>| {
+            let mut leaves = leaves;
+            leaves.sort_unstable();
+            leaves.dedup();
+            leaves
+        };
+        let storage = |contract: &ContractWork<'_>| Wanted {
+            trie: contract.trie(),
+            root: contract.old.storage_root.0,
+            leaves: ascending(
+                contract.leaves().flat_map(|(_, leaves)| leaves.map(|(key, _)| Path::of_key(&key))).collect(),
+            ),
+        };
+        let contracts = self.contracts.iter().map(|contract| Path::of_key(contract.address.trie_key()));
+        let classes = self.diffs.iter().flat_map(|diff| diff.classes());
+        let classes = classes.map(|class| Path::of_key(&class.trie_key())).collect();
+        let unshaped = self.contracts.iter().zip(shaped).filter(|(_, shaped)| shaped.is_none());
+        let mut wanted: Vec<Wanted> = unshaped.map(|(contract, _)| storage(contract)).collect();
+        let contracts = contracts.collect();
+        wanted.push(Wanted { trie: TrieId::Contracts, root: before.contracts.0, leaves: contracts });
+        wanted.push(Wanted { trie: TrieId::Classes, root: before.classes.0, leaves: ascending(classes) });
+        wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
+        wanted
     }
 
     /// Storage tries, contract leaves, contracts trie. `shaped` are those storage tries that memory was enough for.
-    fn contracts(
-        &self,
+    /// Returns each block's contracts as they were before it.
+    fn commit_contracts(
+        &mut self,
         source: &dyn CommitmentSource,
         root: ContractsRoot,
-        diff: &StateDiff,
-        old_leaves: &[ContractLeaf],
         shaped: Vec<Option<ShapedTrie>>,
-    ) -> Result<ContractsWork, StateError> {
-        let shape_storage = |(shaped, (contract, old)): (Option<_>, (&ContractDiff, &ContractLeaf))| {
-            let trie = TrieId::Storage(contract.address);
-            let from_rows = || shape(source, trie, old.storage_root.0, storage_leaves(contract));
+    ) -> Result<Vec<Vec<ContractDiff>>, StateError> {
+        let shape_storage = |(shaped, contract): (Option<_>, &ContractWork<'_>)| {
+            let from_rows =
+                || shape_blocks(source, contract.trie(), contract.old.storage_root.0, contract.leaves());
             shaped.map_or_else(from_rows, Ok)
         };
-        let contracts = diff.contracts().par_iter().zip(old_leaves);
-        let shaped =
-            shaped.into_par_iter().zip(contracts).map(shape_storage).collect::<Result<Vec<_>, _>>()?;
-        let befores = diff.contracts().par_iter().zip(old_leaves).zip(&shaped);
-        let undo = befores.map(|((contract, leaf), trie)| contract_before(contract, leaf, trie)).collect();
-        let mut tries = self.hash_tries(shaped);
+        let shaped = shaped.into_par_iter().zip(&self.contracts).map(shape_storage);
+        let mut shaped = shaped.collect::<Result<Vec<_>, _>>()?;
+        hash_forest(self.hasher, HashFunction::Pedersen, &mut shaped);
 
-        let mut changes = Vec::new();
-        let mut present_before = Vec::new();
-        for ((contract, trie), old) in diff.contracts().iter().zip(&tries).zip(old_leaves) {
-            let leaf = ContractLeaf {
-                class_hash: contract.class_hash.unwrap_or(old.class_hash),
-                storage_root: StorageRoot(trie.root),
-                nonce: contract.nonce.unwrap_or(old.nonce),
-            };
-            if leaf != *old {
-                present_before.extend((!old.is_absent()).then_some(*contract.address.trie_key()));
-                changes.push(ContractLeafChange { address: contract.address, hash: Felt::ZERO, leaf });
+        let mut undo: Vec<Vec<ContractDiff>> = self.diffs.iter().map(|_| Vec::new()).collect();
+        let mut present_before: Vec<Vec<TrieKey>> = self.diffs.iter().map(|_| Vec::new()).collect();
+        for (contract, trie) in self.contracts.iter().zip(&shaped) {
+            let mut old = contract.old;
+            for (((block, diff), (_, root)), replaced) in
+                contract.diffs.iter().zip(trie.roots()).zip(trie.replaced())
+            {
+                undo[*block].push(contract_before(diff, &old, replaced));
+                let leaf = ContractLeaf {
+                    class_hash: diff.class_hash.unwrap_or(old.class_hash),
+                    storage_root: StorageRoot(root),
+                    nonce: diff.nonce.unwrap_or(old.nonce),
+                };
+                if leaf != old {
+                    present_before[*block].extend((!old.is_absent()).then_some(*contract.address.trie_key()));
+                    let change = ContractLeafChange { address: contract.address, hash: Felt::ZERO, leaf };
+                    self.changes.blocks[*block].contracts.push(change);
+                }
+                old = leaf;
             }
         }
-        self.hash_contract_leaves(&mut changes);
-
-        let leaves = changes.iter().map(|change| (*change.address.trie_key(), change.hash));
-        let contracts_trie = shape(source, TrieId::Contracts, root.0, leaves)?;
-        same_leaves(&present_before, contracts_trie.replaced())?;
-        tries.extend(self.hash_tries(vec![contracts_trie]));
-        Ok(ContractsWork { tries, changes, undo })
+        self.hash_contract_leaves();
+        self.take_changes(shaped);
+        self.commit_contracts_trie(source, root, &present_before)?;
+        Ok(undo)
     }
 
-    fn hash_tries(&self, mut shaped: Vec<ShapedTrie>) -> Vec<TrieChanges> {
-        let hashes = hash_forest(self.hasher, HashFunction::Pedersen, &mut shaped);
-        self.pedersen.fetch_add(hashes, Ordering::Relaxed);
-        shaped.into_par_iter().map(ShapedTrie::into_changes).collect()
+    /// Hashes the contract leaves of all blocks together.
+    fn hash_contract_leaves(&mut self) {
+        let changes = || self.changes.blocks.iter().flat_map(|block| &block.contracts);
+        let leaves: Vec<ContractLeaf> = changes().map(|change| change.leaf).collect();
+        let hashes = contract_leaf_hashes(self.hasher, &leaves);
+        let changes = self.changes.blocks.iter_mut().flat_map(|block| &mut block.contracts);
+        changes.zip(hashes).for_each(|(change, hash)| change.hash = hash);
     }
 
-    fn hash_contract_leaves(&self, changes: &mut [ContractLeafChange]) {
-        let leaves: Vec<ContractLeaf> = changes.iter().map(|change| change.leaf).collect();
-        let present = leaves.iter().filter(|leaf| !leaf.is_absent()).count();
-        self.pedersen.fetch_add(HASHES_OF_A_CONTRACT_LEAF * present as u64, Ordering::Relaxed);
-        for (change, hash) in changes.iter_mut().zip(contract_leaf_hashes(self.hasher, &leaves)) {
-            change.hash = hash;
-        }
-    }
-
-    /// Class leaves and classes trie, and how many Poseidon hashes they took.
-    fn classes(
-        &self,
+    fn commit_contracts_trie(
+        &mut self,
         source: &dyn CommitmentSource,
-        root: ClassesRoot,
-        diff: &StateDiff,
-    ) -> Result<(TrieChanges, Vec<ClassLeafChange>, u64), StateError> {
-        let present: Vec<_> =
-            diff.classes().iter().filter(|class| !class.compiled_class_hash.is_zero()).collect();
-        let pairs: Vec<_> =
-            present.iter().map(|class| class_leaf_preimage(class.compiled_class_hash)).collect();
-        let mut hashes = hash_pairs(self.hasher, HashFunction::Poseidon, &pairs).into_iter();
-        let change = |class: &crate::diff::ClassDiff| {
-            let absent = class.compiled_class_hash.is_zero();
-            let hash = if absent { None } else { hashes.next() }.unwrap_or(Felt::ZERO);
-            ClassLeafChange {
-                class_hash: class.class_hash,
-                hash,
-                compiled_class_hash: class.compiled_class_hash,
-            }
+        root: ContractsRoot,
+        present_before: &[Vec<TrieKey>],
+    ) -> Result<(), StateError> {
+        let leaves = |block: &BlockChanges| -> Vec<_> {
+            block.contracts.iter().map(|change| (*change.address.trie_key(), change.hash)).collect()
         };
-        let changes: Vec<ClassLeafChange> = diff.classes().iter().map(change).collect();
-        let keys: Vec<TrieKey> = diff.classes().iter().map(|class| class.trie_key()).collect();
-        let leaves = keys.into_iter().zip(changes.iter().map(|change| change.hash));
-        let mut trie = vec![shape(source, TrieId::Classes, root.0, leaves)?];
-        let inner = hash_forest(self.hasher, HashFunction::Poseidon, &mut trie);
-        let trie = trie.remove(0).into_changes();
-        Ok((trie, changes, pairs.len() as u64 + inner))
+        let leaves = self.changes.blocks.iter().map(leaves).enumerate();
+        let mut trie = [shape_blocks(source, TrieId::Contracts, root.0, leaves)?];
+        present_before.iter().zip(trie[0].replaced()).try_for_each(|(rows, trie)| same_leaves(rows, trie))?;
+        hash_forest(self.hasher, HashFunction::Pedersen, &mut trie);
+        for (block, root) in trie[0].roots() {
+            self.changes.blocks[block].roots.contracts = ContractsRoot(root);
+        }
+        self.take_changes(trie.into());
+        Ok(())
     }
+
+    /// Takes what became of hashed tries.
+    fn take_changes(&mut self, tries: Vec<ShapedTrie>) {
+        let tries: Vec<_> = tries.into_par_iter().map(ShapedTrie::into_changes).collect();
+        for (blocks, together) in tries {
+            for (block, changes) in blocks.into_iter().filter(|(_, changes)| !changes.is_empty()) {
+                self.changes.blocks[block].tries.push(changes);
+            }
+            self.changes.tries.extend((!together.is_empty()).then_some(together));
+        }
+    }
+
+    /// Puts the classes to the contracts, and counts.
+    fn finish(&mut self, contracts_before: Vec<Vec<ContractDiff>>, classes: ClassesWork) {
+        let ClassesWork { trie, blocks } = classes;
+        for (block, root) in trie.roots() {
+            self.changes.blocks[block].roots.classes = ClassesRoot(root);
+        }
+        self.take_changes(vec![trie]);
+        let befores = contracts_before.into_iter().zip(blocks);
+        for (block, (contracts, (changes, classes))) in self.changes.blocks.iter_mut().zip(befores) {
+            block.classes = changes;
+            block.undo = StateDiff::of_parts(contracts, classes);
+            block.hashes = hashes_of(block);
+        }
+    }
+}
+
+/// How many hashes a block took: one for each new node, and those of its leaves.
+fn hashes_of(block: &BlockChanges) -> HashCounts {
+    let contracts = block.contracts.iter().filter(|change| !change.leaf.is_absent()).count();
+    let classes = block.classes.iter().filter(|change| !change.compiled_class_hash.is_zero()).count();
+    let mut counts =
+        HashCounts { pedersen: HASHES_OF_A_CONTRACT_LEAF * contracts as u64, poseidon: classes as u64 };
+    for trie in &block.tries {
+        match trie.trie.hash_function() {
+            HashFunction::Pedersen => counts.pedersen += trie.nodes() as u64,
+            HashFunction::Poseidon => counts.poseidon += trie.nodes() as u64,
+        }
+    }
+    counts
+}
+
+/// A group's work on its classes.
+struct ClassesWork {
+    /// Hashed.
+    trie: ShapedTrie,
+    /// For each block the leaves it sets, and the classes that it sets as they were before.
+    blocks: Vec<(Vec<ClassLeafChange>, Vec<ClassDiff>)>,
+}
+
+/// Class leaves and classes trie.
+fn commit_classes(
+    hasher: &dyn Hasher,
+    diffs: &[&StateDiff],
+    source: &dyn CommitmentSource,
+    root: ClassesRoot,
+) -> Result<ClassesWork, StateError> {
+    let classes = || diffs.iter().flat_map(|diff| diff.classes());
+    let present = classes().filter(|class| !class.compiled_class_hash.is_zero());
+    let pairs: Vec<_> = present.map(|class| class_leaf_preimage(class.compiled_class_hash)).collect();
+    let mut hashes = hash_pairs(hasher, HashFunction::Poseidon, &pairs).into_iter();
+    let mut change = |class: &ClassDiff| {
+        let ClassDiff { class_hash, compiled_class_hash } = *class;
+        let hash = if compiled_class_hash.is_zero() { None } else { hashes.next() };
+        ClassLeafChange { class_hash, hash: hash.unwrap_or(Felt::ZERO), compiled_class_hash }
+    };
+    let mut newest: HashMap<Felt, CompiledClassHash> = HashMap::new();
+    let mut blocks = Vec::new();
+    for diff in diffs {
+        let mut before = diff.classes().to_vec();
+        for class in &mut before {
+            let earlier = newest.insert(class.class_hash.0, class.compiled_class_hash);
+            class.compiled_class_hash = match earlier {
+                Some(compiled) => compiled,
+                None => source.class_leaf(&class.class_hash)?,
+            };
+        }
+        blocks.push((diff.classes().iter().map(&mut change).collect::<Vec<_>>(), before));
+    }
+    let leaves = |(diff, (changes, _)): (&&StateDiff, &(Vec<ClassLeafChange>, _))| -> Vec<_> {
+        let keys = diff.classes().iter().map(ClassDiff::trie_key);
+        keys.zip(changes.iter().map(|change| change.hash)).collect()
+    };
+    let leaves = diffs.iter().zip(&blocks).map(leaves).enumerate();
+    let mut trie = vec![shape_blocks(source, TrieId::Classes, root.0, leaves)?];
+    hash_forest(hasher, HashFunction::Poseidon, &mut trie);
+    Ok(ClassesWork { trie: trie.remove(0), blocks })
 }
 
 const HASHES_OF_A_CONTRACT_LEAF: u64 = 3;
@@ -466,17 +605,10 @@ pub fn contract_leaf_hashes(hasher: &dyn Hasher, leaves: &[ContractLeaf]) -> Vec
     leaves.iter().map(of_leaf).map(Option::unwrap_or_default).collect()
 }
 
-/// A block's work on its contracts.
-struct ContractsWork {
-    /// Changes of the storage tries, and last of the contracts trie.
-    tries: Vec<TrieChanges>,
-    changes: Vec<ContractLeafChange>,
-    undo: Vec<ContractDiff>,
-}
-
 /// What a contract's diff sets, as it was before.
-fn contract_before(diff: &ContractDiff, leaf: &ContractLeaf, trie: &ShapedTrie) -> ContractDiff {
-    let mut before = trie.replaced().iter().peekable();
+/// `replaced` are the slots among them that had a value.
+fn contract_before(diff: &ContractDiff, leaf: &ContractLeaf, replaced: &[(TrieKey, Felt)]) -> ContractDiff {
+    let mut before = replaced.iter().peekable();
     let value_before = |(key, _): &(StorageKey, StorageValue)| {
         let replaced = before.next_if(|(replaced, _)| replaced == key.trie_key());
         (*key, StorageValue(replaced.map_or(Felt::ZERO, |(_, value)| *value)))
@@ -487,41 +619,4 @@ fn contract_before(diff: &ContractDiff, leaf: &ContractLeaf, trie: &ShapedTrie) 
         nonce: diff.nonce.map(|_| leaf.nonce),
         storage: diff.storage.iter().map(value_before).collect(),
     }
-}
-
-/// The classes that a diff sets, as they were before.
-fn old_classes(source: &dyn CommitmentSource, diff: &StateDiff) -> Result<Vec<ClassDiff>, StateError> {
-    let before = |class: &ClassDiff| {
-        let compiled_class_hash = source.class_leaf(&class.class_hash)?;
-        Ok(ClassDiff { class_hash: class.class_hash, compiled_class_hash })
-    };
-    diff.classes().iter().map(before).collect()
-}
-
-/// The leaves of a contract's storage trie that a block sets.
-fn storage_leaves(contract: &ContractDiff) -> impl Iterator<Item = (TrieKey, Felt)> {
-    contract.storage.iter().map(|(key, value)| (*key.trie_key(), value.0))
-}
-
-/// All leaves that a block is going to set, by trie; without the storage tries that are shaped already.
-fn wanted(
-    before: Roots,
-    diff: &StateDiff,
-    old_leaves: &[ContractLeaf],
-    shaped: &[Option<ShapedTrie>],
-) -> Vec<Wanted> {
-    let storage = |(contract, old): (&ContractDiff, &ContractLeaf)| Wanted {
-        trie: TrieId::Storage(contract.address),
-        root: old.storage_root.0,
-        leaves: contract.storage.iter().map(|(key, _)| Path::of_key(key.trie_key())).collect(),
-    };
-    let contracts =
-        diff.contracts().iter().map(|contract| Path::of_key(contract.address.trie_key())).collect();
-    let classes = diff.classes().iter().map(|class| Path::of_key(&class.trie_key())).collect();
-    let unshaped = diff.contracts().iter().zip(old_leaves).zip(shaped).filter(|(_, shaped)| shaped.is_none());
-    let mut wanted: Vec<Wanted> = unshaped.map(|(work, _)| storage(work)).collect();
-    wanted.push(Wanted { trie: TrieId::Contracts, root: before.contracts.0, leaves: contracts });
-    wanted.push(Wanted { trie: TrieId::Classes, root: before.classes.0, leaves: classes });
-    wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
-    wanted
 }

@@ -36,8 +36,6 @@ pub type Records = HashMap<Path, Entry, RandomState>;
 /// A record in memory.
 pub struct Entry {
     pub record: Record,
-    /// Whether it differs from its row.
-    pub changed: bool,
     /// The commitment that used it last.
     used: AtomicU32,
 }
@@ -45,7 +43,7 @@ pub struct Entry {
 impl Entry {
     /// A record, used by the commitment of that number, as its row has it.
     pub fn new(record: Record, generation: u32) -> Self {
-        Self { record, changed: false, used: AtomicU32::new(generation) }
+        Self { record, used: AtomicU32::new(generation) }
     }
 
     /// Bytes it takes: the record, the table's slot, and the allocator's share.

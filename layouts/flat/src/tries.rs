@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use flagstone_core::commit::{BlockChanges, CommitmentSource, NamedLeaves, TrieRows, Wanted};
+use flagstone_core::commit::{CommitmentSource, GroupChanges, NamedLeaves, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
 use flagstone_core::error::StateError;
 use flagstone_core::layout::StateAt;
@@ -42,15 +42,13 @@ pub struct Tries<'a> {
     apart: bool,
     /// Records that were read from rows, if they are to be told.
     read: Vec<RecordKey>,
-    /// Whether the block's records were counted as hits or misses.
+    /// Whether the blocks' records were counted as hits or misses.
     prepared: bool,
-    /// Records that differ from their rows, each once.
-    changed: HashMap<TrieId, Vec<Path>>,
-    /// Rows of the records that the last block changed, by trie and path.
-    last_rows: BTreeMap<TrieId, WriteBatch>,
-    /// Contracts whose leaves the session's blocks changed.
+    /// Rows of the records that the blocks changed, by trie and path.
+    changed_records: BTreeMap<TrieId, WriteBatch>,
+    /// Contracts whose leaves the blocks changed.
     changed_leaves: BTreeSet<ContractAddress>,
-    /// Leaves of classes that the session's blocks set.
+    /// Leaves of classes that the blocks set.
     classes: BTreeMap<[u8; 32], CompiledClassHash>,
     recent: Recent,
 }
@@ -115,8 +113,7 @@ impl<'a> Tries<'a> {
             apart,
             read: Vec::new(),
             prepared: false,
-            changed: HashMap::new(),
-            last_rows: BTreeMap::new(),
+            changed_records: BTreeMap::new(),
             changed_leaves: BTreeSet::new(),
             classes: BTreeMap::new(),
             recent: Recent::default(),
@@ -192,7 +189,7 @@ impl<'a> Tries<'a> {
     }
 
     /// All rows that differ, and the records to give back to the cache once those are written.
-    pub fn finish(mut self) -> (WriteBatch, CachedState) {
+    pub fn finish(self) -> (WriteBatch, CachedState) {
         // The order of keys: leaves of contracts, leaves of classes, records by trie and path.
         let mut batch = WriteBatch::default();
         for address in &self.changed_leaves {
@@ -204,21 +201,7 @@ impl<'a> Tries<'a> {
         for (class_hash, compiled) in &self.classes {
             rows::put_felt(&mut batch, rows::class_leaf(class_hash), &compiled.0);
         }
-        // Of a group's blocks, the last one has told its rows; what only earlier ones changed is still to be told.
-        let mut of_tries = self.last_rows;
-        for (trie, mut changed) in self.changed {
-            let Some(records) = self.records.tries.get_mut(&trie) else { continue };
-            changed.sort_unstable();
-            let mut rows = WriteBatch::default();
-            for path in changed {
-                if let Some(entry) = records.get_mut(&path).filter(|entry| entry.changed) {
-                    entry.changed = false;
-                    rows::put_record(&mut rows, &trie, &path, &entry.record);
-                }
-            }
-            of_tries.entry(trie).or_default().append(rows);
-        }
-        of_tries.into_values().for_each(|rows| batch.append(rows));
+        self.changed_records.into_values().for_each(|rows| batch.append(rows));
         (batch, self.records)
     }
 }
@@ -412,16 +395,17 @@ impl CommitmentSource for Tries<'_> {
         Ok(())
     }
 
-    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
-        self.prepared = false;
-        for change in &block.contracts {
-            self.records.set_leaf(change.address, change.leaf);
-            self.changed_leaves.insert(change.address);
+    fn absorb(&mut self, group: &GroupChanges) -> Result<(), StateError> {
+        for block in &group.blocks {
+            for change in &block.contracts {
+                self.records.set_leaf(change.address, change.leaf);
+                self.changed_leaves.insert(change.address);
+            }
+            let classes = block.classes.iter();
+            self.classes.extend(classes.map(|class| (class.class_hash.to_be(), class.compiled_class_hash)));
         }
-        let classes = block.classes.iter();
-        self.classes.extend(classes.map(|class| (class.class_hash.to_be(), class.compiled_class_hash)));
         let mut changes: HashMap<TrieId, &TrieChanges> =
-            block.tries.iter().map(|trie| (trie.trie, trie)).collect();
+            group.tries.iter().map(|trie| (trie.trie, trie)).collect();
         for trie in changes.keys() {
             self.records.tries.entry(*trie).or_default();
         }
@@ -429,7 +413,7 @@ impl CommitmentSource for Tries<'_> {
         let tries = self.records.tries.iter_mut();
         let tries: Vec<_> =
             tries.filter_map(|(trie, records)| Some((records, changes.remove(trie)?))).collect();
-        let absorb = |(records, changes)| Absorbed::of(records, changes, generation, last);
+        let absorb = |(records, changes)| Absorbed::of(records, changes, generation);
         let absorbed: Vec<Absorbed<'_>> = tries.into_par_iter().map(absorb).collect();
 
         let key = |absorbed: &Absorbed<'_>, run: &Run| (absorbed.changes.trie, run.record);
@@ -437,39 +421,30 @@ impl CommitmentSource for Tries<'_> {
         self.load(&unread.collect::<Vec<_>>())?;
         for mut absorbed in absorbed {
             let trie = absorbed.changes.trie;
-            let records = self.records.tries.entry(trie).or_default();
-            absorbed.absorb_read(records);
+            absorbed.absorb_read(self.records.tries.entry(trie).or_default());
             self.records.bytes = self.records.bytes + absorbed.bytes_after - absorbed.bytes_before;
-            if last {
-                self.last_rows.insert(trie, absorbed.rows);
-            } else {
-                self.changed.entry(trie).or_default().extend(absorbed.changed);
-            }
+            self.changed_records.insert(trie, absorbed.rows);
         }
         Ok(())
     }
 }
 
-/// What a block does to one record.
+/// What blocks do to one record.
 struct Run {
     record: Path,
-    /// The record's new nodes, as a range of the trie's new nodes [by band](by_band).
+    /// The record's new nodes, as a range of the trie's new nodes [by record](by_record).
     nodes: Range<usize>,
     /// Slots whose node is no more.
     removed: u32,
 }
 
-/// What absorbing a block does to the records of one trie.
+/// What absorbing blocks does to the records of one trie.
 struct Absorbed<'a> {
     changes: &'a TrieChanges,
-    by_band: Vec<u32>,
+    by_record: Vec<u32>,
     generation: u32,
-    /// Whether to tell rows.
-    last: bool,
     /// Rows of changed records, by path.
     rows: WriteBatch,
-    /// In place of rows, the records that were as their rows before.
-    changed: Vec<Path>,
     /// Changes to records that have to be read first.
     unread: Vec<Run>,
     bytes_before: usize,
@@ -478,14 +453,12 @@ struct Absorbed<'a> {
 }
 
 impl<'a> Absorbed<'a> {
-    fn of(records: &mut Records, changes: &'a TrieChanges, generation: u32, last: bool) -> Self {
+    fn of(records: &mut Records, changes: &'a TrieChanges, generation: u32) -> Self {
         let mut absorbed = Self {
             changes,
-            by_band: by_band(changes),
+            by_record: by_record(changes),
             generation,
-            last,
             rows: WriteBatch::default(),
-            changed: Vec::new(),
             unread: Vec::new(),
             bytes_before: 0,
             bytes_after: 0,
@@ -499,7 +472,7 @@ impl<'a> Absorbed<'a> {
     /// The changes by record, ascending by path.
     fn runs(&self) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
-        for (place, index) in self.by_band.iter().enumerate() {
+        for (place, index) in self.by_record.iter().enumerate() {
             let record = record_of(&self.changes.path_at(*index as usize));
             match runs.last_mut() {
                 Some(run) if run.record == record => run.nodes.end = place + 1,
@@ -523,7 +496,7 @@ impl<'a> Absorbed<'a> {
 
     fn absorb(&mut self, records: &mut Records, run: Run) {
         let over_old =
-            run.removed != 0 || self.by_band[run.nodes.clone()].iter().any(|i| self.is_over_old(&run, *i));
+            run.removed != 0 || self.by_record[run.nodes.clone()].iter().any(|i| self.is_over_old(&run, *i));
         let entry = match records.entry(run.record) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
             // Behind the fork of a split edge a new node can be in a record that nobody had to look into.
@@ -536,7 +509,7 @@ impl<'a> Absorbed<'a> {
             }
         };
         let (mut written, mut nodes) = (0, [0; 1 << DEPTH]);
-        for index in &self.by_band[run.nodes] {
+        for index in &self.by_record[run.nodes] {
             let slot = slot_of(&self.changes.path_at(*index as usize));
             written |= 1 << slot;
             nodes[usize::from(slot)] = *index;
@@ -546,19 +519,13 @@ impl<'a> Absorbed<'a> {
         let edits = Edits { written, removed: run.removed };
         entry.record.rewrite(run.record.len(), edits, node, &mut self.scratch);
         self.bytes_after += entry.memory();
-        if self.last {
-            entry.changed = false;
-            rows::put_record(&mut self.rows, &self.changes.trie, &run.record, &entry.record);
-        } else if !entry.changed {
-            entry.changed = true;
-            self.changed.push(run.record);
-        }
+        rows::put_record(&mut self.rows, &self.changes.trie, &run.record, &entry.record);
     }
 
     /// Whether a new node says that its record held nodes before: in its place, or as its child.
     fn is_over_old(&self, run: &Run, index: u32) -> bool {
         let mut old_children = self.changes.paths_of_old_children(index as usize);
-        self.changes.replaces_at(index as usize)
+        self.changes.replaces_old_at(index as usize)
             || old_children.any(|child| child.len() < run.record.len() + DEPTH)
     }
 
@@ -568,17 +535,29 @@ impl<'a> Absorbed<'a> {
     }
 }
 
-/// Indices of a trie's new nodes by band, from the top. Nodes come subtree by subtree, so within a band those of one
-/// record follow each other.
-fn by_band(changes: &TrieChanges) -> Vec<u32> {
-    let mut places = [0; TRIE_HEIGHT / DEPTH + 2];
-    let band = |depth: usize| depth / DEPTH;
-    changes.written_depths().for_each(|depth| places[band(depth) + 1] += 1);
-    (1..places.len()).for_each(|band| places[band] += places[band - 1]);
-    let mut by_band = vec![0; changes.written_depths().len()];
-    for (index, depth) in changes.written_depths().enumerate() {
-        by_band[places[band(depth)]] = index as u32;
-        places[band(depth)] += 1;
+/// Indices of a trie's new nodes, those of one record together: by band, from the top, and within a band by path.
+fn by_record(changes: &TrieChanges) -> Vec<u32> {
+    let mut ends = [0; TRIE_HEIGHT / DEPTH + 1];
+    let band = |index: usize| changes.depth_at(index) / DEPTH;
+    changes.indices().for_each(|index| ends[band(index)] += 1);
+    let count = ends.iter_mut().fold(0, |start, count| {
+        let end = start + *count;
+        *count = start;
+        end
+    });
+    let mut by_record = vec![0; count];
+    for index in changes.indices() {
+        let place = &mut ends[band(index)];
+        by_record[*place] = index as u32;
+        *place += 1;
     }
-    by_band
+    // A block's nodes come subtree by subtree, and so are in that order.
+    if changes.of_many {
+        let mut start = 0;
+        for end in ends {
+            by_record[start..end].sort_by_key(|index| record_of(&changes.path_at(*index as usize)));
+            start = end;
+        }
+    }
+    by_record
 }

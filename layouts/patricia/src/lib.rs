@@ -7,7 +7,7 @@ pub use addressing::{Addressing, ByHash, ByPath};
 
 use flagstone_core::audit::{Findings, Visited};
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
-use flagstone_core::commit::{BlockChanges, Overlaid, TrieRows, commit_blocks};
+use flagstone_core::commit::{BlockChanges, CommitmentSource, TrieRows, commit_blocks};
 use flagstone_core::commitment::ContractLeaf;
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
@@ -118,6 +118,8 @@ impl<A: Addressing> TrieRows for Tries<'_, A> {
     }
 }
 
+impl<A: Addressing> CommitmentSource for Tries<'_, A> {}
+
 fn decode_class_leaf(row: &[u8]) -> Result<CompiledClassHash, DecodeError> {
     let mut from = Reader::new(row);
     let compiled = from.short_felt("compiled class hash")?;
@@ -175,7 +177,7 @@ impl<A: Addressing> Layout for Patricia<A> {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
+        let mut tries = Tries { addressing: &self.0, state };
         let mut batch = BatchBuilder::default();
         let staged =
             commit_blocks(&mut tries, state.roots, blocks, hasher, |block| self.stage(&mut batch, block))?;
@@ -189,7 +191,7 @@ impl<A: Addressing> Layout for Patricia<A> {
         reads: &[Subject],
         hasher: &dyn Hasher,
     ) -> Result<(StagedCommitment, Witness), StateError> {
-        let mut tries = Overlaid::new(Tries { addressing: &self.0, state });
+        let mut tries = Tries { addressing: &self.0, state };
         let mut batch = BatchBuilder::default();
         let stage = |block: &BlockChanges| self.stage(&mut batch, block);
         let (staged, witness) = commit_with_witness(&mut tries, state.roots, block, reads, hasher, stage)?;

@@ -257,8 +257,7 @@ fn check_subtrees(trie: TrieId, inside: &[Inside<'_>], hasher: &dyn Hasher) -> R
     };
     let mut shaped = inside.iter().map(shaped).collect::<Result<Vec<ShapedTrie>, _>>()?;
     hash_forest(hasher, trie.hash_function(), &mut shaped);
-    let tops: Vec<Top> =
-        shaped.into_iter().zip(inside).map(|(shaped, of)| top(shaped, &of.at.path)).collect();
+    let tops: Vec<Top> = shaped.iter().zip(inside).map(|(shaped, of)| top(shaped, &of.at.path)).collect();
     let edges = tops.iter().filter_map(|top| if let Top::Edge(node) = top { Some(node) } else { None });
     let pairs: Vec<[Felt; 2]> = edges.map(Node::preimage).collect();
     let mut edges = hash_pairs(hasher, trie.hash_function(), &pairs).into_iter();
@@ -282,15 +281,12 @@ enum Top {
 }
 
 /// The top of the subtree at `at` in a trie that has nothing outside of it.
-fn top(shaped: ShapedTrie, at: &Path) -> Top {
-    let changes = shaped.into_changes();
-    // Children come before parents, so the last one is the root's.
-    let last = changes.written().len().checked_sub(1);
-    match last.map(|top| changes.node_at(top)) {
+fn top(shaped: &ShapedTrie, at: &Path) -> Top {
+    match shaped.top() {
         Some(Node::Edge { path, child }) if !at.is_empty() => match path.suffix(at.len()) {
             rest if rest.is_empty() => Top::Known(child),
             rest => Top::Edge(Node::Edge { path: rest, child }),
         },
-        _ => Top::Known(changes.root),
+        _ => Top::Known(shaped.root()),
     }
 }

@@ -15,7 +15,7 @@ pub use forest::{HashFunction, hash_forest, hash_pairs};
 pub use lockstep::{Differences, LeafDifference, Side};
 pub use node::{Node, NodeRef, TrieId};
 pub use path::Path;
-pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_in_memory};
+pub use shape::{ShapedTrie, TrieChanges, WrittenNode, shape, shape_blocks, shape_blocks_in_memory};
 pub use walk::{Broken, HashPairs, Leaves};
 
 use crate::commitment::TRIE_HEIGHT;

@@ -1,8 +1,16 @@
-//! The new shape of one trie after many leaves changed, before any hashing.
+//! The new shape of one trie after many leaves changed, block by block, before any hashing.
 //!
 //! Reads only the nodes on the way to the changed leaves, and on deletion the sibling that an edge must merge with.
 //! New nodes go into one arena in post-order: a subtree's top node comes last. That is why merging an edge into the
 //! one above it can change the last node in place.
+//!
+//! A later block finds the nodes of those before it in the arena, which never change again: it puts its own behind them, and
+//! where it leaves a subtree as it is, points to it. So the nodes of all blocks are there to be hashed together, and each
+//! block still has a root of its own.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieId};
 use crate::commitment::TRIE_HEIGHT;
@@ -13,17 +21,24 @@ use crate::types::TrieKey;
 /// A leaf's whole path and its new value; zero deletes.
 type Leaf = (Path, Felt);
 
-/// A child of a new node.
+/// What stands at a place: a subtree that is not empty.
 #[derive(Debug, Clone, Copy)]
 enum Child {
-    /// An unchanged subtree or a leaf: its hash is known.
+    /// A subtree of the trie before all blocks, or a leaf: its hash is known.
     Known(Felt),
     /// The new node at this index of the arena.
     New(u32),
 }
 
+/// An inner node with such children.
+enum Inner {
+    Binary([Child; 2]),
+    Edge(Path, Child),
+}
+
 /// A new node. A block of ten thousand slots makes a hundred thousand of them, so how many cache lines they take is what
-/// shaping and hashing cost: the operands are one, all the rest another. A node does not know its hash; its parent does.
+/// shaping and hashing cost: the operands are one, all the rest another. A node does not know its hash; its parent does,
+/// which is of the same block. Nodes of later blocks that have it as a child too look there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[repr(align(64))]
 pub(super) struct NewNode {
@@ -31,7 +46,9 @@ pub(super) struct NewNode {
     operands: [Felt; 2],
     /// Where it ends: its own path if it is binary, its child's if it is an edge.
     end: Path,
-    /// Index of the new node above it, or [`NO_PARENT`].
+    /// Indices of its children, or [`NONE`] for those that are not new.
+    children: [u32; 2],
+    /// Index of its block's new node above it, or [`NONE`].
     parent: u32,
     /// Where it begins, in bits from the root.
     depth: u8,
@@ -43,13 +60,17 @@ pub(super) struct NewNode {
 }
 const _: () = assert!(size_of::<NewNode>() == 128);
 
-/// In place of an index: the node is the trie's top.
-const NO_PARENT: u32 = u32::MAX;
+/// In place of an index: there is no such new node.
+const NONE: u32 = u32::MAX;
 
-/// The child of that side is a new node.
-const NEW_CHILD: [u8; 2] = [1, 2];
-/// There was a node at this path before.
+/// The child of that side is a new node of an earlier block.
+const EARLIER_CHILD: [u8; 2] = [1, 2];
+/// There was a node at this path before its block.
 const REPLACES: u8 = 4;
+/// There was a node at this path before all blocks.
+const REPLACES_OLD: u8 = 8;
+/// A later block has put another node in its place, or removed it.
+const REPLACED: u8 = 16;
 
 impl NewNode {
     fn is_edge(&self) -> bool {
@@ -60,8 +81,22 @@ impl NewNode {
         self.end.prefix(self.depth.into())
     }
 
-    fn replaces(&self) -> bool {
-        self.flags & REPLACES != 0
+    fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn child(&self, side: usize) -> Child {
+        match self.children[side] {
+            NONE => Child::Known(self.operands[side]),
+            index => Child::New(index),
+        }
+    }
+
+    fn inner(&self) -> Inner {
+        if self.is_edge() {
+            return Inner::Edge(self.end.suffix(self.depth.into()), self.child(0));
+        }
+        Inner::Binary([self.child(0), self.child(1)])
     }
 
     fn node(&self) -> Node {
@@ -73,24 +108,37 @@ impl NewNode {
     }
 }
 
-/// What stands at a place after the update.
+/// What stands at a place after a block.
 #[derive(Debug, Clone, Copy)]
 enum Subtree {
     Empty,
-    /// As before, with this hash.
-    Same(Felt),
+    /// As before the block.
+    Same(Child),
     Leaf(Felt),
+    /// A node of the block.
     New(u32),
 }
 
-/// The new shape of a trie. Its new nodes get their hashes from [`hash_forest`](super::hash_forest).
+/// What a block leaves of a trie.
+#[derive(Debug)]
+struct ShapedBlock {
+    /// The number that the caller gave it.
+    block: usize,
+    /// Where its nodes end in the arena.
+    end: usize,
+    /// Known from the beginning if it has no nodes.
+    root: Option<Felt>,
+    removed: Vec<Path>,
+    replaced: Vec<(TrieKey, Felt)>,
+}
+
+/// The shapes of a trie after blocks. The new nodes get their hashes from [`hash_forest`](super::hash_forest).
 #[derive(Debug)]
 pub struct ShapedTrie {
     trie: TrieId,
+    /// Block behind block.
     pub(super) arena: Vec<NewNode>,
-    root: Felt,
-    removed: Vec<Path>,
-    replaced: Vec<(TrieKey, Felt)>,
+    blocks: Vec<ShapedBlock>,
 }
 
 /// A new node with its place and its hash.
@@ -104,37 +152,46 @@ pub struct WrittenNode {
     pub node: Node,
 }
 
-/// What an update does to one trie's nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a block, or several together, do to one trie's nodes.
+#[derive(Clone)]
 pub struct TrieChanges {
     /// The trie.
     pub trie: TrieId,
     /// Its new root; zero if it is empty now.
     pub root: Felt,
-    /// Paths of old nodes where the trie has no node any more. Those with a new node at their path are not among them.
+    /// Paths of old nodes where the trie has no node any more. Those with a new node at their path are not among them if
+    /// these are one block's changes.
     pub removed: Vec<Path>,
-    arena: Vec<NewNode>,
+    /// Whether they are of more than one block.
+    pub of_many: bool,
+    arena: Arc<Vec<NewNode>>,
+    nodes: Range<usize>,
 }
 
 impl TrieChanges {
     /// Whether the trie is as it was.
     pub fn is_empty(&self) -> bool {
-        self.arena.is_empty() && self.removed.is_empty()
+        self.nodes.is_empty() && self.removed.is_empty()
     }
 
-    /// New nodes, children before parents.
-    pub fn written(&self) -> impl ExactSizeIterator<Item = WrittenNode> {
-        (0..self.arena.len()).map(|index| self.written_at(index))
+    /// Where the new nodes are. A block's come children before parents; of several blocks' those are left out that a later
+    /// one replaced or removed.
+    pub fn indices(&self) -> impl Iterator<Item = usize> {
+        self.nodes.clone().filter(|index| !(self.of_many && self.arena[*index].has(REPLACED)))
     }
 
-    /// One of the [new nodes](Self::written).
-    pub fn written_at(&self, index: usize) -> WrittenNode {
-        let new = &self.arena[index];
-        let hash = match self.arena.get(new.parent as usize) {
-            Some(parent) => parent.operands[usize::from(new.side)],
-            None => self.root,
-        };
-        WrittenNode { path: new.path(), hash, node: new.node() }
+    /// How many new nodes there are, with those that are left out.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The new nodes.
+    pub fn written(&self) -> impl Iterator<Item = WrittenNode> {
+        self.indices().map(|index| WrittenNode {
+            path: self.path_at(index),
+            hash: hash_at(&self.arena, index).unwrap_or(self.root),
+            node: self.node_at(index),
+        })
     }
 
     /// One of the new nodes, without its place.
@@ -142,22 +199,22 @@ impl TrieChanges {
         self.arena[index].node()
     }
 
-    /// Where the new nodes begin, in bits from the root: the lengths of their paths.
-    pub fn written_depths(&self) -> impl ExactSizeIterator<Item = usize> {
-        self.arena.iter().map(|new| new.depth.into())
+    /// Where one of the new nodes begins, in bits from the root: the length of its path.
+    pub fn depth_at(&self, index: usize) -> usize {
+        self.arena[index].depth.into()
     }
 
-    /// Path of one of the [new nodes](Self::written).
+    /// Path of one of the new nodes.
     pub fn path_at(&self, index: usize) -> Path {
         self.arena[index].path()
     }
 
-    /// Whether one of the [new nodes](Self::written) is in the place of an old one.
-    pub fn replaces_at(&self, index: usize) -> bool {
-        self.arena[index].replaces()
+    /// Whether one of the new nodes is in the place of one that was there before all blocks that were shaped together.
+    pub fn replaces_old_at(&self, index: usize) -> bool {
+        self.arena[index].has(REPLACES_OLD)
     }
 
-    /// Paths of those children of a new node that are old nodes.
+    /// Paths of those children of a new node that were there before all blocks that were shaped together.
     pub fn paths_of_old_children(&self, index: usize) -> impl Iterator<Item = Path> {
         let new = &self.arena[index];
         let ends = if new.is_edge() {
@@ -166,9 +223,28 @@ impl TrieChanges {
             let inner = new.end.len() + 1 < TRIE_HEIGHT;
             [false, true].map(|side| inner.then(|| new.end.child(side)))
         };
-        let is_old = |flag: u8| new.flags & flag == 0;
-        ends.into_iter().zip(NEW_CHILD).filter_map(move |(end, flag)| end.filter(|_| is_old(flag)))
+        let old = ends.into_iter().zip(new.children).filter(|(_, child)| *child == NONE);
+        old.filter_map(|(end, _)| end)
     }
+}
+
+impl fmt::Debug for TrieChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { trie, root, removed, .. } = self;
+        let written: Vec<_> = self.written().collect();
+        f.debug_struct("TrieChanges")
+            .field("trie", trie)
+            .field("root", root)
+            .field("removed", removed)
+            .field("written", &written)
+            .finish()
+    }
+}
+
+/// The hash of a node, as its parent has it; `None` for a block's top node.
+fn hash_at(arena: &[NewNode], index: usize) -> Option<Felt> {
+    let NewNode { parent, side, .. } = arena[index];
+    arena.get(parent as usize).map(|parent| parent.operands[usize::from(side)])
 }
 
 /// Finds the new shape of `trie`, whose root is `root`, after setting `leaves`: ascending by key, none twice, zero
@@ -182,8 +258,21 @@ pub fn shape(
     root: Felt,
     leaves: impl IntoIterator<Item = (TrieKey, Felt)>,
 ) -> Result<ShapedTrie, StateError> {
-    let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
-    match Shaper::shape(source, trie, root, &leaves, true) {
+    shape_blocks(source, trie, root, [(0, leaves)])
+}
+
+/// As [`shape`], for the leaves that one block after another sets. Each block has a number, by which its part of the
+/// outcome is known.
+///
+/// # Errors
+/// As [`shape`].
+pub fn shape_blocks<I: IntoIterator<Item = (TrieKey, Felt)>>(
+    source: &dyn NodeSource,
+    trie: TrieId,
+    root: Felt,
+    blocks: impl IntoIterator<Item = (usize, I)>,
+) -> Result<ShapedTrie, StateError> {
+    match (Shaping { source, trie, reads: true }).shape(root, blocks) {
         Ok(shaped) => Ok(shaped),
         Err(Stop::Failed(error)) => Err(*error),
         // Not told to a shaper that reads.
@@ -193,18 +282,18 @@ pub fn shape(
     }
 }
 
-/// As [`shape`], if the source has all nodes for it in memory; otherwise `None`, so that they can be read in bulk first.
+/// As [`shape_blocks`], if the source has all nodes for it in memory; otherwise `None`, so that they can be read in bulk
+/// first.
 ///
 /// # Errors
 /// As [`shape`].
-pub fn shape_in_memory(
+pub fn shape_blocks_in_memory<I: IntoIterator<Item = (TrieKey, Felt)>>(
     source: &dyn NodeSource,
     trie: TrieId,
     root: Felt,
-    leaves: impl IntoIterator<Item = (TrieKey, Felt)>,
+    blocks: impl IntoIterator<Item = (usize, I)>,
 ) -> Result<Option<ShapedTrie>, StateError> {
-    let leaves: Vec<Leaf> = leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
-    match Shaper::shape(source, trie, root, &leaves, false) {
+    match (Shaping { source, trie, reads: false }).shape(root, blocks) {
         Ok(shaped) => Ok(Some(shaped)),
         Err(Stop::Failed(error)) => Err(*error),
         Err(Stop::NotInMemory) => Ok(None),
@@ -226,73 +315,150 @@ impl From<StateError> for Stop {
 /// From so many leaves on the smaller side, the two sides of a binary node are shaped in parallel.
 const PARALLEL_LEAVES_MIN: usize = 128;
 
-struct Shaper<'a> {
+/// What is shaped, and from where.
+#[derive(Clone, Copy)]
+struct Shaping<'a> {
     source: &'a dyn NodeSource,
-    reader: Option<Box<dyn NodeReader + 'a>>,
+    trie: TrieId,
     /// Whether to read nodes that are not in memory.
     reads: bool,
-    trie: TrieId,
+}
+
+impl Shaping<'_> {
+    fn shape<I: IntoIterator<Item = (TrieKey, Felt)>>(
+        &self,
+        root: Felt,
+        blocks: impl IntoIterator<Item = (usize, I)>,
+    ) -> Result<ShapedTrie, Stop> {
+        let mut shaped = ShapedTrie { trie: self.trie, arena: Vec::new(), blocks: Vec::new() };
+        let mut top = (root != Felt::ZERO).then_some(Child::Known(root));
+        for (block, leaves) in blocks {
+            let leaves: Vec<Leaf> =
+                leaves.into_iter().map(|(key, value)| (Path::of_key(&key), value)).collect();
+            top = self.block(&mut shaped, block, top, &leaves)?;
+        }
+        Ok(shaped)
+    }
+
+    /// Shapes the trie after one more block. `top` is what it has so far; returns what it has then.
+    fn block(
+        &self,
+        shaped: &mut ShapedTrie,
+        block: usize,
+        top: Option<Child>,
+        leaves: &[Leaf],
+    ) -> Result<Option<Child>, Stop> {
+        debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
+        let mut shaper = Shaper::new(*self, &shaped.arena, leaves.len());
+        let after = match top {
+            None => shaper.build(Path::ROOT, leaves)?,
+            Some(top) => shaper.update(Path::ROOT, top, leaves)?,
+        };
+        let Made { arena, removed, replaced, ended } = shaper.made();
+        let (root, after) = match after {
+            Subtree::Empty => (Some(Felt::ZERO), None),
+            Subtree::Same(Child::Known(hash)) | Subtree::Leaf(hash) => (Some(hash), Some(Child::Known(hash))),
+            Subtree::Same(top) => (None, Some(top)),
+            Subtree::New(index) => (None, Some(Child::New(index))),
+        };
+        if shaped.arena.is_empty() {
+            shaped.arena = arena;
+        } else {
+            shaped.arena.extend(arena);
+        }
+        ended.into_iter().for_each(|index| shaped.arena[index as usize].flags |= REPLACED);
+        shaped.blocks.push(ShapedBlock { block, end: shaped.arena.len(), root, removed, replaced });
+        Ok(after)
+    }
+}
+
+/// What a block makes of a trie.
+struct Made {
     arena: Vec<NewNode>,
     removed: Vec<Path>,
     replaced: Vec<(TrieKey, Felt)>,
+    ended: Vec<u32>,
+}
+
+/// Shapes one block's changes, or a part of them.
+struct Shaper<'a> {
+    of: Shaping<'a>,
+    reader: Option<Box<dyn NodeReader + 'a>>,
+    /// Nodes of earlier blocks.
+    earlier: &'a [NewNode],
+    /// The block's nodes. Their indices begin behind those of earlier blocks.
+    arena: Vec<NewNode>,
+    removed: Vec<Path>,
+    replaced: Vec<(TrieKey, Felt)>,
+    /// Nodes of earlier blocks that are in the trie no more.
+    ended: Vec<u32>,
 }
 
 impl<'a> Shaper<'a> {
-    fn new(source: &'a dyn NodeSource, trie: TrieId, reads: bool, leaves: usize) -> Self {
-        let reader = source.reader(trie);
+    fn new(of: Shaping<'a>, earlier: &'a [NewNode], leaves: usize) -> Self {
+        let reader = of.source.reader(of.trie);
         let (arena, replaced) = (Vec::with_capacity(8 * leaves), Vec::with_capacity(leaves));
-        Self { source, reader, reads, trie, arena, removed: Vec::new(), replaced }
+        Self { of, reader, earlier, arena, removed: Vec::new(), replaced, ended: Vec::new() }
     }
 
-    fn shape(
-        source: &'a dyn NodeSource,
-        trie: TrieId,
-        root: Felt,
-        leaves: &[Leaf],
-        reads: bool,
-    ) -> Result<ShapedTrie, Stop> {
-        debug_assert!(leaves.is_sorted_by(|(a, _), (b, _)| a < b));
-        let mut shaper = Self::new(source, trie, reads, leaves.len());
-        let top = if root == Felt::ZERO {
-            shaper.build(Path::ROOT, leaves)?
-        } else {
-            shaper.update(Path::ROOT, root, leaves)?
-        };
-        let root = match top {
-            Subtree::Empty | Subtree::New(_) => Felt::ZERO,
-            Subtree::Same(hash) | Subtree::Leaf(hash) => hash,
-        };
-        let Self { arena, removed, replaced, .. } = shaper;
-        Ok(ShapedTrie { trie, arena, root, removed, replaced })
+    fn made(self) -> Made {
+        let Self { arena, removed, replaced, ended, .. } = self;
+        Made { arena, removed, replaced, ended }
     }
 
-    fn load(&mut self, path: Path, hash: Felt) -> Result<Node, Stop> {
+    /// One of the block's nodes.
+    fn own(&mut self, index: u32) -> &mut NewNode {
+        &mut self.arena[index as usize - self.earlier.len()]
+    }
+
+    /// The inner node at `path`, where `at` stands.
+    fn load(&mut self, path: Path, at: Child) -> Result<Inner, Stop> {
+        let hash = match at {
+            Child::Known(hash) => hash,
+            Child::New(index) => return Ok(self.earlier[index as usize].inner()),
+        };
         let found = match &mut self.reader {
             Some(reader) => reader.node(&path),
             None => InMemory::Not,
         };
-        let at = || NodeRef { trie: self.trie, path, hash };
-        match found {
-            InMemory::Node(node) => Ok(node),
-            InMemory::Nothing => Err(StateError::MissingNode(at()).into()),
-            InMemory::Not if self.reads => Ok(self.source.required_node(&at())?),
-            InMemory::Not => Err(Stop::NotInMemory),
+        let at = || NodeRef { trie: self.of.trie, path, hash };
+        let node = match found {
+            InMemory::Node(node) => node,
+            InMemory::Nothing => return Err(StateError::MissingNode(at()).into()),
+            InMemory::Not if self.of.reads => self.of.source.required_node(&at())?,
+            InMemory::Not => return Err(Stop::NotInMemory),
+        };
+        Ok(match node {
+            Node::Binary { left, right } => Inner::Binary([Child::Known(left), Child::Known(right)]),
+            Node::Edge { path, child } => Inner::Edge(path, Child::Known(child)),
+        })
+    }
+
+    /// Notes that the node `old`, which stood at `at`, is in the trie no more, and no other in its place.
+    fn remove(&mut self, at: Path, old: Child) {
+        self.removed.push(at);
+        self.end(old);
+    }
+
+    fn end(&mut self, old: Child) {
+        if let Child::New(index) = old {
+            self.ended.push(index);
         }
     }
 
-    /// Sets leaves in the subtree at `at`, which is not empty and has the hash `old`.
-    fn update(&mut self, at: Path, old: Felt, leaves: &[Leaf]) -> Result<Subtree, Stop> {
+    /// Sets leaves in the subtree `old`, which stands at `at`.
+    fn update(&mut self, at: Path, old: Child, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         let Some((_, value)) = leaves.first() else { return Ok(Subtree::Same(old)) };
-        if at.len() == TRIE_HEIGHT {
-            self.replaced.extend(at.to_key().map(|key| (key, old)));
+        if let (TRIE_HEIGHT, Child::Known(leaf)) = (at.len(), old) {
+            self.replaced.extend(at.to_key().map(|key| (key, leaf)));
             return Ok(match *value {
                 value if value == Felt::ZERO => Subtree::Empty,
-                value if value == old => Subtree::Same(old),
+                value if value == leaf => Subtree::Same(old),
                 value => Subtree::Leaf(value),
             });
         }
         match self.load(at, old)? {
-            Node::Binary { left, right } => {
+            Inner::Binary([left, right]) => {
                 let (lefts, rights) = split(leaves, at.len());
                 let (left, right) = self.both(
                     lefts.len().min(rights.len()),
@@ -303,22 +469,27 @@ impl<'a> Shaper<'a> {
                     return Ok(Subtree::Same(old));
                 }
                 let changed = self.join(at, left, right)?;
-                Ok(self.replaced_by(at, changed))
+                Ok(self.replaced_by(at, old, changed))
             }
-            Node::Edge { path, child } => match self.update_edge(at, path, child, leaves)? {
+            Inner::Edge(path, child) => match self.update_edge(at, path, child, leaves)? {
                 None => Ok(Subtree::Same(old)),
-                Some(changed) => Ok(self.replaced_by(at, changed)),
+                Some(changed) => Ok(self.replaced_by(at, old, changed)),
             },
         }
     }
 
-    /// Notes what became of the old node at `at`.
-    fn replaced_by(&mut self, at: Path, changed: Subtree) -> Subtree {
+    /// Notes what became of the node `old`, which stood at `at`.
+    fn replaced_by(&mut self, at: Path, old: Child, changed: Subtree) -> Subtree {
+        let over_old = match old {
+            Child::Known(_) => true,
+            Child::New(index) => self.earlier[index as usize].has(REPLACES_OLD),
+        };
         match changed {
-            Subtree::New(index) if usize::from(self.arena[index as usize].depth) == at.len() => {
-                self.arena[index as usize].flags |= REPLACES;
+            Subtree::New(index) if usize::from(self.own(index).depth) == at.len() => {
+                self.own(index).flags |= REPLACES | if over_old { REPLACES_OLD } else { 0 };
+                self.end(old);
             }
-            _ => self.removed.push(at),
+            _ => self.remove(at, old),
         }
         changed
     }
@@ -328,7 +499,7 @@ impl<'a> Shaper<'a> {
         &mut self,
         at: Path,
         edge: Path,
-        child: Felt,
+        child: Child,
         leaves: &[Leaf],
     ) -> Result<Option<Subtree>, Stop> {
         let end = at.join(&edge);
@@ -354,13 +525,13 @@ impl<'a> Shaper<'a> {
     }
 
     /// What is left of a split edge behind the fork, with its leaves set.
-    fn rest_of_edge(&mut self, at: Path, rest: Path, child: Felt, leaves: &[Leaf]) -> Result<Subtree, Stop> {
+    fn rest_of_edge(&mut self, at: Path, rest: Path, child: Child, leaves: &[Leaf]) -> Result<Subtree, Stop> {
         if rest.is_empty() {
             return self.update(at, child, leaves);
         }
         match self.update_edge(at, rest, child, leaves)? {
             Some(changed) => Ok(changed),
-            None => Ok(self.push_edge(at, rest, Child::Known(child))),
+            None => Ok(self.push_edge(at, rest, child)),
         }
     }
 
@@ -400,7 +571,7 @@ impl<'a> Shaper<'a> {
         if smaller < PARALLEL_LEAVES_MIN || rayon::current_num_threads() == 1 {
             return Ok((left(self)?, right(self)?));
         }
-        let mut aside = Self::new(self.source, self.trie, self.reads, smaller);
+        let mut aside = Self::new(self.of, self.earlier, smaller);
         let (left, right) = rayon::join(|| left(self), || right(&mut aside));
         let (left, right) = (left?, right?);
         Ok((left, self.take_in(aside, right)))
@@ -408,12 +579,17 @@ impl<'a> Shaper<'a> {
 
     /// Appends another arena behind this one; `top` is its subtree.
     fn take_in(&mut self, other: Self, top: Subtree) -> Subtree {
-        let offset = self.arena.len() as u32;
-        let moved = |parent: u32| if parent == NO_PARENT { NO_PARENT } else { parent + offset };
+        let (earlier, offset) = (self.earlier.len() as u32, self.arena.len() as u32);
+        let moved = |index: u32| if index == NONE || index < earlier { index } else { index + offset };
         let nodes = other.arena.into_iter();
-        self.arena.extend(nodes.map(|node| NewNode { parent: moved(node.parent), ..node }));
+        self.arena.extend(nodes.map(|node| NewNode {
+            parent: moved(node.parent),
+            children: node.children.map(moved),
+            ..node
+        }));
         self.removed.extend(other.removed);
         self.replaced.extend(other.replaced);
+        self.ended.extend(other.ended);
         match top {
             Subtree::New(index) => Subtree::New(index + offset),
             top => top,
@@ -438,33 +614,32 @@ impl<'a> Shaper<'a> {
         match below {
             Subtree::Empty => Ok(Subtree::Empty),
             Subtree::New(index) => {
-                let node = &mut self.arena[index as usize];
+                let node = self.own(index);
                 if !node.is_edge() {
                     return Ok(self.push_edge(at, path, Child::New(index)));
                 }
-                if node.replaces() {
-                    self.removed.push(node.path());
-                    node.flags &= !REPLACES;
-                }
+                let gone = node.has(REPLACES).then(|| node.path());
+                node.flags &= !(REPLACES | REPLACES_OLD);
                 node.depth = at.len() as u8;
-                debug_assert_eq!(index as usize + 1, self.arena.len());
+                self.removed.extend(gone);
+                debug_assert_eq!(index as usize + 1, self.earlier.len() + self.arena.len());
                 Ok(below)
             }
             Subtree::Leaf(value) => Ok(self.push_edge(at, path, Child::Known(value))),
-            Subtree::Same(hash) => self.edge_over_old(at, path, hash),
+            Subtree::Same(old) => self.edge_over_old(at, path, old),
         }
     }
 
     /// An edge over an unchanged subtree, which may itself begin with an edge.
-    fn edge_over_old(&mut self, at: Path, path: Path, hash: Felt) -> Result<Subtree, Stop> {
+    fn edge_over_old(&mut self, at: Path, path: Path, old: Child) -> Result<Subtree, Stop> {
         let end = at.join(&path);
         if end.len() < TRIE_HEIGHT
-            && let Node::Edge { path: lower, child } = self.load(end, hash)?
+            && let Inner::Edge(lower, child) = self.load(end, old)?
         {
-            self.removed.push(end);
-            return Ok(self.push_edge(at, path.join(&lower), Child::Known(child)));
+            self.remove(end, old);
+            return Ok(self.push_edge(at, path.join(&lower), child));
         }
-        Ok(self.push_edge(at, path, Child::Known(hash)))
+        Ok(self.push_edge(at, path, old))
     }
 
     fn push_binary(&mut self, at: Path, left: Subtree, right: Subtree) -> Subtree {
@@ -476,21 +651,32 @@ impl<'a> Shaper<'a> {
     }
 
     fn push(&mut self, end: Path, depth: usize, children: [Child; 2]) -> Subtree {
-        let index = self.arena.len() as u32;
-        let (mut operands, mut level, mut flags) = ([Felt::ZERO; 2], 0, 0);
+        let index = (self.earlier.len() + self.arena.len()) as u32;
+        let (mut operands, mut indices) = ([Felt::ZERO; 2], [NONE; 2]);
+        let (mut level, mut flags) = (0, 0);
         for (side, child) in children.into_iter().enumerate() {
             match child {
                 Child::Known(hash) => operands[side] = hash,
                 Child::New(child) => {
-                    let child = &mut self.arena[child as usize];
-                    (child.parent, child.side) = (index, side as u8);
-                    level = level.max(child.level + 1);
-                    flags |= NEW_CHILD[side];
+                    let below = match self.earlier.get(child as usize) {
+                        Some(earlier) => {
+                            flags |= EARLIER_CHILD[side];
+                            earlier.level
+                        }
+                        None => {
+                            let child = self.own(child);
+                            (child.parent, child.side) = (index, side as u8);
+                            child.level
+                        }
+                    };
+                    level = level.max(below + 1);
+                    indices[side] = child;
                 }
             }
         }
         let depth = depth as u8;
-        self.arena.push(NewNode { operands, end, parent: NO_PARENT, depth, level, side: 0, flags });
+        let (children, parent) = (indices, NONE);
+        self.arena.push(NewNode { operands, end, children, parent, depth, level, side: 0, flags });
         Subtree::New(index)
     }
 }
@@ -498,7 +684,8 @@ impl<'a> Shaper<'a> {
 fn child(subtree: Subtree) -> Child {
     match subtree {
         Subtree::New(index) => Child::New(index),
-        Subtree::Same(hash) | Subtree::Leaf(hash) => Child::Known(hash),
+        Subtree::Same(old) => old,
+        Subtree::Leaf(hash) => Child::Known(hash),
         Subtree::Empty => {
             debug_assert!(false, "a new node never has an empty child");
             Child::Known(Felt::ZERO)
@@ -519,14 +706,35 @@ fn under<'a>(leaves: &'a [Leaf], prefix: &Path) -> &'a [Leaf] {
 }
 
 impl ShapedTrie {
-    /// The trie's new root; zero if it is empty. Meaningful once hashed.
+    /// The trie's new root, after all blocks; zero if it is empty. Meaningful once hashed.
     pub fn root(&self) -> Felt {
-        self.root
+        self.roots().last().map_or(Felt::ZERO, |(_, root)| root)
     }
 
-    /// Keys among the set leaves that had a leaf before, with that leaf, ascending by key.
-    pub fn replaced(&self) -> &[(TrieKey, Felt)] {
-        &self.replaced
+    /// The node at the trie's root, if the last block made it. Meaningful once hashed.
+    pub fn top(&self) -> Option<Node> {
+        // Children come before parents, so the last one is the root's.
+        self.arena.last().map(NewNode::node)
+    }
+
+    /// The trie's root after each block, with the block's number. Meaningful once hashed.
+    pub fn roots(&self) -> impl Iterator<Item = (usize, Felt)> {
+        let mut root = Felt::ZERO;
+        self.blocks.iter().map(move |block| {
+            root = block.root.unwrap_or(root);
+            (block.block, root)
+        })
+    }
+
+    /// For each block, keys among the set leaves that had a leaf before, with that leaf, ascending by key.
+    pub fn replaced(&self) -> impl Iterator<Item = &[(TrieKey, Felt)]> {
+        self.blocks.iter().map(|block| &*block.replaced)
+    }
+
+    /// The hash of a child; it must be known already.
+    fn operand(&self, new: &NewNode, side: usize) -> Felt {
+        let earlier = new.has(EARLIER_CHILD[side]).then(|| hash_at(&self.arena, new.children[side] as usize));
+        earlier.flatten().unwrap_or(new.operands[side])
     }
 
     /// What the hash of the node at an index of the arena is made of: the pair that is hashed and the length that is
@@ -534,24 +742,43 @@ impl ShapedTrie {
     pub(super) fn operands(&self, index: usize) -> ([Felt; 2], u8) {
         let new = &self.arena[index];
         if new.is_edge() {
-            return (new.node().preimage(), new.end.len() as u8 - new.depth);
+            let path = new.end.suffix(new.depth.into());
+            return ([self.operand(new, 0), path.value()], path.len() as u8);
         }
-        (new.operands, 0)
+        ([self.operand(new, 0), self.operand(new, 1)], 0)
     }
 
     /// Notes the hash of the node at an index of the arena.
     pub(super) fn set_hash(&mut self, index: usize, hash: Felt) {
-        let NewNode { parent, side, .. } = self.arena[index];
+        let new = &self.arena[index];
+        let NewNode { parent, side, .. } = *new;
+        if new.flags & (EARLIER_CHILD[0] | EARLIER_CHILD[1]) != 0 {
+            self.arena[index].operands = [0, 1].map(|side| self.operand(new, side));
+        }
         match self.arena.get_mut(parent as usize) {
             Some(parent) => parent.operands[usize::from(side)] = hash,
-            None => self.root = hash,
+            None => {
+                let block = self.blocks.partition_point(|block| block.end <= index);
+                self.blocks[block].root = Some(hash);
+            }
         }
     }
 
-    /// What to write and what to remove, once hashed.
-    pub fn into_changes(self) -> TrieChanges {
-        let Self { trie, root, removed, arena, .. } = self;
-        debug_assert!(arena.iter().all(|node| node.operands[0] != Felt::ZERO));
-        TrieChanges { trie, root, removed, arena }
+    /// What each block writes and removes, with its number, and what all of them do together; once hashed.
+    pub fn into_changes(self) -> (Vec<(usize, TrieChanges)>, TrieChanges) {
+        debug_assert!(self.arena.iter().all(|node| node.operands[0] != Felt::ZERO));
+        let (root, roots) = (self.root(), self.roots().map(|(_, root)| root).collect::<Vec<_>>());
+        let Self { trie, arena, blocks, .. } = self;
+        let (of_many, nodes, arena) = (blocks.len() > 1, 0..arena.len(), Arc::new(arena));
+        let removed = blocks.iter().flat_map(|block| &block.removed).copied().collect();
+        let together = TrieChanges { trie, root, removed, of_many, arena: Arc::clone(&arena), nodes };
+        let mut start = 0;
+        let changes = |(block, root): (ShapedBlock, Felt)| {
+            let nodes = start..block.end;
+            start = block.end;
+            let ShapedBlock { block, removed, .. } = block;
+            (block, TrieChanges { trie, root, removed, of_many: false, arena: Arc::clone(&arena), nodes })
+        };
+        (blocks.into_iter().zip(roots).map(changes).collect(), together)
     }
 }

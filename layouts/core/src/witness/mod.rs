@@ -291,9 +291,4 @@ impl TrieRows for Shown {
     }
 }
 
-impl CommitmentSource for Shown {
-    /// A witness is of one block, and nothing is read after it.
-    fn absorb(&mut self, _block: &BlockChanges, _last: bool) -> Result<(), StateError> {
-        Ok(())
-    }
-}
+impl CommitmentSource for Shown {}

@@ -7,7 +7,9 @@ use rayon::prelude::*;
 
 use super::encoding::subject_key;
 use super::{Witness, WitnessTrie};
-use crate::commit::{BlockChanges, CommitmentSource, NamedLeaves, TrieRows, Wanted, commit_blocks};
+use crate::commit::{
+    BlockChanges, CommitmentSource, GroupChanges, NamedLeaves, TrieRows, Wanted, commit_blocks,
+};
 use crate::commitment::{ContractLeaf, Roots};
 use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
@@ -167,12 +169,14 @@ impl CommitmentSource for Recording<'_> {
     }
 
     /// Until here the source is as it was before the block.
-    fn absorb(&mut self, block: &BlockChanges, last: bool) -> Result<(), StateError> {
-        self.read_rest(block)?;
-        for changes in &block.tries {
-            let made = changes.written().map(|new| ProofNode { hash: new.hash, node: new.node });
-            self.made.extend(made.map(|node| (changes.trie, node)));
+    fn absorb(&mut self, group: &GroupChanges) -> Result<(), StateError> {
+        for block in &group.blocks {
+            self.read_rest(block)?;
+            for changes in &block.tries {
+                let made = changes.written().map(|new| ProofNode { hash: new.hash, node: new.node });
+                self.made.extend(made.map(|node| (changes.trie, node)));
+            }
         }
-        self.source.absorb(block, last)
+        self.source.absorb(group)
     }
 }
