@@ -53,6 +53,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] if fewer are left.
+    #[inline]
     pub fn bytes(&mut self, field: &'static str, length: usize) -> Result<&'a [u8], DecodeError> {
         let (head, rest) = self.rest.split_at_checked(length).ok_or_else(|| {
             DecodeError::new(field, format!("needs {length} bytes, {} are left", self.rest.len()))
@@ -65,6 +66,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] if fewer are left.
+    #[inline]
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
         let mut array = [0; N];
         array.copy_from_slice(self.bytes(field, N)?);
@@ -75,6 +77,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] at the end.
+    #[inline]
     pub fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.array::<1>(field).map(|[byte]| byte)
     }
@@ -83,6 +86,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] if fewer than four bytes are left.
+    #[inline]
     pub fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         self.array(field).map(u32::from_be_bytes)
     }
@@ -99,6 +103,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] if bytes are missing or the number is not below p.
+    #[inline]
     pub fn felt(&mut self, field: &'static str) -> Result<Felt, DecodeError> {
         felt_from_be(&self.array(field)?).map_err(|error| DecodeError::new(field, error.to_string()))
     }
@@ -107,6 +112,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] if bytes are missing, the number is not below p, or it begins with a zero byte.
+    #[inline]
     pub fn short_felt(&mut self, field: &'static str) -> Result<Felt, DecodeError> {
         let length = usize::from(self.u8(field)?);
         if length > 32 {

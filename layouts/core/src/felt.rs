@@ -19,6 +19,9 @@ pub const MODULUS_BE: [u8; 32] = {
     bytes
 };
 
+/// p in words, most significant first.
+const MODULUS_WORDS: [u64; 4] = [0x0800_0000_0000_0011, 0, 0, 1];
+
 /// Why a text or some bytes are not a felt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FeltError {
@@ -71,8 +74,16 @@ pub fn parse_felt(text: &str) -> Result<Felt, FeltError> {
 ///
 /// # Errors
 /// [`FeltError::TooLarge`] if the number is not below p.
+#[inline]
 pub fn felt_from_be(bytes: &[u8; 32]) -> Result<Felt, FeltError> {
-    if *bytes < MODULUS_BE { Ok(from_words(be_words(bytes))) } else { Err(FeltError::TooLarge) }
+    let words = be_words(bytes);
+    if words < MODULUS_WORDS { Ok(from_words(words)) } else { Err(FeltError::TooLarge) }
+}
+
+/// Whether 32 big-endian bytes are a felt's: a number below p.
+#[inline]
+pub fn is_felt(bytes: &[u8; 32]) -> bool {
+    be_words(bytes) < MODULUS_WORDS
 }
 
 /// A felt's 32 big-endian bytes. Several times quicker than the felt's own conversion, which does not know that this
@@ -157,7 +168,21 @@ mod tests {
             assert_eq!(felt_to_be(&felt), felt.to_bytes_be());
             assert_eq!(felt_from_be(&felt.to_bytes_be()), Ok(felt));
         }
-        assert_eq!(felt_from_be(&MODULUS_BE), Err(FeltError::TooLarge));
+    }
+
+    #[test]
+    fn bytes_of_no_felt_are_refused() {
+        assert_eq!(be_words(&MODULUS_BE), MODULUS_WORDS);
+        let mut too_large = vec![MODULUS_BE, [0xff; 32]];
+        for at in 0..32 {
+            let mut bytes = MODULUS_BE;
+            bytes[at] += 1;
+            too_large.push(bytes);
+        }
+        for bytes in too_large {
+            assert_eq!(felt_from_be(&bytes), Err(FeltError::TooLarge));
+            assert!(!is_felt(&bytes) && is_felt(&felt_to_be(&Felt::MAX)));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::fmt;
 
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
 use flagstone_core::commitment::TRIE_HEIGHT;
-use flagstone_core::felt::{Felt, FeltError, MODULUS_BE, felt_to_be};
+use flagstone_core::felt::{Felt, FeltError, felt_to_be, is_felt};
 use flagstone_core::trie::{Node, Path};
 
 /// Levels of a record. Stored in each record; see the README for why five.
@@ -48,6 +48,15 @@ pub struct Edits {
     pub written: u32,
     /// Slots that lose their node, unless they get a new one.
     pub removed: u32,
+}
+
+/// The ways down from a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// To either side.
+    Fork,
+    /// Along these bits.
+    Edge(Path),
 }
 
 impl Record {
@@ -104,6 +113,20 @@ impl Record {
         let record_depth = at.len() / DEPTH * DEPTH;
         let mut from = Reader::new(&self.row[self.find(record_depth, slot)..]);
         node(&mut from, at.len(), edges >> slot & 1 == 1).ok()
+    }
+
+    /// Where the ways down from the node at `at` lead, whose record this must be. Takes no hash out of its bytes.
+    pub fn way(&self, at: &Path) -> Option<Way> {
+        let slot = slot_of(at);
+        let (present, edges) = self.slots();
+        match (present >> slot & 1, edges >> slot & 1) {
+            (0, _) => None,
+            (_, 0) => Some(Way::Fork),
+            _ => {
+                let edge = self.find(at.len() / DEPTH * DEPTH, slot);
+                Path::decode(&mut Reader::new(&self.row[edge..])).ok().map(Way::Edge)
+            }
+        }
     }
 
     /// Whether it holds nothing, and so has no row.
@@ -227,11 +250,11 @@ fn check_node(from: &mut Reader<'_>, depth: usize, is_edge: bool) -> Result<(), 
         let is_there = if depth + levels == TRIE_HEIGHT {
             from.short_felt("leaf")? != Felt::ZERO
         } else {
-            let bytes = from.bytes("child", 32)?;
-            if *bytes >= MODULUS_BE[..] {
+            let bytes = from.array("child")?;
+            if !is_felt(&bytes) {
                 return Err(DecodeError::new("child", FeltError::TooLarge.to_string()));
             }
-            bytes.iter().any(|byte| *byte != 0)
+            bytes != [0; 32]
         };
         if !is_there {
             return Err(DecodeError::new("child", "is zero, which means absent"));
@@ -345,8 +368,12 @@ mod tests {
             prop_assert!(Record::decode(&at, row[..cut.index(row.len())].to_vec()).is_err());
             for (path, node) in &nodes {
                 prop_assert_eq!(record.get(path), Some(*node));
+                prop_assert_eq!(record.way(path), Some(match node {
+                    Node::Binary { .. } => Way::Fork,
+                    Node::Edge { path, .. } => Way::Edge(*path),
+                }));
                 record.set(path, None);
-                prop_assert_eq!(record.get(path), None);
+                prop_assert_eq!((record.get(path), record.way(path)), (None, None));
             }
             prop_assert!(record.is_empty());
         }

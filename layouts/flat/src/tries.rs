@@ -21,7 +21,7 @@ use foldhash::fast::RandomState;
 use rayon::prelude::*;
 
 use crate::cache::{CachedState, Entry, Look, RecordCache, Records};
-use crate::record::{DEPTH, Edits, Record, record_of, slot_of};
+use crate::record::{DEPTH, Edits, Record, Way, record_of, slot_of};
 use crate::rows;
 
 /// Records that one task reads at a time.
@@ -243,13 +243,13 @@ impl<'a> Walk<'a> {
         };
         let held = Some((path, record));
         entered
-            + match record.get(&at) {
-                Some(Node::Binary { .. }) => {
+            + match record.way(&at) {
+                Some(Way::Fork) => {
                     let leaves = &self.leaves[range.clone()];
                     let middle = range.start + leaves.partition_point(|leaf| !leaf.bit(at.len()));
                     self.both(at, range.start..middle, middle..range.end, held, missing)
                 }
-                Some(Node::Edge { path, .. }) => {
+                Some(Way::Edge(path)) => {
                     let end = at.join(&path);
                     let start = range.start + self.leaves[range.clone()].partition_point(|leaf| *leaf < end);
                     let count = self.leaves[start..range.end].partition_point(|leaf| leaf.starts_with(&end));
