@@ -4,9 +4,9 @@
 
 mod cli;
 
-/// The executor allocates a great deal, on several threads at once. glibc's allocator gives memory back and takes it again
-/// all the time, for up to half of the CPU; this one does not, and the executor's crates build it anyway.
-#[cfg(feature = "blockifier")]
+/// The executor and sled allocate a great deal, on several threads at once. glibc's allocator gives memory back and takes
+/// it again all the time, for up to half of the CPU, and keeps what one thread freed from the others; this one does not.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -32,3 +32,8 @@ mod support;
 mod threads;
 mod tidy;
 mod vectors;
+
+/// As in the binary: what a load takes in memory is asked of it.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -14,6 +14,7 @@ pub use proofs::{
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+use flagstone_core::commit::HashCounts;
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{ContractDiff, StateDiff, StateDiffBuilder, Subject};
 use flagstone_core::error::StateError;
@@ -224,7 +225,8 @@ pub(crate) fn fail(error: StateError) -> TestCaseError {
     TestCaseError::fail(error.to_string())
 }
 
-/// Roots and reads equal the reference's, however blocks are grouped into commitments.
+/// Roots and reads equal the reference's, however blocks are grouped into commitments; so are rows, undo and the number of
+/// hashes.
 pub fn roots_and_reads_equal_the_reference<L: Layout>(make: impl Fn() -> L) {
     let layout = &make();
     let mut driver = Driver::new(layout);
@@ -236,9 +238,11 @@ pub fn roots_and_reads_equal_the_reference<L: Layout>(make: impl Fn() -> L) {
         assert_eq!(roots, Ok(vec![reference.roots()]), "large blocks");
     }
     for_random_blocks(24, 1..8, |diffs| {
+        let mut alone = None;
         for cadence in [1, 3, usize::MAX] {
             let mut driver = Driver::new(layout);
             let mut reference = ReferenceState::new();
+            let (mut undo, mut hashes) = (Vec::new(), HashCounts::default());
             for group in diffs.chunks(cadence) {
                 let mut expected = Vec::new();
                 for diff in group {
@@ -246,9 +250,14 @@ pub fn roots_and_reads_equal_the_reference<L: Layout>(make: impl Fn() -> L) {
                     reference.apply(diff);
                     expected.push(reference.roots());
                 }
-                prop_assert_eq!(driver.commit().map_err(fail)?, expected, "cadence {}", cadence);
+                let staged = driver.commit_staged().map_err(fail)?;
+                prop_assert_eq!(staged.roots, expected, "cadence {}", cadence);
+                undo.extend(staged.undo);
+                hashes += staged.hashes;
                 driver.check_reads(&Touched::by(&diffs), &reference).map_err(fail)?;
             }
+            let outcome = (driver.rows(), undo, hashes);
+            prop_assert_eq!(&outcome, alone.get_or_insert_with(|| outcome.clone()), "cadence {}", cadence);
         }
         Ok(())
     });
