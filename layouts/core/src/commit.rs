@@ -63,7 +63,7 @@ pub trait CommitmentSource: TrieRows + Send {
         Ok(())
     }
 
-    /// Called once, when the blocks are hashed: takes over what they changed. Nothing is read after it.
+    /// Called once, when the blocks are hashed: takes over what they changed. A source that is not asked again need not.
     ///
     /// # Errors
     /// [`StateError`] if the store fails or a node is damaged.
@@ -214,8 +214,7 @@ pub struct GroupChanges {
     pub tries: Vec<TrieChanges>,
 }
 
-/// Rows with the nodes and leaves of a session's earlier blocks over them: the source for layouts with a row for each
-/// node.
+/// Rows with the nodes and leaves of commitments over them that are in no row: a source that goes from state to state.
 pub struct Overlaid<R> {
     rows: R,
     nodes: HashMap<(TrieId, Path), Option<Node>>,
@@ -242,20 +241,8 @@ impl<R: TrieRows + Send> Overlaid<R> {
         diff: &StateDiff,
         hasher: &dyn Hasher,
     ) -> Result<Roots, StateError> {
-        let group = Group::new(hasher, &[diff]).commit(self, roots)?;
-        let roots = group.blocks.first().map_or(roots, |block| block.roots);
-        group.blocks.iter().for_each(|block| self.take_over(block));
-        Ok(roots)
-    }
-
-    fn take_over(&mut self, block: &BlockChanges) {
-        for trie in &block.tries {
-            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
-            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
-        }
-        self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
-        let classes = block.classes.iter();
-        self.classes.extend(classes.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
+        let staged = commit_blocks(self, roots, &[diff], hasher, |_| {})?;
+        Ok(staged.roots.last().copied().unwrap_or(roots))
     }
 }
 
@@ -279,7 +266,21 @@ impl<R: TrieRows> TrieRows for Overlaid<R> {
     }
 }
 
-impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {}
+impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
+    fn absorb(&mut self, group: &GroupChanges) -> Result<(), StateError> {
+        for trie in &group.tries {
+            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
+            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
+        }
+        for block in &group.blocks {
+            self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
+            let classes = block.classes.iter();
+            self.classes
+                .extend(classes.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
+        }
+        Ok(())
+    }
+}
 
 /// Commits blocks one after another on top of a source that stands at `roots`, in memory, and hands each block's changes
 /// to `each`: later ones override earlier ones. A group takes the memory of all its blocks' new nodes, so whoever has many
@@ -403,8 +404,7 @@ impl<'a> Group<'a> {
 
     /// All leaves that the blocks are going to set, by trie; without the storage tries that are shaped already.
     fn wanted(&self, before: Roots, shaped: &[Option<ShapedTrie>]) -> Vec<Wanted> {
-        let ascending = |leaves: Vec<Path>| {
-            let mut leaves = leaves;
+        let ascending = |mut leaves: Vec<Path>| {
             leaves.sort_unstable();
             leaves.dedup();
             leaves
@@ -416,12 +416,12 @@ impl<'a> Group<'a> {
                 contract.leaves().flat_map(|(_, leaves)| leaves.map(|(key, _)| Path::of_key(&key))).collect(),
             ),
         };
-        let contracts = self.contracts.iter().map(|contract| Path::of_key(contract.address.trie_key()));
+        let contracts =
+            self.contracts.iter().map(|contract| Path::of_key(contract.address.trie_key())).collect();
         let classes = self.diffs.iter().flat_map(|diff| diff.classes());
         let classes = classes.map(|class| Path::of_key(&class.trie_key())).collect();
         let unshaped = self.contracts.iter().zip(shaped).filter(|(_, shaped)| shaped.is_none());
         let mut wanted: Vec<Wanted> = unshaped.map(|(contract, _)| storage(contract)).collect();
-        let contracts = contracts.collect();
         wanted.push(Wanted { trie: TrieId::Contracts, root: before.contracts.0, leaves: contracts });
         wanted.push(Wanted { trie: TrieId::Classes, root: before.classes.0, leaves: ascending(classes) });
         wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
@@ -474,8 +474,8 @@ impl<'a> Group<'a> {
 
     /// Hashes the contract leaves of all blocks together.
     fn hash_contract_leaves(&mut self) {
-        let changes = || self.changes.blocks.iter().flat_map(|block| &block.contracts);
-        let leaves: Vec<ContractLeaf> = changes().map(|change| change.leaf).collect();
+        let changes = self.changes.blocks.iter().flat_map(|block| &block.contracts);
+        let leaves: Vec<ContractLeaf> = changes.map(|change| change.leaf).collect();
         let hashes = contract_leaf_hashes(self.hasher, &leaves);
         let changes = self.changes.blocks.iter_mut().flat_map(|block| &mut block.contracts);
         changes.zip(hashes).for_each(|(change, hash)| change.hash = hash);
@@ -585,9 +585,10 @@ fn commit_classes(
         keys.zip(changes.iter().map(|change| change.hash)).collect()
     };
     let leaves = diffs.iter().zip(&blocks).map(leaves).enumerate();
-    let mut trie = vec![shape_blocks(source, TrieId::Classes, root.0, leaves)?];
-    hash_forest(hasher, HashFunction::Poseidon, &mut trie);
-    Ok(ClassesWork { trie: trie.remove(0), blocks })
+    let mut tries = [shape_blocks(source, TrieId::Classes, root.0, leaves)?];
+    hash_forest(hasher, HashFunction::Poseidon, &mut tries);
+    let [trie] = tries;
+    Ok(ClassesWork { trie, blocks })
 }
 
 const HASHES_OF_A_CONTRACT_LEAF: u64 = 3;

@@ -20,7 +20,7 @@ pub const MODULUS_BE: [u8; 32] = {
 };
 
 /// p in words, most significant first.
-const MODULUS_WORDS: [u64; 4] = [0x0800_0000_0000_0011, 0, 0, 1];
+const MODULUS_WORDS: [u64; 4] = be_words(&MODULUS_BE);
 
 /// Why a text or some bytes are not a felt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -105,9 +105,14 @@ pub(crate) fn from_words([d, c, b, a]: [u64; 4]) -> Felt {
 }
 
 /// A big-endian number in words, most significant first.
-pub(crate) fn be_words(bytes: &[u8; 32]) -> [u64; 4] {
+pub(crate) const fn be_words(bytes: &[u8; 32]) -> [u64; 4] {
     let (words, _) = bytes.as_chunks::<8>();
-    std::array::from_fn(|i| u64::from_be_bytes(words[i]))
+    [
+        u64::from_be_bytes(words[0]),
+        u64::from_be_bytes(words[1]),
+        u64::from_be_bytes(words[2]),
+        u64::from_be_bytes(words[3]),
+    ]
 }
 
 /// Words, most significant first, as a big-endian number.
@@ -172,7 +177,7 @@ mod tests {
 
     #[test]
     fn bytes_of_no_felt_are_refused() {
-        assert_eq!(be_words(&MODULUS_BE), MODULUS_WORDS);
+        assert_eq!(be_words(&MODULUS_BE), [0x0800_0000_0000_0011, 0, 0, 1]);
         let mut too_large = vec![MODULUS_BE, [0xff; 32]];
         for at in 0..32 {
             let mut bytes = MODULUS_BE;

@@ -2,15 +2,15 @@
 //!
 //! A commitment works on the records it touches, in the cache that it has taken: [`Tries::prepare`] reads those that are
 //! not there yet, on the way to all leaves of a block, in one batch across all tries for each level of records;
-//! [`Tries::absorb`] changes them; [`Tries::finish`] encodes each changed one once, however many blocks changed it. Work is
-//! spread over tries, and inside a large trie over its subtrees. Nothing here reads a value row.
+//! [`Tries::absorb`] changes each one once, however many blocks changed it, and tells its row; [`Tries::finish`] hands all
+//! rows over. Work is spread over tries, and inside a large trie over its subtrees. Nothing here reads a value row.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use flagstone_core::commit::{CommitmentSource, GroupChanges, NamedLeaves, TrieRows, Wanted};
+use flagstone_core::commit::{BlockChanges, CommitmentSource, GroupChanges, NamedLeaves, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
 use flagstone_core::error::StateError;
 use flagstone_core::layout::StateAt;
@@ -44,12 +44,8 @@ pub struct Tries<'a> {
     read: Vec<RecordKey>,
     /// Whether the blocks' records were counted as hits or misses.
     prepared: bool,
-    /// Rows of the records that the blocks changed, by trie and path.
-    changed_records: BTreeMap<TrieId, WriteBatch>,
-    /// Contracts whose leaves the blocks changed.
-    changed_leaves: BTreeSet<ContractAddress>,
-    /// Leaves of classes that the blocks set.
-    classes: BTreeMap<[u8; 32], CompiledClassHash>,
+    /// All rows that the blocks changed.
+    batch: WriteBatch,
     recent: Recent,
 }
 
@@ -113,9 +109,7 @@ impl<'a> Tries<'a> {
             apart,
             read: Vec::new(),
             prepared: false,
-            changed_records: BTreeMap::new(),
-            changed_leaves: BTreeSet::new(),
-            classes: BTreeMap::new(),
+            batch: WriteBatch::default(),
             recent: Recent::default(),
         }
     }
@@ -190,19 +184,28 @@ impl<'a> Tries<'a> {
 
     /// All rows that differ, and the records to give back to the cache once those are written.
     pub fn finish(self) -> (WriteBatch, CachedState) {
-        // The order of keys: leaves of contracts, leaves of classes, records by trie and path.
-        let mut batch = WriteBatch::default();
-        for address in &self.changed_leaves {
-            match self.records.leaf(address).filter(|leaf| !leaf.is_absent()) {
-                Some(leaf) => batch.put(rows::contract_leaf(address), leaf.encode()),
-                None => batch.delete(rows::contract_leaf(address)),
+        (self.batch, self.records)
+    }
+
+    /// Takes in the leaves that blocks changed, and tells their rows.
+    fn absorb_leaves(&mut self, blocks: &[BlockChanges]) {
+        let (mut contracts, mut classes) = (BTreeMap::new(), BTreeMap::new());
+        for block in blocks {
+            contracts.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
+            let of_block = block.classes.iter();
+            classes.extend(of_block.map(|class| (class.class_hash.to_be(), class.compiled_class_hash)));
+        }
+        for (address, leaf) in contracts {
+            self.records.set_leaf(address, leaf);
+            if leaf.is_absent() {
+                self.batch.delete(rows::contract_leaf(&address));
+            } else {
+                self.batch.put(rows::contract_leaf(&address), leaf.encode());
             }
         }
-        for (class_hash, compiled) in &self.classes {
-            rows::put_felt(&mut batch, rows::class_leaf(class_hash), &compiled.0);
+        for (class_hash, compiled) in classes {
+            rows::put_felt(&mut self.batch, rows::class_leaf(&class_hash), &compiled.0);
         }
-        self.changed_records.into_values().for_each(|rows| batch.append(rows));
-        (batch, self.records)
     }
 }
 
@@ -370,9 +373,6 @@ impl TrieRows for Tries<'_> {
     }
 
     fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
-        if let Some(compiled) = self.classes.get(&class_hash.to_be()) {
-            return Ok(*compiled);
-        }
         let what = || format!("leaf of class {class_hash}");
         rows::felt_at(self.state.store, &rows::class_leaf(&class_hash.to_be()), what).map(CompiledClassHash)
     }
@@ -396,14 +396,8 @@ impl CommitmentSource for Tries<'_> {
     }
 
     fn absorb(&mut self, group: &GroupChanges) -> Result<(), StateError> {
-        for block in &group.blocks {
-            for change in &block.contracts {
-                self.records.set_leaf(change.address, change.leaf);
-                self.changed_leaves.insert(change.address);
-            }
-            let classes = block.classes.iter();
-            self.classes.extend(classes.map(|class| (class.class_hash.to_be(), class.compiled_class_hash)));
-        }
+        // The order of keys: leaves of contracts, leaves of classes, records by trie and path.
+        self.absorb_leaves(&group.blocks);
         let mut changes: HashMap<TrieId, &TrieChanges> =
             group.tries.iter().map(|trie| (trie.trie, trie)).collect();
         for trie in changes.keys() {
@@ -419,12 +413,14 @@ impl CommitmentSource for Tries<'_> {
         let key = |absorbed: &Absorbed<'_>, run: &Run| (absorbed.changes.trie, run.record);
         let unread = absorbed.iter().flat_map(|of_trie| of_trie.unread.iter().map(|run| key(of_trie, run)));
         self.load(&unread.collect::<Vec<_>>())?;
+        let mut rows = BTreeMap::new();
         for mut absorbed in absorbed {
             let trie = absorbed.changes.trie;
             absorbed.absorb_read(self.records.tries.entry(trie).or_default());
             self.records.bytes = self.records.bytes + absorbed.bytes_after - absorbed.bytes_before;
-            self.changed_records.insert(trie, absorbed.rows);
+            rows.insert(trie, absorbed.rows);
         }
+        rows.into_values().for_each(|rows| self.batch.append(rows));
         Ok(())
     }
 }

@@ -45,8 +45,8 @@ fn in_shares<T: Sync>(items: &[T], out: &mut [Felt], work: impl Fn(&[T], &mut [F
     items.par_chunks(share).zip(out.par_chunks_mut(share)).for_each(|(items, out)| work(items, out));
 }
 
-/// Hashes all new nodes of `tries`, which share a hash function. Returns how many hashes that took.
-pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [ShapedTrie]) -> u64 {
+/// Hashes all new nodes of `tries`, which share a hash function.
+pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [ShapedTrie]) {
     let mut ends = [0; LEVELS];
     tries.iter().flat_map(|trie| &trie.arena).for_each(|node| ends[usize::from(node.level)] += 1);
     let count = ends.iter_mut().fold(0, |start, level| {
@@ -75,7 +75,6 @@ pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [Sha
             tries[trie as usize].set_hash(index as usize, *hash);
         }
     }
-    count as u64
 }
 
 /// No way down is longer.

@@ -8,7 +8,6 @@
 //! where it leaves a subtree as it is, points to it. So the nodes of all blocks are there to be hashed together, and each
 //! block still has a root of its own.
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -39,7 +38,7 @@ enum Inner {
 /// A new node. A block of ten thousand slots makes a hundred thousand of them, so how many cache lines they take is what
 /// shaping and hashing cost: the operands are one, all the rest another. A node does not know its hash; its parent does,
 /// which is of the same block. Nodes of later blocks that have it as a child too look there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 #[repr(align(64))]
 pub(super) struct NewNode {
     /// Its children's hashes; those of new children once they are hashed. An edge has the first one only.
@@ -126,7 +125,7 @@ struct ShapedBlock {
     block: usize,
     /// Where its nodes end in the arena.
     end: usize,
-    /// Known from the beginning if it has no nodes.
+    /// Set when it is hashed, if it is a node of the block; none if it stays what it was after the block before.
     root: Option<Felt>,
     removed: Vec<Path>,
     replaced: Vec<(TrieKey, Felt)>,
@@ -153,7 +152,7 @@ pub struct WrittenNode {
 }
 
 /// What a block, or several together, do to one trie's nodes.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct TrieChanges {
     /// The trie.
     pub trie: TrieId,
@@ -225,19 +224,6 @@ impl TrieChanges {
         };
         let old = ends.into_iter().zip(new.children).filter(|(_, child)| *child == NONE);
         old.filter_map(|(end, _)| end)
-    }
-}
-
-impl fmt::Debug for TrieChanges {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { trie, root, removed, .. } = self;
-        let written: Vec<_> = self.written().collect();
-        f.debug_struct("TrieChanges")
-            .field("trie", trie)
-            .field("root", root)
-            .field("removed", removed)
-            .field("written", &written)
-            .finish()
     }
 }
 
