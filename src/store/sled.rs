@@ -12,17 +12,17 @@
 //!    ever syncs, so [`VALUE_BYTES_MAX`] and [`KEY_BYTES_MAX`] keep pages below it and larger rows are refused.
 //! 2. **Garbage piles up.** Each write leaves an old copy of its page to epoch-based reclamation, which runs once in 128
 //!    pins of a thread, frees a few bags at a time, and can free nothing made during a batch, as a batch is one long
-//!    pin. A load of 2 M rows held 6.5 GB so. After each batch `collect_garbage` turns the crank until the batch's
-//!    garbage is gone. That works only with the very `crossbeam-epoch` that sled links, as the collector is a static
-//!    of that crate: a test reads `Cargo.lock`.
+//!    pin. A load of 2 M rows held 6.5 GB so. Batches are short, therefore ([`BATCH_ROWS_MAX`]), and after each
+//!    `collect_garbage` turns the crank until its garbage is gone. That works only with the very `crossbeam-epoch` that
+//!    sled links, as the collector is a static of that crate: a test reads `Cargo.lock`.
 //! 3. **Space is reclaimed by the periodic flusher** and, hardly, by writes. Without the flusher (`flush_every_ms(None)`)
 //!    the file only grows. So there is no way to turn it off here. Expect four to five times the rows' raw size.
-//! 4. **A batch is atomic within one tree only.** Two trees are torn by a kill in between. So there is one tree, the
-//!    default one, and keyspaces are the first byte of keys.
+//! 4. **A batch is atomic within one tree only.** Two trees are torn by a kill in between. So all rows are in one tree,
+//!    the default one, and keyspaces are the first byte of keys. (A second tree has the one row that says how far a long
+//!    unit has come; of it only the order in sled's log is asked.)
 //! 5. **A batch holds a lock of the whole process**, whichever directory it is for, and every read of every sled waits
-//!    for it. Reads that may not wait belong in a cache or overlay above; batches belong on a thread of their own and
-//!    within [`BATCH_ROWS_MAX`]. `get_many` and `scan` take the lock row by row, so that a batch waits for at most one
-//!    row.
+//!    for it. Reads that may not wait at all belong in a cache or overlay above; here batches are short, and `get_many`
+//!    and `scan` take the lock row by row, so that a batch waits for at most one row.
 //! 6. **No snapshots, iterators see writes that come after them, `len` walks the tree, `flush_async` can deadlock.** So
 //!    none of these are used or offered: [`Capabilities`] has no such promise, and `scan` says what it sees.
 //! 7. **Opening can fail after an abrupt stop, or on a damaged file, by an error or by a panic.** One cause is removed:
@@ -34,6 +34,20 @@
 //!    to standard error as well. (In a program built with `panic = "abort"` nothing can be caught.)
 //! 8. **1.0.0-alpha is no way out**: it has known deadlocks and its cost grows with the state. The dependency is pinned
 //!    with `=`, as everything above was checked in the sources of that version.
+//!
+//! A unit of at most [`BATCH_ROWS_MAX`] rows is one batch. **A longer one** is written in steps, so that it is a unit all
+//! the same, where a crash may come between any two:
+//!
+//! 1. Its rows go to a file of their own (the format is drawn in `sled/units.rs`), which is synced, and its directory.
+//! 2. A row says that the unit was begun.
+//! 3. The rows are written, one batch after the other.
+//! 4. A row says that the unit is whole.
+//! 5. After the next [`Store::sync`], or when such files have 64 MiB and the store syncs itself, the file is removed.
+//!
+//! sled's log is one sequence over all trees, and a crash leaves a beginning of it. So an opening that finds a unit begun
+//! and not whole has nothing of what came after it, and writes all of its rows again, from the file. A unit of which not
+//! even the beginning is there is gone as a short one would be. A reader meanwhile may see some of the unit's rows and
+//! not yet others, as it may between any two reads.
 //!
 //! A failed `fsync` may not be tried again: the kernel reports it once and then forgets the pages. So any failed write
 //! or sync also leaves the store refusing everything until it is reopened.
@@ -47,19 +61,23 @@
 //! file, as a torn end is then to be expected: damage of that time can only be noticed by whoever has a record of what
 //! ought to be there, and the caller must have one.
 
+mod units;
+
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use flagstone_core::store::{
     Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
 };
+
+use self::units::{Progress, Units};
 
 /// Longest row the store takes, in bytes.
 ///
@@ -73,12 +91,13 @@ pub const VALUE_BYTES_MAX: usize = 4608;
 /// sled writes whole index nodes, of at most 256 children plus what a merge brings (fewer than 64): 384 is a safe bound.
 pub const KEY_BYTES_MAX: usize = 256;
 
-/// How many rows a batch should have at most.
+/// How many rows sled is given as one batch. Units that are longer are logged first, and written in batches of this
+/// length.
 ///
-/// A longer one is applied all the same, and as atomically. But nothing is freed while it is applied, and every reader in
-/// the process waits for it: a load of 400 000 rows held 270 MiB in batches of this length, and stalled readers for
-/// 0.2 s at a time; in batches ten times as long, 660 MiB and 2.8 s. The caller splits what need not be one unit.
-pub const BATCH_ROWS_MAX: usize = 10_000;
+/// Nothing is freed while a batch is applied, and every reader in the process waits for it. Units of 31 000 rows of the
+/// flat layout, 17 to 25 us a row: as one batch each, a load held 675 MiB and readers waited 0.8 s; in batches of 10 000
+/// rows 463 MiB, of 1 000 380 MiB, of 250 359 MiB, and the shorter ones took up to a third less time.
+pub const BATCH_ROWS_MAX: usize = 500;
 
 /// sled's segment, its default; a directory cannot be reopened with another.
 const SEGMENT_BYTES: usize = 512 * 1024;
@@ -108,8 +127,13 @@ const _: () = assert!(
 
 /// How often sled's own thread flushes and reclaims space. Never `None`: see the third trap.
 const FLUSH_EVERY_MS: u64 = 500;
-/// Pins for each [`BATCH_ROWS_MAX`] rows. Each frees up to 8 bags of 64 objects, and a row makes one or two.
+/// Pins after each batch. Each frees up to 8 bags of 64 objects, and a row makes one or two.
 const GARBAGE_ROUNDS: usize = 200;
+/// Bytes of logged units at which the store syncs itself, to be rid of them.
+const LOGGED_BYTES_MAX: u64 = 64 << 20;
+/// The tree of the row that says how far a long unit has come, and that row's key.
+const UNITS_TREE: &str = "units";
+const PROGRESS_KEY: &str = "progress";
 /// sled spreads its cache over 256 shards and asserts that none is empty.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
 /// How long closing may take before sled is given up on.
@@ -159,12 +183,20 @@ impl Default for SledConfig {
 pub struct SledStore {
     dir: PathBuf,
     /// `None` only while it is dropped.
-    db: Option<sled::Db>,
+    trees: Option<Trees>,
     /// Our own handle on sled's file, for a real sync.
     file: File,
+    /// Who holds it writes: one unit after the other.
+    units: Mutex<Units>,
     /// Why nothing more is done until a reopen.
     stopped: OnceLock<StoreError>,
     verify_closed: bool,
+}
+
+struct Trees {
+    /// All rows, in its default tree.
+    db: sled::Db,
+    units: sled::Tree,
 }
 
 impl SledStore {
@@ -184,8 +216,13 @@ impl SledStore {
             .path(dir)
             .cache_capacity(config.cache_bytes.max(CACHE_BYTES_MIN))
             .flush_every_ms(Some(FLUSH_EVERY_MS));
-        let db = match catching(|| sled_config.open()) {
-            Ok(Ok(db)) => db,
+        let opened = catching(|| {
+            let db = sled_config.open()?;
+            let units = db.open_tree(UNITS_TREE)?;
+            Ok(Trees { db, units })
+        });
+        let trees = match opened {
+            Ok(Ok(trees)) => trees,
             // sled calls a lock that is held by its text only; trying the lock tells them apart.
             Ok(Err(sled::Error::Io(_))) if is_locked(&file) => return Err(locked(dir)),
             Ok(Err(err)) => return Err(from_sled(dir, "open", err)),
@@ -194,19 +231,62 @@ impl SledStore {
         // Another store may have closed between our look and sled's lock.
         remove_if_there(&dir.join(CLOSED_FILE)).map_err(io_error)?;
         sync_created(dir, &file, &created).map_err(io_error)?;
-        let verify_closed = config.verify_closed;
-        Ok(Self { dir: dir.to_owned(), db: Some(db), file, stopped: OnceLock::new(), verify_closed })
+        let store = Self {
+            dir: dir.to_owned(),
+            trees: Some(trees),
+            file,
+            units: Mutex::new(Units::new(dir, Progress::default())),
+            stopped: OnceLock::new(),
+            verify_closed: config.verify_closed,
+        };
+        store.finish_unit()?;
+        Ok(store)
+    }
+
+    /// Writes the rest of a long unit that a crash cut short.
+    fn finish_unit(&self) -> Result<(), StoreError> {
+        let row = self.call("read", |trees| trees.units.get(PROGRESS_KEY))?;
+        let damaged = |why: &str| corrupt(&self.dir, "open", &format!("row `{PROGRESS_KEY}`: {why}"));
+        let progress = match row {
+            Some(row) => Progress::decode(&row).map_err(|err| damaged(&err.to_string()))?,
+            None => Progress { unit: 0, whole: true },
+        };
+        let mut units = self.units();
+        *units = Units::new(&self.dir, progress);
+        if !progress.whole {
+            let batch = self.read_unit(&mut units, progress.unit)?;
+            self.apply_long(progress.unit, &batch)?;
+        }
+        units.sweep().map_err(|err| from_io(&self.dir, "open", &err))
+    }
+
+    fn read_unit(&self, units: &mut Units, unit: u64) -> Result<WriteBatch, StoreError> {
+        let path = units.path(unit);
+        let damaged = |why: String| {
+            let what = format!("finish a unit that was cut short, from {}, in", path.display());
+            corrupt(&self.dir, &what, &why)
+        };
+        match units.read(unit) {
+            Ok(Ok(batch)) => Ok(batch),
+            Ok(Err(err)) => Err(damaged(err.to_string())),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Err(damaged(err.to_string())),
+            Err(err) => Err(from_io(&path, "read", &err)),
+        }
+    }
+
+    fn units(&self) -> MutexGuard<'_, Units> {
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls into sled: not at all once stopped, and a panic becomes an error.
-    fn call<T>(&self, what: &str, run: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+    fn call<T>(&self, what: &str, run: impl FnOnce(&Trees) -> sled::Result<T>) -> Result<T, StoreError> {
         if let Some(err) = self.stopped.get() {
             return Err(err.clone());
         }
-        let Some(db) = &self.db else {
+        let Some(trees) = &self.trees else {
             return Err(StoreError::new(StoreErrorKind::Unsupported, "store is closed"));
         };
-        match catching(|| run(db)) {
+        match catching(|| run(trees)) {
             Ok(result) => result.map_err(|err| from_sled(&self.dir, what, err)),
             Err(panic) => Err(self.stop(from_panic(&self.dir, what, &panic))),
         }
@@ -218,7 +298,50 @@ impl SledStore {
     }
 
     fn get_row(&self, key: &[u8]) -> Result<Option<sled::IVec>, StoreError> {
-        self.call("read", |db| db.get(key))
+        self.call("read", |trees| trees.db.get(key))
+    }
+
+    /// Steps 1 to 5 of the [module](self).
+    fn write_long(&self, units: &mut Units, batch: &WriteBatch) -> Result<(), StoreError> {
+        let unit = units.log(batch).map_err(|err| from_io(&self.dir, "log a unit in", &err))?; // 1
+        self.apply_long(unit, batch)?;
+        if units.held_bytes() > LOGGED_BYTES_MAX {
+            self.sync_units(units)?; // 5
+        }
+        Ok(())
+    }
+
+    fn apply_long(&self, unit: u64, batch: &WriteBatch) -> Result<(), StoreError> {
+        self.set_progress(Progress { unit, whole: false })?; // 2
+        let mut rows = batch.iter();
+        for _ in 0..batch.len().div_ceil(BATCH_ROWS_MAX) {
+            self.apply(rows.by_ref().take(BATCH_ROWS_MAX))?; // 3
+        }
+        self.set_progress(Progress { unit, whole: true }) // 4
+    }
+
+    fn set_progress(&self, progress: Progress) -> Result<(), StoreError> {
+        self.call("write", |trees| trees.units.insert(PROGRESS_KEY, &progress.encode())).map(drop)
+    }
+
+    /// Writes rows as one batch of sled.
+    fn apply<'a>(&self, rows: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (key, row) in rows {
+            match row {
+                Some(row) => batch.insert(key, row),
+                None => batch.remove(key),
+            }
+        }
+        let written = self.call("write", |trees| trees.db.apply_batch(batch));
+        collect_garbage();
+        written
+    }
+
+    fn sync_units(&self, units: &mut Units) -> Result<(), StoreError> {
+        self.call("sync", |trees| trees.db.flush())?;
+        self.file.sync_data().map_err(|err| from_io(&self.dir, "sync", &err))?;
+        units.synced().map_err(|err| from_io(&self.dir, "remove a logged unit in", &err))
     }
 }
 
@@ -228,7 +351,7 @@ impl StoreRead for SledStore {
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        let mut rows = self.call("scan", |db| Ok(db.scan_prefix(prefix)))?;
+        let mut rows = self.call("scan", |trees| Ok(trees.db.scan_prefix(prefix)))?;
         // The visitor is called outside of `call`: its panics are its own.
         while let Some((key, row)) = self.call("scan", |_| rows.next().transpose())? {
             if visit(&key, &row) == ControlFlow::Break(()) {
@@ -249,22 +372,17 @@ impl Store for SledStore {
         if batch.is_empty() {
             return Ok(());
         }
-        let rows = batch.len();
-        let mut writes = sled::Batch::default();
-        for (key, row) in batch.iter() {
-            match row {
-                Some(row) => writes.insert(key, row),
-                None => writes.remove(key),
-            }
-        }
-        let written = self.call("write", |db| db.apply_batch(writes)).map_err(|err| self.stop(err));
-        collect_garbage(rows);
-        written
+        let mut units = self.units();
+        let written = if batch.len() > BATCH_ROWS_MAX {
+            self.write_long(&mut units, batch)
+        } else {
+            self.apply(batch.iter())
+        };
+        written.map_err(|err| self.stop(err))
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.call("sync", |db| db.flush()).map_err(|err| self.stop(err))?;
-        self.file.sync_data().map_err(|err| self.stop(from_io(&self.dir, "sync", &err)))
+        self.sync_units(&mut self.units()).map_err(|err| self.stop(err))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -283,9 +401,9 @@ impl Drop for SledStore {
     /// Closes sled, and takes the checksum for the next opening. A failure loses nothing, as what had to last was synced;
     /// then there is no checksum.
     fn drop(&mut self) {
-        let Some(db) = self.db.take() else { return };
+        let Some(trees) = self.trees.take() else { return };
         // Holding the lock, we are alone with the file: sled's threads have let go of it, and no other store has it.
-        if !close(db) || !lock_within(&self.file, UNLOCK_MAX) {
+        if !close(trees) || !lock_within(&self.file, UNLOCK_MAX) {
             return;
         }
         if self.verify_closed && self.stopped.get().is_none() {
@@ -298,10 +416,10 @@ impl Drop for SledStore {
 /// Closes sled on a thread of its own, and gives up after a while: closing waits for sled's flusher thread, forever if
 /// that has panicked, and it panics itself if its last sync fails. After giving up, the directory stays locked until
 /// the process ends. Returns whether sled was closed in good order.
-fn close(db: sled::Db) -> bool {
+fn close(trees: Trees) -> bool {
     let (closed, wait) = mpsc::channel();
     let closer = move || {
-        let done = catching(|| drop(db));
+        let done = catching(|| drop(trees));
         // The receiver may have given up.
         let _ = closed.send(done.is_ok());
     };
@@ -309,9 +427,9 @@ fn close(db: sled::Db) -> bool {
     spawned.is_ok() && wait.recv_timeout(CLOSE_MAX).unwrap_or(false)
 }
 
-/// Frees what a batch of so many rows has left behind (the second trap).
-fn collect_garbage(rows: usize) {
-    for _ in 0..GARBAGE_ROUNDS * rows.div_ceil(BATCH_ROWS_MAX) {
+/// Frees what a batch has left behind (the second trap).
+fn collect_garbage() {
+    for _ in 0..GARBAGE_ROUNDS {
         crossbeam_epoch::pin().flush();
     }
 }
@@ -626,5 +744,118 @@ mod tests {
             drop(store);
             assert_eq!(closed.exists(), verify_closed);
         }
+    }
+
+    const BATCHES: usize = 4;
+
+    /// A unit of a few batches that changes every row of `long_unit(n - 1)`, and deletes one in seven.
+    fn long_unit(n: u8) -> WriteBatch {
+        let rows = BATCHES * BATCH_ROWS_MAX - 1;
+        let row = |i: usize| (!(i + usize::from(n)).is_multiple_of(7)).then(|| vec![n; 20]);
+        (0..rows).map(|i| ((i as u32).to_be_bytes(), row(i))).collect()
+    }
+
+    fn rows(store: &SledStore) -> WriteBatch {
+        let mut rows = WriteBatch::default();
+        store
+            .scan(b"", &mut |key, row| {
+                rows.put(key, row);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        rows
+    }
+
+    fn unit_files(dir: &Path) -> usize {
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("unit.")).count()
+    }
+
+    /// What is left when a unit's deletions are gone.
+    fn kept(batch: &WriteBatch) -> WriteBatch {
+        batch.iter().filter_map(|(key, row)| Some((key.to_vec(), Some(row?.to_vec())))).collect()
+    }
+
+    /// Writes a unit up to a step, and closes the store: 1 for its file, 2 for the row before it, then a step for each
+    /// batch, then the row behind it, then the sync.
+    fn stop_after(store: SledStore, step: usize, batch: &WriteBatch) {
+        let unit = store.units().log(batch).unwrap();
+        if step >= 2 {
+            store.set_progress(Progress { unit, whole: false }).unwrap();
+        }
+        let batches = step.saturating_sub(2).min(BATCHES);
+        store.apply(batch.iter().take(batches * BATCH_ROWS_MAX)).unwrap();
+        if step > 2 + BATCHES {
+            store.set_progress(Progress { unit, whole: true }).unwrap();
+        }
+        if step > 3 + BATCHES {
+            store.sync().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_long_unit_is_whole_or_not_there_whatever_step_it_stops_at() {
+        for step in 1..=4 + BATCHES {
+            let dir = tempfile::tempdir().unwrap();
+            let open = || SledStore::open(dir.path(), SledConfig::default()).unwrap();
+            let store = open();
+            store.write(&long_unit(1)).unwrap();
+            store.sync().unwrap();
+            assert_eq!(unit_files(dir.path()), 0);
+            stop_after(store, step, &long_unit(2));
+            assert_eq!(unit_files(dir.path()), usize::from(step < 4 + BATCHES));
+
+            let store = open();
+            let expected = if step == 1 { long_unit(1) } else { long_unit(2) };
+            assert!(rows(&store) == kept(&expected), "step {step}");
+            // A unit that was finished only now is not yet synced: its file stays.
+            let was_finished = (2..=2 + BATCHES).contains(&step);
+            assert_eq!(unit_files(dir.path()), usize::from(was_finished), "step {step}");
+            store.write(&long_unit(3)).unwrap();
+            assert_eq!(unit_files(dir.path()), 1 + usize::from(was_finished));
+            store.sync().unwrap();
+            assert_eq!(unit_files(dir.path()), 0);
+            drop(store);
+            assert!(rows(&open()) == kept(&long_unit(3)), "step {step}");
+        }
+    }
+
+    #[test]
+    fn a_cut_unit_whose_file_is_gone_or_damaged_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || SledStore::open(dir.path(), SledConfig::default());
+        stop_after(open().unwrap(), 3, &long_unit(1));
+        let path = dir.path().join("unit.0000000000000001");
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        damaged[1000] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        for problem in ["checksum", "No such file"] {
+            let err = open().unwrap_err();
+            assert_eq!(err.kind(), StoreErrorKind::Corrupt);
+            let text = err.to_string();
+            assert!(text.contains(problem) && text.contains(&path.display().to_string()), "{text}");
+            let _ = fs::remove_file(&path);
+        }
+        fs::write(&path, whole).unwrap();
+        assert!(rows(&open().unwrap()) == kept(&long_unit(1)));
+    }
+
+    /// Otherwise the files of units would take any room between two of the caller's syncs.
+    #[test]
+    fn logged_units_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), SledConfig::default()).unwrap();
+        let row = vec![7; VALUE_BYTES_MAX];
+        let unit: WriteBatch =
+            (0..4 * BATCH_ROWS_MAX as u32).map(|i| (i.to_be_bytes(), Some(row.clone()))).collect();
+        let mut most = 0;
+        for _ in 0..10 {
+            store.write(&unit).unwrap();
+            most = most.max(unit_files(dir.path()));
+        }
+        let unit_bytes = (VALUE_BYTES_MAX * unit.len()) as u64;
+        assert!(10 * unit_bytes > LOGGED_BYTES_MAX, "the test does not reach the bound");
+        assert_eq!(most as u64, LOGGED_BYTES_MAX / unit_bytes);
     }
 }

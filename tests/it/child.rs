@@ -52,7 +52,7 @@ fn entry() {
         "import" => crate::snapshot::child_import(&dir, argument),
         #[cfg(target_os = "linux")]
         "move" => crate::moving::child_move(&dir, argument),
-        "sled-write-forever" => crate::store_sled::child_write_forever(&dir),
+        "sled-write-forever" => crate::store_sled::child_write_forever(&dir, argument),
         "sled-load" => crate::store_sled::child_load(&dir, argument),
         "sled-open" => crate::store_sled::child_open(&dir),
         "sled-read-damaged" => crate::store_damage::child_read(&dir),

@@ -156,13 +156,15 @@ fn one_version_of_crossbeam_epoch_is_locked() {
     assert!(lock.contains("name = \"sled\"\nversion = \"0.34.7\"\n"));
 }
 
-const KILL_ROWS: u64 = 3000;
+/// Rows of a round: such as one batch of sled takes, and such as need several.
+const SHORT_ROUND: u64 = BATCH_ROWS_MAX as u64 - 2;
+const LONG_ROUND: u64 = 3000;
 const KILLS: usize = 30;
 
 /// Rows of round `n`: each has the round's number, so that rows of two rounds cannot be taken for one.
-fn kill_batch(n: u64) -> WriteBatch {
+fn kill_batch(n: u64, round_rows: u64) -> WriteBatch {
     let mut rows = WriteBatch::default();
-    for i in 0..KILL_ROWS {
+    for i in 0..round_rows {
         let key = [&b"k"[..], &i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()].concat();
         rows.put(key, [n.to_be_bytes(); 12].concat());
     }
@@ -174,14 +176,14 @@ fn kill_batch(n: u64) -> WriteBatch {
 }
 
 /// Checks that the store holds one whole round, and returns it (0 if none was written yet).
-fn whole_round(store: &SledStore) -> u64 {
+fn whole_round(store: &SledStore, round_rows: u64) -> u64 {
     let rows = scan(store, b"k", usize::MAX).unwrap();
     let rounds = scan(store, b"round", usize::MAX).unwrap();
     let Some((_, first)) = rows.first() else {
         assert_eq!(rounds, []);
         return 0;
     };
-    assert_eq!(rows.len() as u64, KILL_ROWS);
+    assert_eq!(rows.len() as u64, round_rows);
     assert!(rows.iter().all(|(_, row)| row == first), "rows of two batches");
     let n = u64::from_be_bytes(*first.first_chunk().unwrap());
     let expected = (n.saturating_sub(2).max(1)..=n).map(|n| [&b"round"[..], &n.to_be_bytes()].concat());
@@ -189,13 +191,14 @@ fn whole_round(store: &SledStore) -> u64 {
     n
 }
 
-pub fn child_write_forever(dir: &Path) {
+pub fn child_write_forever(dir: &Path, argument: &str) {
+    let round_rows = argument.parse().unwrap();
     let store = open(dir);
-    let mut n = whole_round(&store);
+    let mut n = whole_round(&store, round_rows);
     println!(">{n}");
     loop {
         n += 1;
-        store.write(&kill_batch(n)).unwrap();
+        store.write(&kill_batch(n, round_rows)).unwrap();
         // Not every round, so that kills also fall between a batch and its sync.
         if n.is_multiple_of(2) {
             store.sync().unwrap();
@@ -205,12 +208,22 @@ pub fn child_write_forever(dir: &Path) {
 }
 
 #[test]
-fn killed_processes_keep_acknowledged_batches_and_tear_none() {
+fn killed_processes_keep_acknowledged_units_of_one_batch_and_tear_none() {
+    check_kills(SHORT_ROUND);
+}
+
+#[test]
+fn killed_processes_keep_acknowledged_units_of_several_batches_and_tear_none() {
+    check_kills(LONG_ROUND);
+}
+
+fn check_kills(round_rows: u64) {
     let dir = tempfile::tempdir().unwrap();
     let mut state = 1;
     let mut rounds = Vec::new();
     for kill in 0..KILLS {
-        let mut child = child::command("sled-write-forever", dir.path()).spawn().unwrap();
+        let mut child =
+            child::command(&format!("sled-write-forever {round_rows}"), dir.path()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut acknowledged = None;
         // A few acknowledged rounds, and then at once (every third) or somewhere in the next ones.
@@ -225,7 +238,7 @@ fn killed_processes_keep_acknowledged_batches_and_tear_none() {
         // What it printed before it was killed was acknowledged as well.
         let last = lines.map_while(Result::ok).filter_map(|line| child::line(&line)).last();
         let acknowledged: u64 = last.or(acknowledged).expect("a round").parse().unwrap();
-        let found = whole_round(&open(dir.path()));
+        let found = whole_round(&open(dir.path()), round_rows);
         assert!(found >= acknowledged, "kill {kill}: round {acknowledged} was acknowledged, found {found}");
         rounds.push(found);
     }
@@ -277,7 +290,10 @@ fn load_key(n: u64) -> Vec<u8> {
     key
 }
 
-/// Loads so many entries in full batches, each made durable, and prints the peak of private memory in MiB.
+#[cfg(target_os = "linux")]
+const LOAD_UNIT: usize = 10_000;
+
+/// Loads so many entries in units of [`LOAD_UNIT`], each made durable, and prints the peak of private memory in MiB.
 #[cfg(target_os = "linux")]
 pub fn child_load(dir: &Path, argument: &str) {
     let (entries, cache_mib) = argument.split_once(' ').unwrap();
@@ -287,15 +303,15 @@ pub fn child_load(dir: &Path, argument: &str) {
     let mut slowest = Duration::ZERO;
     let (peak, store) = with_peak_memory(|| {
         let store = SledStore::open(dir, config.clone()).unwrap();
-        for first in (0..entries).step_by(BATCH_ROWS_MAX) {
+        for first in (0..entries).step_by(LOAD_UNIT) {
             let mut rows = WriteBatch::default();
-            for n in first..(first + BATCH_ROWS_MAX as u64).min(entries) {
+            for n in first..(first + LOAD_UNIT as u64).min(entries) {
                 rows.put(load_key(n), vec![n as u8; 32]);
             }
-            let batch_started = Instant::now();
+            let unit_started = Instant::now();
             store.write(&rows).unwrap();
             store.sync().unwrap();
-            slowest = slowest.max(batch_started.elapsed());
+            slowest = slowest.max(unit_started.elapsed());
         }
         store
     });
@@ -309,7 +325,7 @@ pub fn child_load(dir: &Path, argument: &str) {
     let opening = opening.elapsed();
     assert_eq!(store.get(&load_key(entries / 2)).unwrap(), Some(vec![(entries / 2) as u8; 32]));
     println!(
-        ">{} MiB; {entries} entries in {loaded:.1?}, slowest batch {slowest:.1?}, file {} MiB, \
+        ">{} MiB; {entries} entries in {loaded:.1?}, slowest unit {slowest:.1?}, file {} MiB, \
          closed in {closing:.1?}, reopened in {opening:.1?}",
         peak / MIB,
         file / MIB
