@@ -67,10 +67,9 @@ fn load_of_100_000_entries_through_the_engine_stays_below_768_mib() {
     check_load_memory(100_000, 768);
 }
 
-/// Minutes; with glibc's allocator, which keeps a third more, above the bound:
-/// `cargo test --release --features jemalloc --test it -- --ignored --nocapture load_of_2_000_000_entries_through`
+/// `cargo test --release --test it -- --ignored --nocapture load_of_2_000_000_entries_through`
 #[test]
-#[ignore = "takes minutes, and is of the program's allocator as well"]
+#[ignore = "takes minutes"]
 fn load_of_2_000_000_entries_through_the_engine_stays_below_1_gib() {
     check_load_memory(2_000_000, 1024);
 }
