@@ -28,7 +28,7 @@ use flagstone_benches::workload_s::{ROOTS, WorkloadS};
 use flagstone_flat::Flat;
 
 const WRITES: usize = 12_000;
-const TURNS: usize = 60;
+const TURNS: usize = 150;
 const BACK_TO_BACK: usize = 30;
 
 type Slot = (ContractAddress, StorageKey);

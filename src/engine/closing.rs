@@ -12,8 +12,8 @@ use super::meta::{BLOB_KEY_MAX, Blob, PendingBlock};
 use super::{Cadence, Engine, Progress, Shared};
 use crate::error::Error;
 
-/// From so many values on, they are put in place while the journal syncs, by a thread of their own.
-const PARALLEL_WRITES_MIN: usize = 512;
+/// From so many values on, a block is shown before its values are in place.
+const SHOWN_WRITES_MIN: usize = 512;
 
 /// A blob is at most so long.
 const BLOB_BYTES_MAX: usize = 256 << 20;
@@ -164,23 +164,19 @@ impl Shared {
         }
     }
 
-    /// Makes a block durable with its root, if that is known, and puts its values where views will find them.
+    /// Makes a block durable with its root, if that is known, and its values ready for views from its stamp on.
     fn make_durable(&self, closed: &Arc<Closed>, root: Option<StateCommitment>) -> Result<(), Error> {
-        let place = || self.values.push(closed.stamp, &closed.block.diff);
-        let durable = || self.durability().close(&closed.block, root);
-        let outcome = if closed.writes < PARALLEL_WRITES_MIN {
-            place();
-            durable()
-        } else {
-            // Values with a stamp that no view has yet are seen by nobody.
-            std::thread::scope(|scope| {
-                scope.spawn(place);
-                durable()
-            })
-        };
-        if let Err(error) = outcome {
-            return Err(self.stop_and_tell(error.into()));
+        let durable = self.durability().close(&closed.block, root);
+        durable.map_err(|error| self.stop_and_tell(error.into()))?;
+        if closed.writes < SHOWN_WRITES_MIN {
+            self.values.push(closed.stamp, &closed.block.diff);
+            return Ok(());
         }
+        // At most one block waits for its values: readers look into each that does.
+        self.values.place(u64::MAX);
+        self.values.show(closed);
+        let values = Arc::clone(&self.values);
+        self.pool.spawn(move || values.place(u64::MAX));
         Ok(())
     }
 

@@ -117,6 +117,14 @@ impl Durability {
         Ok(())
     }
 
+    /// Does what the next close may need, and would wait for.
+    pub fn prepare(&mut self) -> Result<(), StoreError> {
+        if let Self::Journal(journaled) = self {
+            journaled.journal.roll_ahead()?;
+        }
+        Ok(())
+    }
+
     /// The last refusal, for the next head row.
     pub fn refusal(&self) -> Position {
         match self {

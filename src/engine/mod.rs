@@ -89,7 +89,7 @@ struct Shared {
     config: EngineConfig,
     pool: rayon::ThreadPool,
     rows: Rows,
-    values: Values,
+    values: Arc<Values>,
     hints: Hints,
     /// The one thread that follows hints, so that what a layout does in parallel stays on it.
     lane: rayon::ThreadPool,
@@ -431,7 +431,7 @@ impl Opening {
             config,
             pool,
             rows: Rows::new(Box::new(store), head.block, head.root),
-            values: Values::new(config.read_cache_bytes),
+            values: Arc::new(Values::new(config.read_cache_bytes)),
             hints: Hints::default(),
             lane,
             blobs: RwLock::default(),

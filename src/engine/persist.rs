@@ -38,6 +38,7 @@ impl Shared {
         let layers: Vec<&Layer> = unwritten.iter().map(|unwritten| &unwritten.layer).collect();
         let blocks: u32 = unwritten.iter().map(|unwritten| unwritten.blocks.len() as u32).sum();
         let head = unwritten.last().and_then(|unwritten| unwritten.head);
+        self.durability().prepare()?;
         self.rows.write(&layers, |store, batch| store.write(batch))?; // 3
         let sync_is_due = self.durability().sync_is_due(blocks);
         if sync_is_due {

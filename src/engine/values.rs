@@ -8,6 +8,10 @@
 //!   whatever has been closed, committed or written to the store since.
 //! - **A cache** of values and known absences that the layout answered, bounded in bytes, the longest unused leaving first.
 //!
+//! A large block's values take longer to put in place than its frame takes to sync. So they may be *shown* first
+//! ([`Values::show`]) and *placed* later ([`Values::place`]), by whoever comes to it: until then readers look into the block's
+//! diff before they look here, and for everything else it is as if the block was not there yet.
+//!
 //! # Why it is exact
 //!
 //! Each shard holds, under its lock, a *floor*: the stamp of the last block that left the recent ones. It keeps this at
@@ -23,6 +27,9 @@
 //!   are none, nothing from the view's block to now wrote the key, and the value goes into the cache. If the floor has
 //!   passed the view, the value is not taken and the view has expired. So a slow reader can neither answer for another
 //!   block nor put an old value back.
+//! - **Showing** a block that is not placed changes nothing here. Views from its stamp on ask its diff first, and it leaves the
+//!   shown ones only after its last value is placed. Blocks are placed in order, and before any of their rows can be read
+//!   ([`Values::settle`] sees to that), so 2. holds as if they had been closed at that moment.
 //! - **Leaving** ([`Values::retire`]): a block's values become the values before, or, if they are a key's last, go to the
 //!   cache. The floor goes up with them. Only blocks that are written to the store leave.
 //! - **Taking back** ([`Values::take_back`]): a refused block's values go as they came. If they are a key's last, what was
@@ -40,17 +47,20 @@
 //! Keys are chosen by whoever writes contracts, so shard and place in the table come from a keyed hash (SipHash with
 //! random keys). It is computed once for each read, outside the lock, and kept in the entry.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::felt::Felt;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 use lru::LruCache;
+
+use super::chain::Closed;
 
 /// Most shards. More than executors have threads, so that two seldom meet.
 const SHARDS_MAX: usize = 16;
@@ -347,10 +357,45 @@ pub fn each_value(diff: &StateDiff, mut visit: impl FnMut(Subject, Felt)) {
     }
 }
 
+/// Blocks that are shown and not placed.
+#[derive(Default)]
+struct Shown {
+    any: AtomicBool,
+    /// In order.
+    blocks: RwLock<VecDeque<Arc<Closed>>>,
+    /// Held by who places them.
+    placing: Mutex<()>,
+}
+
+impl Shown {
+    /// The value for a view, if one of these blocks set it.
+    fn at(&self, stamp: u64, key: &Subject) -> Option<Felt> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
+        let newest_first = blocks.iter().rev().filter(|closed| closed.stamp <= stamp);
+        newest_first.into_iter().find_map(|closed| closed.block.diff.value(key))
+    }
+
+    /// The oldest, if its stamp is not after this one.
+    fn next(&self, through: u64) -> Option<Arc<Closed>> {
+        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
+        blocks.front().filter(|closed| closed.stamp <= through).cloned()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut VecDeque<Arc<Closed>>)) {
+        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut blocks);
+        self.any.store(!blocks.is_empty(), Ordering::Release);
+    }
+}
+
 /// Recent values and cached ones. Shared by all views; holds a lock only while it looks into one shard.
 pub struct Values {
     /// A power of two of them.
     shards: Box<[Shard]>,
+    shown: Shown,
     plan: Plan,
     hasher: RandomState,
 }
@@ -364,18 +409,19 @@ impl Values {
         }
         let plan = Plan::new(cache_bytes_max / count);
         let shards = (0..count).map(|_| Shard::new(plan)).collect();
-        Self { shards, plan, hasher: RandomState::new() }
+        Self { shards, shown: Shown::default(), plan, hasher: RandomState::new() }
     }
 
     /// What is known of a key for a view.
     pub fn get(&self, stamp: u64, key: Subject) -> Lookup {
+        let shown = self.shown.at(stamp, &key);
         let key = self.hashed(key);
         let Shard { counters, .. } = self.shard(&key);
         let mut entries = self.shard(&key).lock();
         if stamp < entries.floor {
             return Lookup::Expired;
         }
-        match entries.at(&key, stamp) {
+        match shown.or_else(|| entries.at(&key, stamp)) {
             Some(value) => {
                 counters.answered(value);
                 Lookup::Known(value)
@@ -389,10 +435,14 @@ impl Values {
 
     /// The known value for a view, if there is one; only then this counts as a read.
     pub fn recall(&self, stamp: u64, key: Subject) -> Option<Felt> {
+        let shown = self.shown.at(stamp, &key);
         let key = self.hashed(key);
         let Shard { counters, .. } = self.shard(&key);
         let mut entries = self.shard(&key).lock();
-        let value = if stamp < entries.floor { None } else { entries.at(&key, stamp) }?;
+        if stamp < entries.floor {
+            return None;
+        }
+        let value = shown.or_else(|| entries.at(&key, stamp))?;
         counters.answered(value);
         Some(value)
     }
@@ -426,6 +476,28 @@ impl Values {
 
     /// Adds a block's values, for views from its stamp on. No view has this stamp or a later one yet.
     pub fn push(&self, stamp: u64, diff: &StateDiff) {
+        self.place(u64::MAX);
+        self.put(stamp, diff);
+    }
+
+    /// Like [`Values::push`], at once; the work is left to [`Values::place`].
+    pub fn show(&self, closed: &Arc<Closed>) {
+        self.shown.change(|blocks| blocks.push_back(Arc::clone(closed)));
+    }
+
+    /// Puts the values of shown blocks in place, up to the one with this stamp.
+    pub fn place(&self, through: u64) {
+        if !self.shown.any.load(Ordering::Acquire) {
+            return;
+        }
+        let _placing = self.shown.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(closed) = self.shown.next(through) {
+            self.put(closed.stamp, &closed.block.diff);
+            self.shown.change(|blocks| drop(blocks.pop_front()));
+        }
+    }
+
+    fn put(&self, stamp: u64, diff: &StateDiff) {
         self.each_shard(diff, |_, entries, values| {
             values.into_iter().for_each(|(key, value)| entries.push(key, Version { stamp, value }));
         });
@@ -434,6 +506,7 @@ impl Values {
     /// Learns the values before blocks, from the diff that takes them back. `through` is the last one's stamp; all before
     /// are settled already. Comes before any row of these blocks can be read.
     pub fn settle(&self, through: u64, undo: &StateDiff) {
+        self.place(through);
         self.each_shard(undo, |_, entries, values| {
             for (key, before) in values {
                 if let Some(recent) = entries.recent.get_mut(&key)
@@ -464,6 +537,7 @@ impl Values {
 
     /// Takes back all values from a stamp on; `diffs` are those blocks'. Nothing of them is in any row.
     pub fn take_back<'a>(&self, from: u64, diffs: impl IntoIterator<Item = &'a StateDiff>) {
+        self.place(u64::MAX);
         for diff in diffs {
             self.each_shard(diff, |counters, entries, values| {
                 for (key, _) in values {

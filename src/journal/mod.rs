@@ -76,7 +76,8 @@
 //! 2. `fdatasync` of the segment: all frames before are *synced*, and only now may they be acknowledged. One call serves
 //!    as many appends as came before it.
 //!
-//! When the segment is full, or none was begun since the journal was opened:
+//! When the segment is full, or none was begun since the journal was opened (or earlier, when nobody waits:
+//! [`Journal::roll_ahead`]):
 //!
 //! 3. The old segment is cut to its end and synced, with all frames that were not yet.
 //! 4. The new one is written under the name `….seg.new`: header, synced.
@@ -360,6 +361,20 @@ impl Journal {
         Ok(end)
     }
 
+    /// Begins the next segment if one more frame as long as the last would not fit into this one, so that the append to come
+    /// need not. Returns whether it did. Changes nothing of what is held or durable.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`] or [`JournalError::Poisoned`] if writing failed.
+    pub fn roll_ahead(&mut self) -> Result<bool, JournalError> {
+        self.check_running()?;
+        let rolls = self.current.is_some() && self.is_full_for(self.frame.len() as u64);
+        if rolls {
+            self.roll()?;
+        }
+        Ok(rolls)
+    }
+
     /// Removes the segments, oldest first, of which no block after `through` is held; never the newest. The caller
     /// promises that a store has synced these blocks. Returns how many it removed.
     ///
@@ -491,8 +506,7 @@ impl Journal {
         payload: &[u8],
     ) -> Result<(u64, FrameHead), JournalError> {
         let bytes = FRAME_HEAD_BYTES + padded(payload.len() as u64);
-        let full = |end: u64| end > HEADER_BYTES && end.saturating_add(bytes) > self.config.segment_bytes;
-        if self.current.is_none() || full(self.position().offset) {
+        if self.current.is_none() || self.is_full_for(bytes) {
             self.roll()?;
         }
         let Position { sequence, offset } = self.position();
@@ -513,6 +527,12 @@ impl Journal {
         }
         self.or_poison("append to", path, written)?;
         Ok((sequence, head))
+    }
+
+    /// Whether a frame of so many bytes belongs into the next segment.
+    fn is_full_for(&self, bytes: u64) -> bool {
+        let end = self.position().offset;
+        end > HEADER_BYTES && end.saturating_add(bytes) > self.config.segment_bytes
     }
 
     /// Ends the current segment and begins the next one: steps 3 to 6.

@@ -59,6 +59,7 @@ enum Step {
     Refuse(u64),
     /// Trims all but the last so many blocks.
     Trim(u64),
+    RollAhead,
     Close,
 }
 
@@ -147,6 +148,7 @@ impl Model {
                 journal.trim(BlockNumber(next - 1 - kept))?;
                 self.synced();
             }
+            Step::RollAhead => drop(journal.roll_ahead()?),
             Step::Close => {}
         }
         Ok(())
@@ -169,9 +171,9 @@ impl Model {
     }
 }
 
-/// Appends, group syncs, rolls, refusals within and across segments, trims, an orderly end and one that is not.
+/// Appends, group syncs, rolls when they must be and ahead, refusals within and across segments, trims, an orderly end and one that is not.
 fn script() -> Vec<Step> {
-    use Step::{Append, Close, Refuse, Sync, Trim};
+    use Step::{Append, Close, Refuse, RollAhead, Sync, Trim};
     let mut steps = vec![Append(100), Sync, Append(0), Append(300), Sync, Append(700), Append(5), Sync];
     steps.extend([Append(600), Append(600), Refuse(1), Append(50), Sync, Append(8), Trim(4), Append(1_000)]);
     steps.extend([Sync, Append(90), Close, Append(40), Sync, Refuse(3), Append(64), Append(64), Sync]);
@@ -186,6 +188,7 @@ fn script() -> Vec<Step> {
         Trim(0),
         Append(3),
     ]);
+    steps.extend([Append(500), Sync, RollAhead, Append(500), RollAhead, RollAhead, Sync, Append(9)]);
     steps
 }
 
@@ -632,6 +635,29 @@ const GOLDEN_FRAME: &str =
     "4652414d00000001000000000000002a00000000000000400000000000000007bf9d270c72c6e2697061796c6f616400";
 
 #[test]
+fn a_segment_begun_ahead_takes_the_next_frame() {
+    let files = disk();
+    let mut journal = open(&files).unwrap().0;
+    assert!(!journal.roll_ahead().unwrap(), "nothing was appended");
+    let frame = FRAME_HEAD_BYTES + 600;
+    let fit = (SMALL.segment_bytes - HEADER_BYTES) / frame;
+    for block in 0..fit {
+        assert!(!journal.roll_ahead().unwrap(), "block {block} fits");
+        journal.append(BlockNumber(block), &payload(block, 0, 600)).unwrap();
+    }
+    assert!(journal.roll_ahead().unwrap());
+    assert!(!journal.roll_ahead().unwrap(), "it is empty");
+    let before = files.operations();
+    journal.append(BlockNumber(fit), &payload(fit, 0, 600)).unwrap();
+    journal.sync().unwrap();
+    assert!(files.operations() - before <= 3, "preallocate, write, sync");
+    assert_eq!(replayed(&journal).len() as u64, fit + 1);
+    drop(journal);
+    files.crash(1);
+    assert_eq!(replayed(&open(&files).unwrap().0).len() as u64, fit + 1);
+}
+
+#[test]
 fn real_files_work_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("journal");
@@ -661,6 +687,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Sync),
         1 => (1u64..4).prop_map(Step::Refuse),
         1 => (0u64..6).prop_map(Step::Trim),
+        1 => Just(Step::RollAhead),
         1 => Just(Step::Close),
     ]
 }
@@ -676,7 +703,7 @@ fn sensible(steps: Vec<Step>) -> Vec<Step> {
             Step::Refuse(count) => blocks -= count,
             Step::Trim(left) if blocks < firm + left + 1 => continue,
             Step::Trim(left) => firm = blocks - left,
-            Step::Sync | Step::Close => {}
+            Step::Sync | Step::RollAhead | Step::Close => {}
         }
         kept.push(step);
     }

@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use crate::codec::{DecodeError, Reader};
+use crate::felt::Felt;
 use crate::types::{
     ClassHash, CompiledClassHash, ContractAddress, KeyRangeError, Nonce, StorageKey, StorageValue, TrieKey,
 };
@@ -144,6 +145,24 @@ impl StateDiff {
     /// What the diff says of one contract.
     pub fn contract(&self, address: &ContractAddress) -> Option<&ContractDiff> {
         self.contracts.binary_search_by(|probe| probe.address.cmp(address)).ok().map(|at| &self.contracts[at])
+    }
+
+    /// The value it sets, if it sets that; zero deletes. Two binary searches.
+    pub fn value(&self, subject: &Subject) -> Option<Felt> {
+        match subject {
+            Subject::Storage(address, key) => {
+                let storage = &self.contract(address)?.storage;
+                let at = storage.binary_search_by(|(probe, _)| probe.cmp(key)).ok()?;
+                Some(storage[at].1.0)
+            }
+            Subject::Nonce(address) => Some(self.contract(address)?.nonce?.0),
+            Subject::ClassHash(address) => Some(self.contract(address)?.class_hash?.0),
+            Subject::CompiledClassHash(class) => {
+                let of = |probe: &ClassDiff| probe.class_hash.to_be();
+                let at = self.classes.binary_search_by_key(&class.to_be(), of).ok()?;
+                Some(self.classes[at].compiled_class_hash.0)
+            }
+        }
     }
 }
 
@@ -500,6 +519,26 @@ mod tests {
         assert_eq!(diff.classes().iter().map(|c| c.class_hash).collect::<Vec<_>>(), [5.into(), 6.into()]);
         assert_eq!(diff.deprecated_classes(), [4.into()]);
         assert_eq!(diff.writes(), 9);
+    }
+
+    #[test]
+    fn a_value_is_found_by_its_subject_and_by_no_other() {
+        let diff = sample();
+        for (subject, value) in [
+            (Subject::Storage(3.into(), 1.into()), Some(4)),
+            (Subject::Storage(3.into(), 2.into()), Some(0)),
+            (Subject::Storage(3.into(), 7.into()), None),
+            (Subject::Storage(7.into(), 1.into()), None),
+            (Subject::Nonce(3.into()), Some(8)),
+            (Subject::Nonce(2.into()), None),
+            (Subject::ClassHash(2.into()), Some(0xbeef)),
+            (Subject::ClassHash(7.into()), None),
+            (Subject::CompiledClassHash(5.into()), Some(55)),
+            (Subject::CompiledClassHash(6.into()), Some(66)),
+            (Subject::CompiledClassHash(4.into()), None),
+        ] {
+            assert_eq!(diff.value(&subject), value.map(|value: u64| Felt::from(value)), "{subject}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::meta::PendingBlock;
 
 const LARGE: usize = 1 << 20;
 
@@ -41,6 +42,11 @@ impl Values {
         }
     }
 
+    /// Adds a block's values as the engine does for large blocks.
+    fn show_diff(&self, stamp: u64, diff: StateDiff) {
+        self.show(&Arc::new(Closed::new(PendingBlock { diff, ..PendingBlock::default() }, stamp)));
+    }
+
     fn fill_one(&self, stamp: u64, number: u64, value: u64) {
         assert_eq!(self.fill(self.vacancy(stamp, number), value.into()), Some(value.into()));
     }
@@ -59,7 +65,6 @@ fn a_value_and_an_absence_are_known_once_filled() {
 
 #[test]
 fn every_kind_of_value_is_known_by_its_own_key() {
-    let values = Values::new(0);
     let all = StateDiff::builder()
         .storage(1.into(), 1.into(), 11.into())
         .nonce(1.into(), 12.into())
@@ -67,17 +72,46 @@ fn every_kind_of_value_is_known_by_its_own_key() {
         .class(1.into(), 14.into())
         .build()
         .unwrap();
-    values.push(1, &all);
     let keys = [
         Subject::Storage(1.into(), 1.into()),
         Subject::Nonce(1.into()),
         Subject::ClassHash(1.into()),
         Subject::CompiledClassHash(1.into()),
     ];
-    for (key, value) in keys.into_iter().zip(11u64..) {
-        assert!(matches!(values.get(1, key), Lookup::Known(known) if known == value.into()));
-        assert!(matches!(values.get(0, key), Lookup::Unknown(_)), "before the block nobody knows");
+    let (placed, shown) = (Values::new(0), Values::new(0));
+    placed.push(1, &all);
+    shown.show_diff(1, all);
+    for values in [placed, shown] {
+        for (key, value) in keys.into_iter().zip(11u64..) {
+            assert!(matches!(values.get(1, key), Lookup::Known(known) if known == value.into()));
+            assert_eq!(values.recall(1, key), Some(value.into()));
+            assert!(matches!(values.get(0, key), Lookup::Unknown(_)), "before the block nobody knows");
+        }
+        let stats = values.stats();
+        assert_eq!((stats.hits, stats.misses), (8, 4));
     }
+}
+
+#[test]
+fn shown_values_are_placed_in_order_and_before_what_needs_them() {
+    let values = Values::new(LARGE);
+    values.show_diff(1, diff([(1, 10), (2, 20)]));
+    values.show_diff(2, diff([(1, 11)]));
+    assert_eq!(values.stats().recent, 0);
+    let at = |stamp| values.known(stamp, 1).map(|value| u64::try_from(value).unwrap());
+    assert_eq!([0, 1, 2].map(at), [None, Some(10), Some(11)]);
+    values.place(1);
+    assert_eq!(values.stats().recent, 2);
+    assert_eq!([0, 1, 2].map(at), [None, Some(10), Some(11)]);
+    values.push(3, &diff([(1, 12)]));
+    assert!(values.shown.next(u64::MAX).is_none());
+    assert_eq!([0, 1, 2, 3].map(at), [None, Some(10), Some(11), Some(12)]);
+    values.show_diff(4, diff([(3, 1)]));
+    values.settle(4, &diff([(1, 9), (3, 2)]));
+    assert_eq!((values.known(0, 3), values.known(4, 3)), (Some(2.into()), Some(1.into())));
+    values.show_diff(5, diff([(1, 13)]));
+    values.take_back(5, &[diff([(1, 13)])]);
+    assert_eq!(values.known(5, 1), Some(12.into()));
 }
 
 #[test]
@@ -229,10 +263,17 @@ enum Op {
     },
     FillSlow,
     Close(Map),
+    /// Closes a block and leaves its values to be placed.
+    Show(Map),
+    Place,
     Settle,
     Write,
     Retire,
     TakeBack,
+}
+
+fn sets() -> impl Strategy<Value = Map> {
+    prop::collection::btree_map(0..12u64, 0..4u64, 0..6)
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -241,7 +282,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         20 => place().prop_map(|(back, key)| Op::Read { back, key }),
         6 => place().prop_map(|(back, key)| Op::ReadSlowly { back, key }),
         5 => Just(Op::FillSlow),
-        5 => prop::collection::btree_map(0..12u64, 0..4u64, 0..6).prop_map(Op::Close),
+        3 => sets().prop_map(Op::Close),
+        3 => sets().prop_map(Op::Show),
+        2 => Just(Op::Place),
         5 => Just(Op::Settle),
         4 => Just(Op::Write),
         3 => Just(Op::Retire),
@@ -281,6 +324,15 @@ impl Model {
         }
     }
 
+    fn close(&mut self, sets: &Map) -> u64 {
+        let last = self.blocks.last().unwrap();
+        let stamp = last.stamp.max(self.taken_back.iter().copied().max().unwrap_or(0)) + 1;
+        let mut after = last.after.clone();
+        after.extend(sets);
+        self.blocks.push(Block { stamp, sets: sets.clone(), after });
+        stamp
+    }
+
     fn run(&mut self, op: Op) {
         match op {
             Op::Read { back, key: number } => {
@@ -305,13 +357,14 @@ impl Model {
                 }
             }
             Op::Close(sets) => {
-                let last = self.blocks.last().unwrap();
-                let stamp = last.stamp.max(self.taken_back.iter().copied().max().unwrap_or(0)) + 1;
-                let mut after = last.after.clone();
-                after.extend(&sets);
-                self.values.push(stamp, &diff(sets.clone()));
-                self.blocks.push(Block { stamp, sets, after });
+                let stamp = self.close(&sets);
+                self.values.push(stamp, &diff(sets));
             }
+            Op::Show(sets) => {
+                let stamp = self.close(&sets);
+                self.values.show_diff(stamp, diff(sets));
+            }
+            Op::Place => self.values.place(u64::MAX),
             Op::Settle if self.settled + 1 < self.blocks.len() => {
                 let [before, block] = &self.blocks[self.settled..self.settled + 2] else { unreachable!() };
                 let undo = block.sets.keys().map(|key| (*key, *before.after.get(key).unwrap_or(&0)));
@@ -398,8 +451,18 @@ fn readers_beside_a_writer_get_only_their_blocks_values() {
         std::thread::scope(|scope| {
             let read_until_done = &read_until_done;
             (0..3).for_each(|thread| drop(scope.spawn(move || read_until_done(thread))));
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    values.place(u64::MAX);
+                    std::thread::yield_now();
+                }
+            });
             for next in 1..=BLOCKS {
-                values.push(next, &of_block(next));
+                if next.is_multiple_of(3) {
+                    values.push(next, &of_block(next));
+                } else {
+                    values.show_diff(next, of_block(next));
+                }
                 *tip.write().unwrap() = next;
                 std::thread::yield_now();
                 values.settle(next, &diff(writes(next).map(|key| (key, value(key, next - 1)))));
