@@ -153,6 +153,49 @@ impl Record {
         node: impl Fn(u8) -> Node,
         scratch: &mut Vec<u8>,
     ) {
+        if !self.patch(record_depth, edits, &node, scratch) {
+            self.rebuild(record_depth, edits, node, scratch);
+        }
+    }
+
+    /// Puts new nodes over old ones, if nothing else changes and they are as long: most blocks rewrite most of their keys.
+    /// Returns whether that was so; else some of them may have got their places already.
+    fn patch(
+        &mut self,
+        record_depth: usize,
+        edits: Edits,
+        node: impl Fn(u8) -> Node,
+        scratch: &mut Vec<u8>,
+    ) -> bool {
+        let (present, edges) = self.slots();
+        if edits.removed & !edits.written != 0 || edits.written & !present != 0 {
+            return false;
+        }
+        let mut left = edits.written;
+        while left != 0 {
+            let slot = left.trailing_zeros();
+            left &= left - 1;
+            let (depth, is_edge) = (record_depth + slot.ilog2() as usize, edges >> slot & 1 == 1);
+            let node = node(slot as u8);
+            let at = self.find(record_depth, slot as u8);
+            let bytes = self.node_bytes(at, depth, is_edge);
+            scratch.clear();
+            put_node(scratch, &node, depth);
+            if matches!(node, Node::Edge { .. }) != is_edge || scratch.len() != bytes {
+                return false;
+            }
+            self.row[at..at + bytes].copy_from_slice(scratch);
+        }
+        true
+    }
+
+    fn rebuild(
+        &mut self,
+        record_depth: usize,
+        edits: Edits,
+        node: impl Fn(u8) -> Node,
+        scratch: &mut Vec<u8>,
+    ) {
         let (present, edges) = self.slots();
         let old = if self.is_empty() { &[0; HEADER] } else { &*self.row };
         let kept = present & !edits.removed & !edits.written;
@@ -284,6 +327,8 @@ impl fmt::Debug for Record {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::collection::btree_map;
     use proptest::prelude::*;
 
@@ -376,6 +421,42 @@ mod tests {
                 prop_assert_eq!((record.get(path), record.way(path)), (None, None));
             }
             prop_assert!(record.is_empty());
+        }
+
+        #[test]
+        fn many_changes_at_once_are_as_one_after_another(
+            (at, nodes) in record(),
+            changes in prop::collection::vec(0u8..4, SLOTS..=SLOTS),
+            child in felt(),
+        ) {
+            let mut record = Record::default();
+            nodes.iter().for_each(|(path, node)| record.set(path, Some(*node)));
+            let mut edits = BTreeMap::new();
+            let slots = (1..=SLOTS as u8).filter(|slot| at.len() + (slot.ilog2() as usize) < TRIE_HEIGHT);
+            for (slot, change) in slots.zip(changes) {
+                let path = path_of(&at, slot);
+                let after = match (change, record.get(&path)) {
+                    (1, Some(Node::Binary { left, .. })) => Some(Node::Binary { left, right: child }),
+                    (1, Some(Node::Edge { path, .. })) => Some(Node::Edge { path, child }),
+                    (2, Some(_)) => None,
+                    (3, _) => Some(Node::Binary { left: child, right: child }),
+                    _ => continue,
+                };
+                edits.insert(slot, (path, after));
+            }
+            let mut expected = record.clone();
+            edits.values().for_each(|(path, node)| expected.set(path, *node));
+            let slots = |stay: bool| {
+                let of = edits.iter().filter(|(_, (_, node))| node.is_some() == stay);
+                of.fold(0, |slots, (slot, _)| slots | 1 << slot)
+            };
+            let both = Edits { written: slots(true), removed: slots(false) };
+            record.rewrite(at.len(), both, |slot| edits[&slot].1.unwrap(), &mut Vec::new());
+            prop_assert_eq!(&record, &expected);
+            if let Some(row) = record.row() {
+                prop_assert_eq!(&Record::decode(&at, row.to_vec()).unwrap(), &record);
+                is_one_form_or_refused(&at, row.to_vec())?;
+            }
         }
 
         #[test]

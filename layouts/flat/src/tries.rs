@@ -5,6 +5,7 @@
 //! [`Tries::absorb`] changes each one once, however many blocks changed it, and tells its row; [`Tries::finish`] hands all
 //! rows over. Work is spread over tries, and inside a large trie over its subtrees. Nothing here reads a value row.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, hash_map};
 use std::hash::BuildHasher;
 use std::ops::Range;
@@ -405,10 +406,12 @@ impl CommitmentSource for Tries<'_> {
         }
         let generation = self.records.generation();
         let tries = self.records.tries.iter_mut();
-        let tries: Vec<_> =
+        let mut tries: Vec<_> =
             tries.filter_map(|(trie, records)| Some((records, changes.remove(trie)?))).collect();
+        // The largest first, one at a time: the last to be done should not be a large one.
+        tries.sort_by_key(|(_, changes)| Reverse(changes.nodes()));
         let absorb = |(records, changes)| Absorbed::of(records, changes, generation);
-        let absorbed: Vec<Absorbed<'_>> = tries.into_par_iter().map(absorb).collect();
+        let absorbed: Vec<Absorbed<'_>> = tries.into_par_iter().with_max_len(1).map(absorb).collect();
 
         let key = |absorbed: &Absorbed<'_>, run: &Run| (absorbed.changes.trie, run.record);
         let unread = absorbed.iter().flat_map(|of_trie| of_trie.unread.iter().map(|run| key(of_trie, run)));

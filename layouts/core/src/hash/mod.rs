@@ -28,6 +28,7 @@ mod tests;
 
 pub use engine::Engine;
 pub use platform::Platform;
+pub(crate) use platform::prefetch;
 pub use reference::StarknetCrypto;
 
 use curve::Affine;

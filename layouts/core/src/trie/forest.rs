@@ -25,7 +25,9 @@ const PARALLEL_MIN: usize = 96;
 /// Hashes pairs in order, on the threads of the current rayon pool.
 pub fn hash_pairs(hasher: &dyn Hasher, function: HashFunction, pairs: &[[Felt; 2]]) -> Vec<Felt> {
     let mut out = vec![Felt::ZERO; pairs.len()];
-    in_shares(pairs, &mut out, |pairs, out| hash_batch(hasher, function, pairs, out));
+    in_shares(rayon::current_num_threads(), pairs, &mut out, |pairs, out| {
+        hash_batch(hasher, function, pairs, out)
+    });
     out
 }
 
@@ -36,17 +38,116 @@ fn hash_batch(hasher: &dyn Hasher, function: HashFunction, pairs: &[[Felt; 2]], 
     }
 }
 
-/// Splits work evenly over the threads of the current rayon pool, unless it is too little.
-fn in_shares<T: Sync>(items: &[T], out: &mut [Felt], work: impl Fn(&[T], &mut [Felt]) + Sync) {
-    if items.len() < PARALLEL_MIN {
+/// Splits work evenly over so many threads of the current rayon pool, unless it is too little.
+fn in_shares<T: Sync>(
+    threads: usize,
+    items: &[T],
+    out: &mut [Felt],
+    work: impl Fn(&[T], &mut [Felt]) + Sync,
+) {
+    if threads == 1 || items.len() < PARALLEL_MIN {
         return work(items, out);
     }
-    let share = items.len().div_ceil(rayon::current_num_threads()).max(PARALLEL_MIN / 2);
+    let share = items.len().div_ceil(threads).max(PARALLEL_MIN / 2);
     items.par_chunks(share).zip(out.par_chunks_mut(share)).for_each(|(items, out)| work(items, out));
 }
 
 /// Hashes all new nodes of `tries`, which share a hash function.
+///
+/// Tries that are small against a thread's share of all nodes are dealt out to the threads, which then do not wait for each
+/// other; in the others the threads share each level.
 pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [ShapedTrie]) {
+    let threads = rayon::current_num_threads();
+    let nodes: usize = tries.iter().map(|trie| trie.arena.len()).sum();
+    let is_large = |trie: &&mut ShapedTrie| threads > 1 && trie.arena.len() > nodes / threads;
+    let (mut large, small): (Vec<_>, Vec<_>) = tries.iter_mut().partition(is_large);
+    Levels { hasher, function, threads }.hash(&mut large);
+    let alone = Levels { hasher, function, threads: 1 };
+    if nodes < DEALT_MIN {
+        let mut small = small;
+        return alone.hash(&mut small);
+    }
+    deal(small, threads).into_par_iter().for_each(|mut tries| alone.hash(&mut tries));
+}
+
+/// Fewer nodes than this stay with one thread.
+const DEALT_MIN: usize = 2 * PARALLEL_MIN;
+
+/// Divides tries into hands of about as many nodes: the largest first, each to whom has least.
+fn deal(mut tries: Vec<&mut ShapedTrie>, hands: usize) -> Vec<Vec<&mut ShapedTrie>> {
+    tries.sort_by_key(|trie| std::cmp::Reverse(trie.arena.len()));
+    let mut dealt: Vec<(usize, Vec<&mut ShapedTrie>)> = (0..hands).map(|_| (0, Vec::new())).collect();
+    for trie in tries {
+        let Some((nodes, hand)) = dealt.iter_mut().min_by_key(|(nodes, _)| *nodes) else { break };
+        *nodes += trie.arena.len();
+        hand.push(trie);
+    }
+    dealt.into_iter().map(|(_, hand)| hand).collect()
+}
+
+/// Hashes level by level.
+struct Levels<'a> {
+    hasher: &'a dyn Hasher,
+    function: HashFunction,
+    threads: usize,
+}
+
+/// No way down is longer.
+const LEVELS: usize = TRIE_HEIGHT;
+
+/// Hashes of one call to the hasher at most: enough for its lanes, and little enough to stay in the core's cache.
+const BATCH: usize = 2048;
+
+/// How many nodes ahead of its use a node is fetched.
+const AHEAD: usize = 12;
+
+impl Levels<'_> {
+    fn hash(&self, tries: &mut [&mut ShapedTrie]) {
+        let (by_level, ends) = by_level(tries);
+        let mut start = 0;
+        let mut hashes = Vec::new();
+        for end in ends {
+            let level = &by_level[start..end];
+            start = end;
+            if level.is_empty() {
+                break;
+            }
+            self.hash_level(tries, level, &mut hashes);
+            for (at, (&(trie, index), hash)) in level.iter().zip(&hashes).enumerate() {
+                if let Some(&(trie, index)) = level.get(at + AHEAD) {
+                    tries[trie as usize].prefetch_parent(index as usize);
+                }
+                tries[trie as usize].set_hash(index as usize, *hash);
+            }
+        }
+    }
+
+    /// Hashes of nodes (trie, index) whose children's hashes are known, in their order.
+    fn hash_level(&self, tries: &[&mut ShapedTrie], level: &[(u32, u32)], hashes: &mut Vec<Felt>) {
+        hashes.clear();
+        hashes.resize(level.len(), Felt::ZERO);
+        in_shares(self.threads, level, hashes, |level, hashes| {
+            for (level, hashes) in level.chunks(BATCH).zip(hashes.chunks_mut(BATCH)) {
+                let operands = level.iter().enumerate().map(|(at, &(trie, index))| {
+                    if let Some(&(trie, index)) = level.get(at + AHEAD) {
+                        tries[trie as usize].prefetch(index as usize);
+                    }
+                    tries[trie as usize].operands(index as usize)
+                });
+                let (pairs, lengths): (Vec<[Felt; 2]>, Vec<u8>) = operands.unzip();
+                hash_batch(self.hasher, self.function, &pairs, hashes);
+                for (hash, length) in hashes.iter_mut().zip(lengths) {
+                    if length > 0 {
+                        *hash += Felt::from(length);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// All nodes, as (trie, index), in the order of levels, and where each level ends.
+fn by_level(tries: &[&mut ShapedTrie]) -> (Vec<(u32, u32)>, [usize; LEVELS]) {
     let mut ends = [0; LEVELS];
     tries.iter().flat_map(|trie| &trie.arena).for_each(|node| ends[usize::from(node.level)] += 1);
     let count = ends.iter_mut().fold(0, |start, level| {
@@ -62,47 +163,5 @@ pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [Sha
             *place += 1;
         }
     }
-    let mut start = 0;
-    let mut hashes = Vec::new();
-    for end in ends {
-        let level = &by_level[start..end];
-        start = end;
-        if level.is_empty() {
-            break;
-        }
-        hash_level(hasher, function, tries, level, &mut hashes);
-        for (&(trie, index), hash) in level.iter().zip(&hashes) {
-            tries[trie as usize].set_hash(index as usize, *hash);
-        }
-    }
+    (by_level, ends)
 }
-
-/// No way down is longer.
-const LEVELS: usize = TRIE_HEIGHT;
-
-/// Hashes of nodes (trie, index) whose children's hashes are known, in their order.
-fn hash_level(
-    hasher: &dyn Hasher,
-    function: HashFunction,
-    tries: &[ShapedTrie],
-    level: &[(u32, u32)],
-    hashes: &mut Vec<Felt>,
-) {
-    hashes.clear();
-    hashes.resize(level.len(), Felt::ZERO);
-    in_shares(level, hashes, |level, hashes| {
-        for (level, hashes) in level.chunks(BATCH).zip(hashes.chunks_mut(BATCH)) {
-            let operands = level.iter().map(|&(trie, index)| tries[trie as usize].operands(index as usize));
-            let (pairs, lengths): (Vec<[Felt; 2]>, Vec<u8>) = operands.unzip();
-            hash_batch(hasher, function, &pairs, hashes);
-            for (hash, length) in hashes.iter_mut().zip(lengths) {
-                if length > 0 {
-                    *hash += Felt::from(length);
-                }
-            }
-        }
-    });
-}
-
-/// Hashes of one call to the hasher at most: enough for its lanes, and little enough to stay in the core's cache.
-const BATCH: usize = 2048;

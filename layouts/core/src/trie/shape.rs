@@ -15,6 +15,7 @@ use super::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieId};
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;
+use crate::hash::prefetch;
 use crate::types::TrieKey;
 
 /// A leaf's whole path and its new value; zero deletes.
@@ -732,6 +733,16 @@ impl ShapedTrie {
             return ([self.operand(new, 0), path.value()], path.len() as u8);
         }
         ([self.operand(new, 0), self.operand(new, 1)], 0)
+    }
+
+    /// Asks for the node at an index of the arena.
+    pub(super) fn prefetch(&self, index: usize) {
+        prefetch(&self.arena, index);
+    }
+
+    /// Asks for the new node above the node at an index of the arena.
+    pub(super) fn prefetch_parent(&self, index: usize) {
+        prefetch(&self.arena, self.arena[index].parent as usize);
     }
 
     /// Notes the hash of the node at an index of the arena.
