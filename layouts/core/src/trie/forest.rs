@@ -95,8 +95,8 @@ struct Levels<'a> {
 /// No way down is longer.
 const LEVELS: usize = TRIE_HEIGHT;
 
-/// Hashes of one call to the hasher at most: enough for its lanes, and little enough to stay in the core's cache.
-const BATCH: usize = 2048;
+/// Hashes of one call to the hasher at most: enough for its lanes.
+const BATCH: usize = 1024;
 
 /// How many nodes ahead of its use a node is fetched.
 const AHEAD: usize = 12;
@@ -112,34 +112,35 @@ impl Levels<'_> {
             if level.is_empty() {
                 break;
             }
-            self.hash_level(tries, level, &mut hashes);
-            for (at, (&(trie, index), hash)) in level.iter().zip(&hashes).enumerate() {
-                if let Some(&(trie, index)) = level.get(at + AHEAD) {
-                    tries[trie as usize].prefetch_parent(index as usize);
+            // Little enough at once that nodes are still in the cores' caches when their parents get their hashes.
+            for nodes in level.chunks(self.threads * BATCH) {
+                self.hash_nodes(tries, nodes, &mut hashes);
+                for (at, (&(trie, index), hash)) in nodes.iter().zip(&hashes).enumerate() {
+                    if let Some(&(trie, index)) = nodes.get(at + AHEAD) {
+                        tries[trie as usize].prefetch_parent(index as usize);
+                    }
+                    tries[trie as usize].set_hash(index as usize, *hash);
                 }
-                tries[trie as usize].set_hash(index as usize, *hash);
             }
         }
     }
 
     /// Hashes of nodes (trie, index) whose children's hashes are known, in their order.
-    fn hash_level(&self, tries: &[&mut ShapedTrie], level: &[(u32, u32)], hashes: &mut Vec<Felt>) {
+    fn hash_nodes(&self, tries: &[&mut ShapedTrie], nodes: &[(u32, u32)], hashes: &mut Vec<Felt>) {
         hashes.clear();
-        hashes.resize(level.len(), Felt::ZERO);
-        in_shares(self.threads, level, hashes, |level, hashes| {
-            for (level, hashes) in level.chunks(BATCH).zip(hashes.chunks_mut(BATCH)) {
-                let operands = level.iter().enumerate().map(|(at, &(trie, index))| {
-                    if let Some(&(trie, index)) = level.get(at + AHEAD) {
-                        tries[trie as usize].prefetch(index as usize);
-                    }
-                    tries[trie as usize].operands(index as usize)
-                });
-                let (pairs, lengths): (Vec<[Felt; 2]>, Vec<u8>) = operands.unzip();
-                hash_batch(self.hasher, self.function, &pairs, hashes);
-                for (hash, length) in hashes.iter_mut().zip(lengths) {
-                    if length > 0 {
-                        *hash += Felt::from(length);
-                    }
+        hashes.resize(nodes.len(), Felt::ZERO);
+        in_shares(self.threads, nodes, hashes, |nodes, hashes| {
+            let operands = nodes.iter().enumerate().map(|(at, &(trie, index))| {
+                if let Some(&(trie, index)) = nodes.get(at + AHEAD) {
+                    tries[trie as usize].prefetch(index as usize);
+                }
+                tries[trie as usize].operands(index as usize)
+            });
+            let (pairs, lengths): (Vec<[Felt; 2]>, Vec<u8>) = operands.unzip();
+            hash_batch(self.hasher, self.function, &pairs, hashes);
+            for (hash, length) in hashes.iter_mut().zip(lengths) {
+                if length > 0 {
+                    *hash += Felt::from(length);
                 }
             }
         });
