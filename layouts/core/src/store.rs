@@ -5,10 +5,12 @@
 
 mod batch;
 
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fmt;
-use std::ops::ControlFlow;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::ops::{Bound, ControlFlow};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 pub use batch::{BatchBuilder, WriteBatch};
 
@@ -148,8 +150,52 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 /// A store in memory: an ordered map behind a lock. Nothing outlives it.
 #[derive(Default)]
 pub struct MemoryStore {
-    rows: RwLock<BTreeMap<Vec<u8>, Vec<u8>>>,
+    rows: RwLock<BTreeSet<Packed>>,
 }
+
+/// A key and its row in one allocation, in the order of keys. There are millions of them and most are short: two vectors
+/// for each took half as much again.
+struct Packed(Box<[u8]>);
+
+/// The key's length comes first.
+const KEY_LENGTH_BYTES: usize = size_of::<u32>();
+
+impl Packed {
+    fn new(key: &[u8], row: &[u8]) -> Self {
+        Self([&(key.len() as u32).to_be_bytes(), key, row].concat().into())
+    }
+
+    fn split(&self) -> (&[u8], &[u8]) {
+        let (length, rest) = self.0.split_first_chunk().unwrap_or((&[0; KEY_LENGTH_BYTES], &[]));
+        rest.split_at(u32::from_be_bytes(*length) as usize)
+    }
+}
+
+impl Borrow<[u8]> for Packed {
+    fn borrow(&self) -> &[u8] {
+        self.split().0
+    }
+}
+
+impl Ord for Packed {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.split().0.cmp(other.split().0)
+    }
+}
+
+impl PartialOrd for Packed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Packed {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Packed {}
 
 impl MemoryStore {
     /// An empty store.
@@ -159,12 +205,16 @@ impl MemoryStore {
 
     /// How many rows it holds.
     pub fn len(&self) -> usize {
-        self.rows.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.rows().len()
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn rows(&self) -> RwLockReadGuard<'_, BTreeSet<Packed>> {
+        self.rows.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -176,17 +226,18 @@ impl fmt::Debug for MemoryStore {
 
 impl StoreRead for MemoryStore {
     fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-        Ok(self.rows.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
+        Ok(self.rows().get(key).map(|row| row.split().1.to_vec()))
     }
 
     fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
-        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(keys.iter().map(|key| rows.get(*key).cloned()).collect())
+        let rows = self.rows();
+        Ok(keys.iter().map(|key| rows.get(*key).map(|row| row.split().1.to_vec())).collect())
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
-        for (key, row) in rows.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
+        let rows = self.rows();
+        let from = rows.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded)).map(Packed::split);
+        for (key, row) in from.take_while(|(key, _)| key.starts_with(prefix)) {
             if visit(key, row).is_break() {
                 break;
             }
@@ -203,11 +254,9 @@ impl Store for MemoryStore {
     fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
         for (key, row) in batch.iter() {
-            match (row, rows.get_mut(key)) {
-                (Some(row), Some(old)) => replace(old, row),
-                (Some(row), None) => drop(rows.insert(key.to_vec(), row.to_vec())),
-                (None, Some(_)) => drop(rows.remove(key)),
-                (None, None) => {}
+            match row {
+                Some(row) => drop(rows.replace(Packed::new(key, row))),
+                None => drop(rows.remove(key)),
             }
         }
         Ok(())
@@ -219,15 +268,5 @@ impl Store for MemoryStore {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { atomic_batches: true, durable: false }
-    }
-}
-
-/// Puts a row in the place of another: most rows that change keep about their length.
-fn replace(old: &mut Vec<u8>, row: &[u8]) {
-    if old.capacity() < row.len() || old.capacity() > 2 * row.len() {
-        *old = row.to_vec();
-    } else {
-        old.clear();
-        old.extend_from_slice(row);
     }
 }
