@@ -63,8 +63,8 @@ fn check_load_memory(entries: u64, peak_mib_max: u64) {
 }
 
 #[test]
-fn load_of_100_000_entries_through_the_engine_stays_below_768_mib() {
-    check_load_memory(100_000, 768);
+fn load_of_100_000_entries_through_the_engine_stays_below_384_mib() {
+    check_load_memory(100_000, 384);
 }
 
 /// `cargo test --release --test it -- --ignored --nocapture load_of_2_000_000_entries_through`
