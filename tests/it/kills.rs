@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use flagstone::core::types::{BlockNumber, StateCommitment, StorageKey};
+use flagstone::store::BATCH_ROWS_MAX;
 use flagstone::{Cadence, Engine, EngineConfig, StateDiff, StateUpdate, database};
 
 use crate::child;
@@ -16,13 +17,17 @@ use crate::support::{Place, check_tries, config, every};
 const KILLS: u64 = 70;
 const CONTRACTS: u64 = 5;
 const KEYS: u64 = 97;
+/// Keys of each contract that a large block sets: enough for it to be shown before its values are in place, and for sled to
+/// get its rows in several batches.
+const KEYS_OF_LARGE: u64 = 130;
+const _: () = assert!(CONTRACTS * KEYS_OF_LARGE > BATCH_ROWS_MAX as u64);
 
 fn mix(number: u64) -> u64 {
     let mixed = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32
 }
 
-/// A block that is a function of its number: some slots set, some deleted, nonces, now and then a class.
+/// A block that is a function of its number: some slots set, some deleted, nonces, now and then a class or all slots.
 fn block(number: u64) -> StateUpdate {
     let mut slots = BTreeMap::new();
     for slot in (number * 30..number * 30 + mix(number) % 60).map(mix) {
@@ -30,6 +35,10 @@ fn block(number: u64) -> StateUpdate {
         slots.insert((slot % CONTRACTS + 1, slot / 7 % KEYS), value);
     }
     slots.extend((0..CONTRACTS).map(|contract| ((contract + 1, KEYS + 1), number + contract)));
+    if number % 11 == 3 {
+        let all = (1..=CONTRACTS).flat_map(|contract| (0..KEYS_OF_LARGE).map(move |key| (contract, key)));
+        slots.extend(all.map(|slot| (slot, number + slot.1)));
+    }
     let nonce = StateDiff::builder().nonce((number % CONTRACTS + 1).into(), (number + 1).into());
     let diff = slots.into_iter().fold(nonce, |diff, ((contract, key), value)| {
         diff.storage(contract.into(), key.into(), value.into())
@@ -124,7 +133,7 @@ fn check(engine: &Engine, undisturbed: &mut Undisturbed, acknowledged: Option<u6
         assert_eq!(root, Some(undisturbed.roots[number as usize]), "{what}: block {number}");
     }
     assert_eq!(engine.head().root.commitment, expected, "{what}");
-    let keys: Vec<StorageKey> = (0..=KEYS + 1).map(StorageKey::from).collect();
+    let keys: Vec<StorageKey> = (0..KEYS_OF_LARGE).map(StorageKey::from).collect();
     let slots: Vec<_> = (1..=CONTRACTS).map(|address| (address.into(), keys.clone())).collect();
     check_tries(engine, &slots, what);
     if closed % 16 == 0 {
