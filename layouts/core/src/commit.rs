@@ -466,9 +466,14 @@ impl<'a> Group<'a> {
                 old = leaf;
             }
         }
-        self.hash_contract_leaves();
-        self.take_changes(shaped);
-        self.commit_contracts_trie(source, root, &present_before)?;
+        let changes = || shaped.into_par_iter().map(ShapedTrie::into_changes).collect::<Vec<_>>();
+        let contracts_trie = || {
+            self.hash_contract_leaves();
+            self.commit_contracts_trie(source, root, &present_before)
+        };
+        let (contracts_trie, changes) = rayon::join(contracts_trie, changes);
+        self.take_changes(changes);
+        self.take_changes([contracts_trie?.into_changes()]);
         Ok(undo)
     }
 
@@ -486,24 +491,22 @@ impl<'a> Group<'a> {
         source: &dyn CommitmentSource,
         root: ContractsRoot,
         present_before: &[Vec<TrieKey>],
-    ) -> Result<(), StateError> {
+    ) -> Result<ShapedTrie, StateError> {
         let leaves = |block: &BlockChanges| -> Vec<_> {
             block.contracts.iter().map(|change| (*change.address.trie_key(), change.hash)).collect()
         };
         let leaves = self.changes.blocks.iter().map(leaves).enumerate();
-        let mut trie = [shape_blocks(source, TrieId::Contracts, root.0, leaves)?];
-        present_before.iter().zip(trie[0].replaced()).try_for_each(|(rows, trie)| same_leaves(rows, trie))?;
-        hash_forest(self.hasher, HashFunction::Pedersen, &mut trie);
-        for (block, root) in trie[0].roots() {
+        let mut trie = shape_blocks(source, TrieId::Contracts, root.0, leaves)?;
+        present_before.iter().zip(trie.replaced()).try_for_each(|(rows, trie)| same_leaves(rows, trie))?;
+        hash_forest(self.hasher, HashFunction::Pedersen, std::slice::from_mut(&mut trie));
+        for (block, root) in trie.roots() {
             self.changes.blocks[block].roots.contracts = ContractsRoot(root);
         }
-        self.take_changes(trie.into());
-        Ok(())
+        Ok(trie)
     }
 
     /// Takes what became of hashed tries.
-    fn take_changes(&mut self, tries: Vec<ShapedTrie>) {
-        let tries: Vec<_> = tries.into_par_iter().map(ShapedTrie::into_changes).collect();
+    fn take_changes(&mut self, tries: impl IntoIterator<Item = (Vec<(usize, TrieChanges)>, TrieChanges)>) {
         for (blocks, together) in tries {
             for (block, changes) in blocks.into_iter().filter(|(_, changes)| !changes.is_empty()) {
                 self.changes.blocks[block].tries.push(changes);
@@ -518,7 +521,7 @@ impl<'a> Group<'a> {
         for (block, root) in trie.roots() {
             self.changes.blocks[block].roots.classes = ClassesRoot(root);
         }
-        self.take_changes(vec![trie]);
+        self.take_changes([trie.into_changes()]);
         let befores = contracts_before.into_iter().zip(blocks);
         for (block, (contracts, (changes, classes))) in self.changes.blocks.iter_mut().zip(befores) {
             block.classes = changes;

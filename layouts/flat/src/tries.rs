@@ -411,19 +411,19 @@ impl CommitmentSource for Tries<'_> {
         // The largest first, one at a time: the last to be done should not be a large one.
         tries.sort_by_key(|(_, changes)| Reverse(changes.nodes()));
         let absorb = |(records, changes)| Absorbed::of(records, changes, generation);
-        let absorbed: Vec<Absorbed<'_>> = tries.into_par_iter().with_max_len(1).map(absorb).collect();
+        let mut absorbed: Vec<Absorbed<'_>> = tries.into_par_iter().with_max_len(1).map(absorb).collect();
 
         let key = |absorbed: &Absorbed<'_>, run: &Run| (absorbed.changes.trie, run.record);
         let unread = absorbed.iter().flat_map(|of_trie| of_trie.unread.iter().map(|run| key(of_trie, run)));
         self.load(&unread.collect::<Vec<_>>())?;
-        let mut rows = BTreeMap::new();
-        for mut absorbed in absorbed {
-            let trie = absorbed.changes.trie;
-            absorbed.absorb_read(self.records.tries.entry(trie).or_default());
+        absorbed.sort_by_key(|absorbed| absorbed.changes.trie);
+        for absorbed in &mut absorbed {
+            if !absorbed.unread.is_empty() {
+                absorbed.absorb_read(self.records.tries.entry(absorbed.changes.trie).or_default());
+            }
             self.records.bytes = self.records.bytes + absorbed.bytes_after - absorbed.bytes_before;
-            rows.insert(trie, absorbed.rows);
+            self.batch.append(std::mem::take(&mut absorbed.rows));
         }
-        rows.into_values().for_each(|rows| self.batch.append(rows));
         Ok(())
     }
 }
