@@ -374,8 +374,8 @@ impl Shown {
             return None;
         }
         let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
-        let newest_first = blocks.iter().rev().filter(|closed| closed.stamp <= stamp);
-        newest_first.into_iter().find_map(|closed| closed.block.diff.value(key))
+        let mut newest_first = blocks.iter().rev().filter(|closed| closed.stamp <= stamp);
+        newest_first.find_map(|closed| closed.block.diff.value(key))
     }
 
     /// The oldest, if its stamp is not after this one.

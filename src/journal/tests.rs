@@ -171,7 +171,8 @@ impl Model {
     }
 }
 
-/// Appends, group syncs, rolls when they must be and ahead, refusals within and across segments, trims, an orderly end and one that is not.
+/// Appends, group syncs, rolls when they must be and ahead, refusals within and across segments, trims, an orderly end and
+/// one that is not.
 fn script() -> Vec<Step> {
     use Step::{Append, Close, Refuse, RollAhead, Sync, Trim};
     let mut steps = vec![Append(100), Sync, Append(0), Append(300), Sync, Append(700), Append(5), Sync];

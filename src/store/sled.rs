@@ -219,10 +219,11 @@ impl SledStore {
         let opened = catching(|| {
             let db = sled_config.open()?;
             let units = db.open_tree(UNITS_TREE)?;
-            Ok(Trees { db, units })
+            let progress = units.get(PROGRESS_KEY)?;
+            Ok((Trees { db, units }, progress))
         });
-        let trees = match opened {
-            Ok(Ok(trees)) => trees,
+        let (trees, progress) = match opened {
+            Ok(Ok(opened)) => opened,
             // sled calls a lock that is held by its text only; trying the lock tells them apart.
             Ok(Err(sled::Error::Io(_))) if is_locked(&file) => return Err(locked(dir)),
             Ok(Err(err)) => return Err(from_sled(dir, "open", err)),
@@ -231,28 +232,24 @@ impl SledStore {
         // Another store may have closed between our look and sled's lock.
         remove_if_there(&dir.join(CLOSED_FILE)).map_err(io_error)?;
         sync_created(dir, &file, &created).map_err(io_error)?;
+        let progress = progress.map_or(Ok(Progress::NONE), |row| Progress::decode(&row));
+        let progress =
+            progress.map_err(|err| corrupt(dir, "open", &format!("row `{PROGRESS_KEY}`: {err}")))?;
         let store = Self {
             dir: dir.to_owned(),
             trees: Some(trees),
             file,
-            units: Mutex::new(Units::new(dir, Progress::default())),
+            units: Mutex::new(Units::new(dir, progress)),
             stopped: OnceLock::new(),
             verify_closed: config.verify_closed,
         };
-        store.finish_unit()?;
+        store.finish_unit(progress)?;
         Ok(store)
     }
 
     /// Writes the rest of a long unit that a crash cut short.
-    fn finish_unit(&self) -> Result<(), StoreError> {
-        let row = self.call("read", |trees| trees.units.get(PROGRESS_KEY))?;
-        let damaged = |why: &str| corrupt(&self.dir, "open", &format!("row `{PROGRESS_KEY}`: {why}"));
-        let progress = match row {
-            Some(row) => Progress::decode(&row).map_err(|err| damaged(&err.to_string()))?,
-            None => Progress { unit: 0, whole: true },
-        };
+    fn finish_unit(&self, progress: Progress) -> Result<(), StoreError> {
         let mut units = self.units();
-        *units = Units::new(&self.dir, progress);
         if !progress.whole {
             let batch = self.read_unit(&mut units, progress.unit)?;
             self.apply_long(progress.unit, &batch)?;

@@ -35,7 +35,7 @@ const ROW_HEAD_BYTES: usize = 2 + 4;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// How far sled has come with the units that were logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// The last unit that was begun; 0 if none was.
     pub unit: u64,
@@ -44,6 +44,9 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// No unit was begun.
+    pub const NONE: Self = Self { unit: 0, whole: true };
+
     pub fn encode(self) -> [u8; 9] {
         let mut bytes = [u8::from(self.whole); 9];
         bytes[..8].copy_from_slice(&self.unit.to_be_bytes());
@@ -104,8 +107,8 @@ impl Units {
 
     /// Everything that was logged is synced in sled: the files go.
     pub fn synced(&mut self) -> io::Result<()> {
-        for unit in self.held.drain(..) {
-            fs::remove_file(path(&self.dir, unit))?;
+        for unit in std::mem::take(&mut self.held) {
+            fs::remove_file(self.path(unit))?;
         }
         self.held_bytes = 0;
         Ok(())
@@ -127,12 +130,8 @@ impl Units {
 
     /// Where a unit's file is.
     pub fn path(&self, unit: u64) -> PathBuf {
-        path(&self.dir, unit)
+        self.dir.join(format!("{PREFIX}{unit:016x}"))
     }
-}
-
-fn path(dir: &Path, unit: u64) -> PathBuf {
-    dir.join(format!("{PREFIX}{unit:016x}"))
 }
 
 /// Writes and syncs a unit's file; returns its length.
@@ -180,9 +179,9 @@ fn put_row(out: &mut Vec<u8>, key: &[u8], row: Option<&[u8]>) {
 fn decode(unit: u64, bytes: &[u8]) -> Result<WriteBatch, DecodeError> {
     let mut whole = Reader::new(bytes);
     let summed = whole.bytes("rows", bytes.len().saturating_sub(CHECKSUM_BYTES))?;
-    let sum = whole.u32("checksum")?;
-    if sum != crc32fast::hash(summed) {
-        let problem = format!("is {sum:08x}, the bytes have {:08x}", crc32fast::hash(summed));
+    let (sum, found) = (whole.u32("checksum")?, crc32fast::hash(summed));
+    if sum != found {
+        let problem = format!("is {sum:08x}, the bytes have {found:08x}");
         return Err(DecodeError::new("checksum", problem));
     }
     let mut from = Reader::new(summed);
@@ -221,7 +220,7 @@ mod tests {
 
     fn encoded(unit: u64, batch: &WriteBatch) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
-        let path = path(dir.path(), unit);
+        let path = Units::new(dir.path(), Progress::NONE).path(unit);
         let bytes = write(&path, unit, batch).unwrap();
         let written = fs::read(path).unwrap();
         assert_eq!(written.len() as u64, bytes);

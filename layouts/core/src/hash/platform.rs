@@ -51,17 +51,17 @@ impl Platform {
     }
 }
 
-/// Asks for the first two cache lines of an item, if it is there.
+/// Asks for the cache lines of an item, if it is there.
 #[inline(always)]
 pub(crate) fn prefetch<T>(items: &[T], index: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const CACHE_LINE_BYTES: usize = 64;
         let first = items.as_ptr().wrapping_add(index).cast::<i8>();
-        // SAFETY: a prefetch reads nothing the program can see and cannot fault.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(first);
-            _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(64));
+        for line in 0..size_of::<T>().div_ceil(CACHE_LINE_BYTES) {
+            // SAFETY: a prefetch reads nothing the program can see and cannot fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(line * CACHE_LINE_BYTES)) };
         }
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]

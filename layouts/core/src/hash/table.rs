@@ -8,7 +8,7 @@ use super::curve::{Affine, PedersenPoints};
 use super::field::Fp;
 use super::huge::HugeSlice;
 use super::windows::{Class, Geometry, OPERAND_BITS, SHORT_WINDOWS, Term};
-use super::{Side, TableWidth};
+use super::{Side, TableWidth, prefetch};
 use std::sync::OnceLock;
 
 /// Montgomery form of the coordinates in a table.
@@ -70,14 +70,7 @@ impl Table {
     /// Asks for the cache line of a term.
     #[inline(always)]
     pub(crate) fn prefetch(&self, term: Term) {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch reads nothing the program can see and cannot fault.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.points.as_ptr().wrapping_add(term.index()).cast()) };
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        let _ = term;
+        prefetch(&self.points, term.index());
     }
 
     /// The point of a term, in the table's own form. Negation leaves y in (0, p].

@@ -63,11 +63,8 @@ pub fn hash_forest(hasher: &dyn Hasher, function: HashFunction, tries: &mut [Sha
     let (mut large, small): (Vec<_>, Vec<_>) = tries.iter_mut().partition(is_large);
     Levels { hasher, function, threads }.hash(&mut large);
     let alone = Levels { hasher, function, threads: 1 };
-    if nodes < DEALT_MIN {
-        let mut small = small;
-        return alone.hash(&mut small);
-    }
-    deal(small, threads).into_par_iter().for_each(|mut tries| alone.hash(&mut tries));
+    let hands = if nodes < DEALT_MIN { 1 } else { threads };
+    deal(small, hands).into_par_iter().for_each(|mut tries| alone.hash(&mut tries));
 }
 
 /// Fewer nodes than this stay with one thread.
