@@ -1,6 +1,6 @@
-//! Workload S from end to end, for each layout: the base, ten blocks of 1 000 slots, ten of 10 000, in memory.
+//! Workload S from end to end, for each layout: the base, ten blocks of 1 000 slots, ten of 10 000, in memory or on sled.
 //!
-//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [cache=MIB] [hints] [LAYOUT]...]` prints for each size the median and least
+//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [sled] [cache=MIB] [hints] [LAYOUT]...]` prints for each size the median and least
 //! time from a prepared diff to its root with all rows staged, the CPU time of that over all threads, the time to write
 //! the rows, and what they weigh, and checks the roots that the workload's definition states. The layouts take turns
 //! block by block, so that a slow spell of the machine hits all of them.
@@ -9,26 +9,29 @@
 //! MiB: with 512 all reads are from memory. With `hints`, layouts are told each block's writes before the time begins, and
 //! the time that they take to read ahead is told apart.
 //!
+//! With `sled`, each layout has a database in a directory of its own, with sled's default cache.
+//!
 //! After the base it prints what the state takes for each leaf: the bytes of all rows, and the anonymous memory by which
 //! the process grew (store, caches, and what the allocator keeps), which is exact if one layout is named and runs alone.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
 use flagstone_benches::process::{anonymous_memory, cpu_time};
 use flagstone_benches::workload_s::{ROOT_AFTER_LARGE_BLOCKS, ROOTS, WorkloadS};
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{ContractDiff, StateDiff, Subject};
 use flagstone_core::hash::Bulk;
 use flagstone_core::layout::{Layout, StateAt};
-use flagstone_core::store::{MemoryStore, Store, StoreRead};
 use flagstone_flat::Flat;
 use flagstone_patricia::{ByHash, ByPath, Patricia};
+use tempfile::TempDir;
 
 /// A state in one layout, and what its blocks cost.
 struct Contender {
     layout: Box<dyn Layout>,
-    store: MemoryStore,
+    store: Box<dyn Store>,
     roots: Roots,
     hints: bool,
     blocks: Vec<Cost>,
@@ -45,13 +48,13 @@ struct Cost {
 }
 
 impl Contender {
-    fn new(layout: Box<dyn Layout>, hints: bool) -> Self {
-        Self { layout, store: MemoryStore::new(), roots: Roots::default(), hints, blocks: Vec::new() }
+    fn new(layout: Box<dyn Layout>, store: Box<dyn Store>, hints: bool) -> Self {
+        Self { layout, store, roots: Roots::default(), hints, blocks: Vec::new() }
     }
 
     #[expect(clippy::expect_used, reason = "a bench over a damaged state measures nothing")]
     fn commit(&mut self, pool: &rayon::ThreadPool, diff: &StateDiff) {
-        let state = StateAt { store: &self.store, roots: self.roots };
+        let state = StateAt { store: &*self.store, roots: self.roots };
         let started = Instant::now();
         if self.hints {
             pool.install(|| self.layout.prefetch(state, &subjects(diff))).expect("the state is sound");
@@ -65,21 +68,21 @@ impl Contender {
         let bytes = staged.batch.iter().map(|(key, row)| key.len() + row.map_or(0, <[u8]>::len)).sum();
         let hashes = staged.hashes.pedersen + staged.hashes.poseidon;
         let started = Instant::now();
-        self.store.write(&staged.batch).expect("a store in memory takes everything");
+        self.store.write(&staged.batch).expect("the store takes it");
         staged.applied.into_iter().for_each(|applied| applied());
         self.roots = staged.roots[0];
         self.blocks.push(Cost { ahead, stage, cpu, write: started.elapsed(), rows, bytes, hashes });
     }
 
     /// Bytes of all rows, keys included.
+    #[expect(clippy::expect_used, reason = "a bench over a damaged state measures nothing")]
     fn row_bytes(&self) -> usize {
         let mut bytes = 0;
         let mut add = |key: &[u8], row: &[u8]| {
             bytes += key.len() + row.len();
             ControlFlow::Continue(())
         };
-        // A store in memory does not fail.
-        let _ = self.store.scan(&[], &mut add);
+        self.store.scan(&[], &mut add).expect("the store is sound");
         bytes
     }
 
@@ -149,11 +152,24 @@ fn load(contenders: &mut [Contender], pool: &rayon::ThreadPool, base: &[StateDif
     check(contenders, expected);
 }
 
+#[expect(clippy::expect_used, reason = "without a directory there is nothing to measure")]
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+/// A store in memory, or on sled under that name in a directory.
+#[expect(clippy::expect_used, reason = "without a store there is nothing to measure")]
+fn store(dir: Option<&TempDir>, name: &str) -> Box<dyn Store> {
+    let Some(dir) = dir else { return Box::new(MemoryStore::new()) };
+    Box::new(SledStore::open(&dir.path().join(name), SledConfig::default()).expect("sled opens"))
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let threads = arguments.iter().filter_map(|argument| argument.parse().ok()).next_back().unwrap_or(0);
     let cache: Option<usize> =
         arguments.iter().find_map(|argument| argument.strip_prefix("cache=")?.parse().ok());
+    let on_sled = arguments.iter().any(|argument| argument == "sled");
     let hints = arguments.iter().any(|argument| argument == "hints");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     #[expect(clippy::expect_used, reason = "without threads there is nothing to measure")]
@@ -167,7 +183,12 @@ fn main() {
         let named = |layout: &dyn Layout| arguments.iter().any(|argument| argument == layout.name());
         let all = !layouts.iter().any(|layout| named(layout.as_ref()));
         let layouts = layouts.into_iter().filter(|layout| all || named(layout.as_ref()));
-        let mut contenders: Vec<Contender> = layouts.map(|layout| Contender::new(layout, hints)).collect();
+        let dir = on_sled.then(directory);
+        let contender = |layout: Box<dyn Layout>| {
+            let store = store(dir.as_ref(), layout.name());
+            Contender::new(layout, store, hints)
+        };
+        let mut contenders: Vec<Contender> = layouts.map(contender).collect();
         load(&mut contenders, &pool, &base, after_base);
         let mut run = |title: String, diffs: &[StateDiff], expected: &str| {
             for diff in diffs {

@@ -27,6 +27,10 @@ use crate::journal::{Journal, JournalConfig, OsFiles, Position};
 use crate::registry::{self, LayoutEntry};
 use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind, WriteBatch};
 
+/// Most bytes of trie records that a database in a directory keeps decoded, unless
+/// [`EngineConfig::record_cache_bytes`] says otherwise. A record that its store has to look up costs more than its hashes.
+pub const RECORD_CACHE_BYTES: usize = 256 << 20;
+
 const MARKER: &str = "FLAGSTONE";
 const JOURNAL: &str = "journal";
 const STORE: &str = "store";
@@ -299,6 +303,8 @@ fn open_marked(
         return Err(Error::damaged(format!("the journal in {}", journal_dir.display()), problem));
     }
     let store = open_store(dir, marker)?;
+    let record_cache_bytes = Some(config.record_cache_bytes.unwrap_or(RECORD_CACHE_BYTES));
+    let config = EngineConfig { record_cache_bytes, ..config };
     Engine::open_sealed(store, layout, config, Arc::new(OsFiles), &journal_dir)
 }
 

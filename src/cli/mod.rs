@@ -129,6 +129,9 @@ struct Replay {
     /// How many of the last blocks can be taken back, read and proven [default: 64]
     #[arg(long, value_name = "N")]
     history: Option<usize>,
+    /// Most MiB of trie records that are kept decoded; layouts other than flat keep none [default: 256, on the store memory 64]
+    #[arg(long, value_name = "MIB")]
+    record_cache: Option<usize>,
     /// Write the witness of each block to DIR/BLOCK.witness; needs `--commit every` or `close`
     #[arg(long, value_name = "DIR")]
     witness: Option<PathBuf>,

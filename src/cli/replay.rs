@@ -45,7 +45,14 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
     let place = Place::new(args.data.as_deref(), args.store.as_deref())?;
     let defaults = EngineConfig::default();
     let history_blocks = args.history.unwrap_or(defaults.history_blocks);
-    let config = EngineConfig { cadence: args.commit, threads: args.threads, history_blocks, ..defaults };
+    let record_cache_bytes = args.record_cache.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
+    let config = EngineConfig {
+        cadence: args.commit,
+        threads: args.threads,
+        history_blocks,
+        record_cache_bytes,
+        ..defaults
+    };
     let layout = args.layout.as_deref().map(registry::layout).transpose()?;
     let engine = place.open(layout, args.store.as_deref(), config)?;
     let layout = engine.identity().layout;
@@ -227,7 +234,7 @@ fn read_cache_json(engine: &Engine) -> serde_json::Value {
 /// Null for a layout without such a cache.
 fn record_cache_json(engine: &Engine) -> serde_json::Value {
     let counters = engine.record_cache_stats();
-    counters.map_or(serde_json::Value::Null, |CacheCounters { hits, misses, evictions }| {
-        json!({ "hits": hits, "misses": misses, "evictions": evictions })
+    counters.map_or(serde_json::Value::Null, |CacheCounters { hits, misses, evictions, bytes_max }| {
+        json!({ "hits": hits, "misses": misses, "evictions": evictions, "bytes_max": bytes_max })
     })
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 
+use flagstone_core::layout::Layout;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::Error;
@@ -49,6 +50,10 @@ pub struct EngineConfig {
     /// Most bytes of cached values in front of the layout; 0 turns the cache off. At the bound, the values that were
     /// longest not used leave it.
     pub read_cache_bytes: usize,
+    /// Most bytes of trie records that the layout keeps decoded between commitments; `None` leaves that to the layout, or in a
+    /// [`database`](crate::database) in a directory is [`RECORD_CACHE_BYTES`](crate::database::RECORD_CACHE_BYTES). At the
+    /// bound, records that were longest not used leave memory; a layout without such a cache takes no notice.
+    pub record_cache_bytes: Option<usize>,
     /// About how many bytes values of blocks in the store may take, which keep views of the last blocks alive. At the
     /// bound the oldest block's leave, and views from before it expire.
     pub recent_bytes_max: usize,
@@ -61,6 +66,13 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// Tells a layout how much it may keep.
+    pub(super) fn bound_cache_of(&self, layout: &dyn Layout) {
+        if let Some(bytes_max) = self.record_cache_bytes {
+            layout.set_cache_bytes(bytes_max);
+        }
+    }
+
     /// Its threads, named for `what` they do.
     pub(super) fn pool(&self, what: &'static str) -> Result<ThreadPool, Error> {
         let threads = ThreadPoolBuilder::new().num_threads(self.threads);
@@ -86,6 +98,7 @@ impl Default for EngineConfig {
             unwritten_bytes_max: 16 << 20,
             persist_every: 64,
             read_cache_bytes: 32 << 20,
+            record_cache_bytes: None,
             recent_bytes_max: 16 << 20,
             recent_blocks_max: 64,
             history_blocks: 64,

@@ -168,6 +168,7 @@ pub(crate) fn import(
     progress: &mut dyn FnMut(ImportProgress),
 ) -> Result<Imported, Error> {
     let pool = config.pool("import")?;
+    config.bound_cache_of(layout);
     let mut dump = DumpReader::new(dump)?;
     if let Some(counts) = finished_before(store, layout, &mut dump)? {
         return Ok(Imported { header: dump.header(), counts, resumed_after: counts.items() });

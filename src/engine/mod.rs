@@ -406,6 +406,7 @@ impl Opening {
         hasher: Box<dyn Hasher>,
     ) -> Result<Self, Error> {
         require_atomic_batches(&store, "the engine")?;
+        config.bound_cache_of(layout.as_ref());
         let head = open_or_create(&store, layout.as_ref())?;
         Ok(Self { store, layout, hasher, config, head })
     }

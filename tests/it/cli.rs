@@ -120,6 +120,17 @@ fn every_layout_store_and_cadence_prints_the_same_roots() {
 }
 
 #[test]
+fn replay_bounds_the_cache_of_records_as_told() {
+    let file = data("mainnet_0_9.jsonl");
+    for (bound, bytes) in [(&["--record-cache", "3"][..], 3 << 20), (&[], 256 << 20)] {
+        let output = flagstone([&["replay", "--json", file.to_str().unwrap()], bound].concat());
+        check(&output, 0);
+        let summary: Value = serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+        assert_eq!(summary["summary"]["record_cache"]["bytes_max"], bytes);
+    }
+}
+
+#[test]
 fn standard_input_is_a_file_named_dash() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_flagstone"))
         .args(["replay", "--store", "memory", "-"])

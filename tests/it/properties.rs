@@ -102,12 +102,14 @@ fn random_blocks_give_the_references_roots_and_reads_in_memory() {
 }
 
 #[test]
-fn random_blocks_are_read_as_the_reference_says_whatever_the_cache() {
+fn random_blocks_are_read_as_the_reference_says_whatever_the_caches() {
     for_random_steps(12, |steps| {
         for (layout, _) in layouts() {
             for cadence in [Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
-                for read_cache_bytes in [0, 2_000, 20_000] {
-                    let config = EngineConfig { read_cache_bytes, ..config(cadence, 1) };
+                for bytes in [0, 2_000, 20_000] {
+                    let config = config(cadence, 1);
+                    let config =
+                        EngineConfig { read_cache_bytes: bytes, record_cache_bytes: Some(bytes), ..config };
                     run(&Place::memory(), layout, config, steps);
                 }
             }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use flagstone::core::diff::Subject;
+use flagstone::core::layout::CacheCounters;
 use flagstone::core::types::BlockNumber;
+use flagstone::database::RECORD_CACHE_BYTES;
 use flagstone::store::{Capabilities, MemoryStore, Row, Store, StoreError, StoreRead, Visit, WriteBatch};
-use flagstone::{Cadence, Engine, EngineConfig, ErrorKind, StateDiff, StateUpdate, View};
+use flagstone::{Cadence, Engine, EngineConfig, ErrorKind, StateDiff, StateUpdate, View, database};
 
 use crate::support::{Place, config, every, layouts, settle};
 
@@ -241,19 +243,37 @@ fn values_of_refused_blocks_leave_the_cache() {
     }
 }
 
+/// A commitment of a slot, and of the slot again: what the cache of records then did, if the layout has one.
+fn record_cache_after_two(engine: &Engine) -> Option<CacheCounters> {
+    for value in [1, 2] {
+        let diff = StateDiff::builder().storage(1.into(), 1.into(), value.into()).build().unwrap();
+        engine.close_block(&StateUpdate { starknet_version: "0.14.0".parse().ok(), ..diff.into() }).unwrap();
+        engine.commit().unwrap();
+    }
+    engine.record_cache_stats()
+}
+
 #[test]
 fn the_engine_tells_what_its_layouts_cache_of_records_did() {
     for (layout, _) in layouts() {
         let engine = Place::memory().open(layout, EngineConfig::default());
-        for value in [1, 2] {
-            let diff = StateDiff::builder().storage(1.into(), 1.into(), value.into()).build().unwrap();
-            engine
-                .close_block(&StateUpdate { starknet_version: "0.14.0".parse().ok(), ..diff.into() })
-                .unwrap();
-            engine.commit().unwrap();
-        }
-        let counters = engine.record_cache_stats();
+        let counters = record_cache_after_two(&engine);
         assert_eq!(counters.is_some(), layout == "flat", "{layout}");
         assert!(counters.is_none_or(|counters| counters.hits > 0), "{counters:?}");
+    }
+}
+
+#[test]
+fn the_bound_on_records_is_the_configurations() {
+    let with = |record_cache_bytes| EngineConfig { record_cache_bytes, ..EngineConfig::default() };
+    let off = record_cache_after_two(&Place::memory().open("flat", with(Some(0)))).unwrap();
+    let own = record_cache_after_two(&Place::memory().open("flat", with(None))).unwrap();
+    assert!(off.bytes_max == 0 && own.bytes_max > 0, "{off:?}, {own:?}");
+    assert!(off.misses > own.misses && off.evictions > 0 && own.evictions == 0, "{off:?}, {own:?}");
+
+    let dir = tempfile::tempdir().unwrap();
+    for (asked, bound) in [(Some(1 << 20), 1 << 20), (None, RECORD_CACHE_BYTES)] {
+        let engine = database::open_or_create(&dir.path().join("db"), None, None, with(asked)).unwrap();
+        assert_eq!(record_cache_after_two(&engine).unwrap().bytes_max, bound as u64);
     }
 }

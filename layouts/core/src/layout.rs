@@ -51,7 +51,7 @@ impl fmt::Debug for StagedCommitment {
     }
 }
 
-/// How often a layout's cache of decoded records could answer.
+/// How often a layout's cache of decoded records could answer, and its bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheCounters {
     /// Records that were there.
@@ -60,6 +60,8 @@ pub struct CacheCounters {
     pub misses: u64,
     /// Records and leaves that went to make room.
     pub evictions: u64,
+    /// Most bytes that it keeps between commitments.
+    pub bytes_max: u64,
 }
 
 /// A way to keep a state and its commitment in rows.
@@ -174,6 +176,10 @@ pub trait Layout: Send + Sync {
     ) -> Result<(), StateError> {
         Ok(())
     }
+
+    /// Bounds the layout's cache of decoded records, between commitments from the next one on; zero turns it off. Does
+    /// nothing if the layout has none.
+    fn set_cache_bytes(&self, _bytes_max: usize) {}
 
     /// What the layout's cache of decoded records has done; `None` if it has none.
     fn cache_counters(&self) -> Option<CacheCounters> {

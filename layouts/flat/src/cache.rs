@@ -19,7 +19,7 @@
 //! links cost more to follow and to move, for each record of each commitment, than the record costs to find.)
 
 use std::collections::{BTreeMap, HashMap, hash_map};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flagstone_core::commitment::{ContractLeaf, Roots};
@@ -157,7 +157,7 @@ impl CachedState {
 /// The cache; shared by all clones of one layout.
 pub struct RecordCache {
     shared: Mutex<Shared>,
-    bytes_max: usize,
+    bytes_max: AtomicUsize,
     hits: AtomicU64,
     misses: AtomicU64,
     evictions: AtomicU64,
@@ -216,7 +216,16 @@ impl RecordCache {
     /// An empty cache of at most so many bytes between commitments; zero turns it off.
     pub fn new(bytes_max: usize) -> Self {
         let [hits, misses, evictions] = [0; 3].map(AtomicU64::new);
-        Self { shared: Mutex::default(), bytes_max, hits, misses, evictions }
+        Self { shared: Mutex::default(), bytes_max: AtomicUsize::new(bytes_max), hits, misses, evictions }
+    }
+
+    /// Changes the bound. A smaller one holds when the cache is given back next.
+    pub fn set_bytes_max(&self, bytes_max: usize) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
+    fn bytes_max(&self) -> usize {
+        self.bytes_max.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -245,7 +254,7 @@ impl RecordCache {
         }
         shared.set_roots(roots);
         state.roots = roots;
-        self.evictions.fetch_add(state.evict(self.bytes_max), Ordering::Relaxed);
+        self.evictions.fetch_add(state.evict(self.bytes_max()), Ordering::Relaxed);
         shared.state = Some(state);
     }
 
@@ -255,14 +264,14 @@ impl RecordCache {
         if shared.roots.is_none() {
             shared.set_roots(*roots);
         }
-        let wanted = self.bytes_max > 0 && shared.roots == Some(*roots);
+        let wanted = self.bytes_max() > 0 && shared.roots == Some(*roots);
         wanted.then_some(Ticket { epoch: shared.epoch })
     }
 
     /// Keeps what was read ahead, unless it comes too late or there is no room: a quarter of the cache's.
     pub fn put_ahead(&self, ticket: Ticket, read: CachedState) {
         let mut shared = self.lock();
-        if ticket.epoch == shared.epoch && shared.ahead.bytes + read.bytes <= self.bytes_max / 4 {
+        if ticket.epoch == shared.epoch && shared.ahead.bytes + read.bytes <= self.bytes_max() / 4 {
             shared.ahead.adopt(read);
         }
     }
@@ -299,7 +308,7 @@ impl RecordCache {
     pub fn counters(&self) -> CacheCounters {
         let [hits, misses, evictions] =
             [&self.hits, &self.misses, &self.evictions].map(|counter| counter.load(Ordering::Relaxed));
-        CacheCounters { hits, misses, evictions }
+        CacheCounters { hits, misses, evictions, bytes_max: self.bytes_max() as u64 }
     }
 }
 

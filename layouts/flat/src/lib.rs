@@ -163,6 +163,10 @@ impl Layout for Flat {
         audit::audit(state, findings)
     }
 
+    fn set_cache_bytes(&self, bytes_max: usize) {
+        self.cache.set_bytes_max(bytes_max);
+    }
+
     fn cache_counters(&self) -> Option<CacheCounters> {
         Some(self.cache.counters())
     }
