@@ -47,8 +47,8 @@ pub struct EngineConfig {
     /// With a journal, the store is synced after so many blocks (or 32 MiB of their diffs). More mean a longer replay
     /// after a crash, and nothing else.
     pub persist_every: u32,
-    /// Most bytes of cached values in front of the layout; 0 turns the cache off. At the bound, the values that were
-    /// longest not used leave it.
+    /// Most bytes of cached values in front of the layout; 0 turns the cache off. At the bound, values leave it
+    /// that were not used for long.
     pub read_cache_bytes: usize,
     /// Most bytes of trie records that the layout keeps decoded between commitments; `None` leaves that to the layout, or in a
     /// [`database`](crate::database) in a directory is [`RECORD_CACHE_BYTES`](crate::database::RECORD_CACHE_BYTES). At the

@@ -1,0 +1,258 @@
+//! A bounded map of values that makes room by itself: the cached part of one shard.
+//!
+//! Entries lie in one vector, in no order. A table of 8 bytes a bucket, half of them empty, finds them: a bucket says
+//! where its entry is and has 32 bits of the key's hash, so that a key that is not there is told by one cache line, and one that
+//! is by three. Collisions go to the next buckets, and a removal closes the gap it makes.
+//!
+//! At the bound the *clock* rule says who leaves: a hand goes round the entries, lets off those that were used since it came by last,
+//! and takes the first that was not. A hit therefore writes at most one byte of its own entry, where a list in order of use
+//! (the `lru` crate) touches four other entries; and keys that are read once and never again do not drive out those in use.
+
+use flagstone_core::diff::Subject;
+use flagstone_core::felt::Felt;
+
+use super::Hashed;
+
+/// An entry with its value.
+struct Entry {
+    key: Subject,
+    value: Felt,
+    /// Of the key.
+    tag: u32,
+    /// Since the hand came by.
+    used: bool,
+}
+
+/// Bytes of an entry and its buckets.
+pub const ENTRY_BYTES: usize = size_of::<Entry>() + BUCKETS_OF_AN_ENTRY * BUCKET_BYTES;
+pub const BUCKET_BYTES: usize = size_of::<Bucket>();
+pub const BUCKETS_OF_AN_ENTRY: usize = 2;
+
+/// Where an entry is, plus one, and the tag of its key above that; zero if there is none.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Bucket(u64);
+
+impl Bucket {
+    const EMPTY: Self = Self(0);
+
+    fn new(tag: u32, entry: usize) -> Self {
+        Self(u64::from(tag) << 32 | (entry as u64 + 1))
+    }
+
+    fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn entry(self) -> usize {
+        (self.0 as u32 as usize).wrapping_sub(1)
+    }
+}
+
+/// Values by key.
+pub struct Cache {
+    /// As many as there may be in all, from the beginning: what is not touched takes no memory.
+    buckets: Box<[Bucket]>,
+    entries: Vec<Entry>,
+    entries_max: usize,
+    hand: usize,
+}
+
+impl Cache {
+    /// An empty cache of at most so many entries, which are fewer than 2^32.
+    pub fn new(entries_max: usize) -> Self {
+        let buckets = vec![Bucket::EMPTY; entries_max * BUCKETS_OF_AN_ENTRY].into();
+        Self { buckets, entries: Vec::with_capacity(entries_max), entries_max, hand: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// A value, which then counts as used.
+    pub fn get(&mut self, key: &Hashed) -> Option<Felt> {
+        let at = self.find(key).ok()?;
+        let entry = &mut self.entries[self.buckets[at].entry()];
+        if !entry.used {
+            entry.used = true;
+        }
+        Some(entry.value)
+    }
+
+    /// A value, without using it.
+    pub fn peek(&self, key: &Hashed) -> Option<Felt> {
+        let at = self.find(key).ok()?;
+        Some(self.entries[self.buckets[at].entry()].value)
+    }
+
+    /// Puts a value; one that was there counts as used. Whether another entry left for it.
+    pub fn put(&mut self, key: Hashed, value: Felt) -> bool {
+        if self.entries_max == 0 {
+            return false;
+        }
+        if let Ok(at) = self.find(&key) {
+            let entry = &mut self.entries[self.buckets[at].entry()];
+            (entry.value, entry.used) = (value, true);
+            return false;
+        }
+        let tag = tag(&key);
+        let entry = Entry { key: key.key, value, tag, used: false };
+        let is_full = self.entries.len() == self.entries_max;
+        let place = if is_full { self.make_room() } else { self.entries.len() };
+        if is_full {
+            self.entries[place] = entry;
+        } else {
+            self.entries.push(entry);
+        }
+        // Not before: the removal may have moved buckets.
+        if let Err(at) = self.find(&key) {
+            self.buckets[at] = Bucket::new(tag, place);
+        }
+        is_full
+    }
+
+    /// Takes the entry out of the table that leaves next. Returns its place.
+    fn make_room(&mut self) -> usize {
+        loop {
+            let place = self.hand;
+            self.hand = after(place, self.entries.len());
+            let entry = &mut self.entries[place];
+            if !std::mem::take(&mut entry.used) {
+                let bucket = Bucket::new(entry.tag, place);
+                self.remove(bucket);
+                return place;
+            }
+        }
+    }
+
+    /// The bucket that has a key, or the one that it would go to.
+    fn find(&self, key: &Hashed) -> Result<usize, usize> {
+        let tag = tag(key);
+        let mut at = self.home(tag);
+        // Half of them are empty, but there may be none.
+        while let Some(bucket) = self.buckets.get(at).filter(|bucket| **bucket != Bucket::EMPTY) {
+            if bucket.tag() == tag && self.entries[bucket.entry()].key == key.key {
+                return Ok(at);
+            }
+            at = after(at, self.buckets.len());
+        }
+        Err(at)
+    }
+
+    /// Empties a bucket, and moves those behind it that the gap would cut off from where they are looked for.
+    fn remove(&mut self, bucket: Bucket) {
+        let buckets = self.buckets.len();
+        let mut gap = self.home(bucket.tag());
+        while self.buckets[gap] != bucket {
+            gap = after(gap, buckets);
+        }
+        let mut at = after(gap, buckets);
+        while self.buckets[at] != Bucket::EMPTY {
+            let home = self.home(self.buckets[at].tag());
+            let way = |from: usize, to: usize| if to >= from { to - from } else { to + buckets - from };
+            if way(home, at) >= way(gap, at) {
+                self.buckets[gap] = self.buckets[at];
+                gap = at;
+            }
+            at = after(at, buckets);
+        }
+        self.buckets[gap] = Bucket::EMPTY;
+    }
+
+    /// Where a key is looked for first.
+    fn home(&self, tag: u32) -> usize {
+        ((u64::from(tag) * self.buckets.len() as u64) >> 32) as usize
+    }
+}
+
+/// The next place, round.
+fn after(place: usize, places: usize) -> usize {
+    if place + 1 == places { 0 } else { place + 1 }
+}
+
+/// Bits of the hash that the choice of the shard does not use.
+fn tag(key: &Hashed) -> u32 {
+    key.hash as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same rule without a table.
+    #[derive(Default)]
+    struct Model {
+        entries: Vec<(u64, Felt, bool)>,
+        hand: usize,
+    }
+
+    impl Model {
+        fn get(&mut self, number: u64) -> Option<Felt> {
+            let entry = self.entries.iter_mut().find(|entry| entry.0 == number)?;
+            entry.2 = true;
+            Some(entry.1)
+        }
+
+        fn put(&mut self, number: u64, value: Felt, entries_max: usize) -> bool {
+            if let Some(entry) = self.entries.iter_mut().find(|entry| entry.0 == number) {
+                *entry = (number, value, true);
+                return false;
+            }
+            if self.entries.len() < entries_max {
+                self.entries.push((number, value, false));
+                return false;
+            }
+            while self.entries[self.hand].2 {
+                self.entries[self.hand].2 = false;
+                self.hand = (self.hand + 1) % entries_max;
+            }
+            self.entries[self.hand] = (number, value, false);
+            self.hand = (self.hand + 1) % entries_max;
+            true
+        }
+    }
+
+    /// A key whose hash is one of few, at both ends of the table, so that keys collide and go round.
+    fn key(number: u64, hashes: u64) -> Hashed {
+        let hash = match number % hashes {
+            0 => u32::MAX,
+            1 => u32::MAX - 1,
+            other => (other as u32) << 27,
+        };
+        Hashed { hash: hash.into(), key: Subject::Storage(1.into(), number.into()) }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_does_what_the_rule_says(
+            steps in prop::collection::vec((0..40u64, 0..3u8, any::<u64>()), 1..400),
+            entries_max in 1..20usize,
+            hashes in 1..30u64,
+        ) {
+            let (mut cache, mut model) = (Cache::new(entries_max), Model::default());
+            for (number, step, value) in steps {
+                let key = key(number, hashes);
+                match step {
+                    0 => prop_assert_eq!(cache.get(&key), model.get(number)),
+                    _ => prop_assert_eq!(cache.put(key, value.into()), model.put(number, value.into(), entries_max)),
+                }
+                prop_assert_eq!(cache.len(), model.entries.len());
+                for (number, value, _) in &model.entries {
+                    prop_assert_eq!(cache.peek(&self::key(*number, hashes)), Some(*value));
+                }
+                let full = cache.buckets.iter().filter(|bucket| **bucket != Bucket::EMPTY).count();
+                prop_assert_eq!(full, cache.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_cache_of_nothing_takes_nothing() {
+        let mut cache = Cache::new(0);
+        assert!(!cache.put(key(1, 1), Felt::ONE));
+        assert_eq!((cache.get(&key(1, 1)), cache.len()), (None, 0));
+    }
+}
