@@ -5,7 +5,7 @@
 //! is by three. Collisions go to the next buckets, and a removal closes the gap it makes.
 //!
 //! At the bound the *clock* rule says who leaves: a hand goes round the entries, lets off those that were used since it came by last,
-//! and takes the first that was not. A hit therefore writes at most one byte of its own entry, where a list in order of use
+//! and takes the first that was not (or, so that nobody waits long, the one behind the first [`LET_OFF_MAX`] that were). A hit therefore writes at most one byte of its own entry, where a list in order of use
 //! (the `lru` crate) touches four other entries; and keys that are read once and never again do not drive out those in use.
 
 use flagstone_core::diff::Subject;
@@ -28,25 +28,27 @@ pub const ENTRY_BYTES: usize = size_of::<Entry>() + BUCKETS_OF_AN_ENTRY * BUCKET
 pub const BUCKET_BYTES: usize = size_of::<Bucket>();
 pub const BUCKETS_OF_AN_ENTRY: usize = 2;
 
-/// Where an entry is, plus one, and the tag of its key above that; zero if there is none.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-struct Bucket(u64);
+/// Where an entry is, plus one, and the tag of its key above that. A plain number, because the allocator has zeros at hand
+/// that take no memory.
+type Bucket = u64;
 
-impl Bucket {
-    const EMPTY: Self = Self(0);
+const EMPTY: Bucket = 0;
 
-    fn new(tag: u32, entry: usize) -> Self {
-        Self(u64::from(tag) << 32 | (entry as u64 + 1))
-    }
-
-    fn tag(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    fn entry(self) -> usize {
-        (self.0 as u32 as usize).wrapping_sub(1)
-    }
+fn bucket(tag: u32, entry: usize) -> Bucket {
+    u64::from(tag) << 32 | (entry as u64 + 1)
 }
+
+fn tag_of(bucket: Bucket) -> u32 {
+    (bucket >> 32) as u32
+}
+
+/// Of a bucket that is not empty.
+fn entry_of(bucket: Bucket) -> usize {
+    (bucket as u32 - 1) as usize
+}
+
+/// After so many that were used, the next entry leaves whether it was or not: a reader waits for this.
+const LET_OFF_MAX: usize = 64;
 
 /// Values by key.
 pub struct Cache {
@@ -60,7 +62,7 @@ pub struct Cache {
 impl Cache {
     /// An empty cache of at most so many entries, which are fewer than 2^32.
     pub fn new(entries_max: usize) -> Self {
-        let buckets = vec![Bucket::EMPTY; entries_max * BUCKETS_OF_AN_ENTRY].into();
+        let buckets = vec![EMPTY; entries_max * BUCKETS_OF_AN_ENTRY].into();
         Self { buckets, entries: Vec::with_capacity(entries_max), entries_max, hand: 0 }
     }
 
@@ -71,7 +73,7 @@ impl Cache {
     /// A value, which then counts as used.
     pub fn get(&mut self, key: &Hashed) -> Option<Felt> {
         let at = self.find(key).ok()?;
-        let entry = &mut self.entries[self.buckets[at].entry()];
+        let entry = &mut self.entries[entry_of(self.buckets[at])];
         if !entry.used {
             entry.used = true;
         }
@@ -81,7 +83,7 @@ impl Cache {
     /// A value, without using it.
     pub fn peek(&self, key: &Hashed) -> Option<Felt> {
         let at = self.find(key).ok()?;
-        Some(self.entries[self.buckets[at].entry()].value)
+        Some(self.entries[entry_of(self.buckets[at])].value)
     }
 
     /// Puts a value; one that was there counts as used. Whether another entry left for it.
@@ -90,7 +92,7 @@ impl Cache {
             return false;
         }
         if let Ok(at) = self.find(&key) {
-            let entry = &mut self.entries[self.buckets[at].entry()];
+            let entry = &mut self.entries[entry_of(self.buckets[at])];
             (entry.value, entry.used) = (value, true);
             return false;
         }
@@ -105,19 +107,22 @@ impl Cache {
         }
         // Not before: the removal may have moved buckets.
         if let Err(at) = self.find(&key) {
-            self.buckets[at] = Bucket::new(tag, place);
+            self.buckets[at] = bucket(tag, place);
         }
         is_full
     }
 
     /// Takes the entry out of the table that leaves next. Returns its place.
     fn make_room(&mut self) -> usize {
+        let mut let_off = 0;
         loop {
             let place = self.hand;
             self.hand = after(place, self.entries.len());
             let entry = &mut self.entries[place];
-            if !std::mem::take(&mut entry.used) {
-                let bucket = Bucket::new(entry.tag, place);
+            if std::mem::take(&mut entry.used) && let_off < LET_OFF_MAX {
+                let_off += 1;
+            } else {
+                let bucket = bucket(entry.tag, place);
                 self.remove(bucket);
                 return place;
             }
@@ -129,8 +134,8 @@ impl Cache {
         let tag = tag(key);
         let mut at = self.home(tag);
         // Half of them are empty, but there may be none.
-        while let Some(bucket) = self.buckets.get(at).filter(|bucket| **bucket != Bucket::EMPTY) {
-            if bucket.tag() == tag && self.entries[bucket.entry()].key == key.key {
+        while let Some(&bucket) = self.buckets.get(at).filter(|bucket| **bucket != EMPTY) {
+            if tag_of(bucket) == tag && self.entries[entry_of(bucket)].key == key.key {
                 return Ok(at);
             }
             at = after(at, self.buckets.len());
@@ -141,13 +146,13 @@ impl Cache {
     /// Empties a bucket, and moves those behind it that the gap would cut off from where they are looked for.
     fn remove(&mut self, bucket: Bucket) {
         let buckets = self.buckets.len();
-        let mut gap = self.home(bucket.tag());
+        let mut gap = self.home(tag_of(bucket));
         while self.buckets[gap] != bucket {
             gap = after(gap, buckets);
         }
         let mut at = after(gap, buckets);
-        while self.buckets[at] != Bucket::EMPTY {
-            let home = self.home(self.buckets[at].tag());
+        while self.buckets[at] != EMPTY {
+            let home = self.home(tag_of(self.buckets[at]));
             let way = |from: usize, to: usize| if to >= from { to - from } else { to + buckets - from };
             if way(home, at) >= way(gap, at) {
                 self.buckets[gap] = self.buckets[at];
@@ -155,7 +160,7 @@ impl Cache {
             }
             at = after(at, buckets);
         }
-        self.buckets[gap] = Bucket::EMPTY;
+        self.buckets[gap] = EMPTY;
     }
 
     /// Where a key is looked for first.
@@ -243,10 +248,24 @@ mod tests {
                 for (number, value, _) in &model.entries {
                     prop_assert_eq!(cache.peek(&self::key(*number, hashes)), Some(*value));
                 }
-                let full = cache.buckets.iter().filter(|bucket| **bucket != Bucket::EMPTY).count();
+                let full = cache.buckets.iter().filter(|bucket| **bucket != EMPTY).count();
                 prop_assert_eq!(full, cache.len());
             }
         }
+    }
+
+    #[test]
+    fn the_hand_does_not_go_far() {
+        let mut cache = Cache::new(3 * LET_OFF_MAX);
+        let keys: Vec<Hashed> = (0..=3 * LET_OFF_MAX as u64).map(|number| key(number, 30)).collect();
+        let (last, first) = keys.split_last().unwrap();
+        for key in first {
+            cache.put(*key, Felt::ONE);
+            cache.get(key);
+        }
+        assert!(cache.put(*last, Felt::TWO));
+        let gone: Vec<usize> = (0..first.len()).filter(|at| cache.peek(&first[*at]).is_none()).collect();
+        assert_eq!(gone, [LET_OFF_MAX]);
     }
 
     #[test]
