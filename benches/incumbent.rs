@@ -14,8 +14,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
+use flagstone::store::{MemoryStore, Store};
 use flagstone_benches::process::cpu_time;
+use flagstone_benches::sled;
 use flagstone_benches::workload_s::{ROOTS, WorkloadS};
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::StateDiff;
@@ -159,10 +160,7 @@ fn main() {
         let mut count = 0;
         run("sled", blocks, || {
             count += 1;
-            let path = dir.path().join(count.to_string());
-            #[expect(clippy::expect_used, reason = "without a store there is nothing to measure")]
-            let store = SledStore::open(&path, SledConfig::default()).expect("sled opens");
-            Box::new(store)
+            Box::new(sled(&dir.path().join(count.to_string())))
         });
     }
 }

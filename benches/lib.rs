@@ -3,6 +3,16 @@
 
 pub mod workload_s;
 
+use std::path::Path;
+
+use flagstone::store::{SledConfig, SledStore};
+
+/// A store on sled in a directory, as it is unless told otherwise.
+#[expect(clippy::expect_used, reason = "a bench without a place for its database measures nothing")]
+pub fn sled(dir: &Path) -> SledStore {
+    SledStore::open(dir, SledConfig::default()).expect("an empty directory takes a database")
+}
+
 /// What the system says of this process. Zero where it does not say.
 pub mod process {
     use std::fs;

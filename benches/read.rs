@@ -10,15 +10,15 @@
 //! of them; and it times what closing a block adds: a block of 10 000 slots with and without the cache.
 
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion};
 use flagstone::core::diff::StateDiff;
 use flagstone::core::types::{ContractAddress, StorageKey, StorageValue, TrieKey};
-use flagstone::store::{MemoryStore, SledConfig, SledStore, Store, StoreRead};
+use flagstone::store::{MemoryStore, Store, StoreRead};
 use flagstone::{Cadence, Engine, EngineConfig, StateUpdate, View, layout};
 use flagstone_benches::interleaved::{Contender, compare};
+use flagstone_benches::sled;
 use flagstone_benches::workload_s::{ROOTS, WorkloadS};
 
 /// Slots asked for again and again.
@@ -163,11 +163,6 @@ impl Case {
     }
 }
 
-#[expect(clippy::expect_used, reason = "a bench without a place for its database measures nothing")]
-fn sled(directory: &Path) -> Shared {
-    Arc::new(SledStore::open(directory, SledConfig::default()).expect("an empty directory takes a database"))
-}
-
 fn main() {
     let (leaves, contracts, ..) = ROOTS[0];
     let (mut workload, base) = WorkloadS::new(leaves, contracts);
@@ -178,7 +173,7 @@ fn main() {
     let cases = [
         Case::new("flat", Arc::new(MemoryStore::new()), &base),
         Case::new("patricia-path", Arc::new(MemoryStore::new()), &base),
-        Case::new("flat", sled(directory.path()), &base),
+        Case::new("flat", Arc::new(sled(directory.path())), &base),
     ];
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("read");

@@ -17,8 +17,9 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
+use flagstone::store::{MemoryStore, Store};
 use flagstone_benches::process::{anonymous_memory, cpu_time};
+use flagstone_benches::sled;
 use flagstone_benches::workload_s::{ROOT_AFTER_LARGE_BLOCKS, ROOTS, WorkloadS};
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{ContractDiff, StateDiff, Subject};
@@ -157,13 +158,6 @@ fn directory() -> TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
-/// A store in memory, or on sled under that name in a directory.
-#[expect(clippy::expect_used, reason = "without a store there is nothing to measure")]
-fn store(dir: Option<&TempDir>, name: &str) -> Box<dyn Store> {
-    let Some(dir) = dir else { return Box::new(MemoryStore::new()) };
-    Box::new(SledStore::open(&dir.path().join(name), SledConfig::default()).expect("sled opens"))
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let threads = arguments.iter().filter_map(|argument| argument.parse().ok()).next_back().unwrap_or(0);
@@ -185,7 +179,10 @@ fn main() {
         let layouts = layouts.into_iter().filter(|layout| all || named(layout.as_ref()));
         let dir = on_sled.then(directory);
         let contender = |layout: Box<dyn Layout>| {
-            let store = store(dir.as_ref(), layout.name());
+            let store: Box<dyn Store> = match &dir {
+                Some(dir) => Box::new(sled(&dir.path().join(layout.name()))),
+                None => Box::new(MemoryStore::new()),
+            };
             Contender::new(layout, store, hints)
         };
         let mut contenders: Vec<Contender> = layouts.map(contender).collect();

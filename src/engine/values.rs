@@ -60,14 +60,14 @@ use flagstone_core::felt::Felt;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
-use self::cache::{BUCKET_BYTES, BUCKETS_OF_AN_ENTRY, Cache, ENTRY_BYTES};
+use self::cache::{Cache, ENTRY_BYTES, TABLE_BYTES};
 use super::chain::Closed;
 
 /// Most shards. More than executors have threads, so that two seldom meet.
 const SHARDS_MAX: usize = 16;
 /// A smaller cache has fewer shards, so that recency still means something in each.
 const SHARD_BYTES_MIN: usize = 4 << 10;
-/// What a shard's cache takes without entries or buckets.
+/// What a shard's cache takes without entries or table: itself, and what the allocator adds to these two.
 const SHARD_BYTES: usize = size_of::<Shard>() + 64;
 
 /// About what a value takes among the recent ones: its key and versions, and its share of the index.
@@ -212,17 +212,15 @@ struct Plan {
 impl Plan {
     /// The plan with most entries; one that is off if not even one fits.
     fn new(bytes_max: usize) -> Self {
-        let entries = bytes_max.saturating_sub(SHARD_BYTES) / ENTRY_BYTES;
+        let entries = bytes_max.saturating_sub(SHARD_BYTES) / (ENTRY_BYTES + TABLE_BYTES);
         Self { entries_max: entries.min(u32::MAX as usize - 1) }
     }
 
-    /// The table is there from the beginning.
     const fn bytes(&self, entries: usize) -> usize {
         if self.entries_max == 0 {
             return 0;
         }
-        let table = self.entries_max * BUCKETS_OF_AN_ENTRY * BUCKET_BYTES;
-        SHARD_BYTES + table + entries * (ENTRY_BYTES - BUCKETS_OF_AN_ENTRY * BUCKET_BYTES)
+        SHARD_BYTES + self.entries_max * TABLE_BYTES + entries * ENTRY_BYTES
     }
 }
 

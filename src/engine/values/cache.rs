@@ -23,10 +23,11 @@ struct Entry {
     used: bool,
 }
 
-/// Bytes of an entry and its buckets.
-pub const ENTRY_BYTES: usize = size_of::<Entry>() + BUCKETS_OF_AN_ENTRY * BUCKET_BYTES;
-pub const BUCKET_BYTES: usize = size_of::<Bucket>();
-pub const BUCKETS_OF_AN_ENTRY: usize = 2;
+/// Bytes of an entry, once it is there.
+pub const ENTRY_BYTES: usize = size_of::<Entry>();
+/// Bytes of the table for each entry that there may be, from the beginning.
+pub const TABLE_BYTES: usize = BUCKETS_OF_AN_ENTRY * size_of::<Bucket>();
+const BUCKETS_OF_AN_ENTRY: usize = 2;
 
 /// Where an entry is, plus one, and the tag of its key above that. A plain number, because the allocator has zeros at hand
 /// that take no memory.
@@ -72,8 +73,8 @@ impl Cache {
 
     /// A value, which then counts as used.
     pub fn get(&mut self, key: &Hashed) -> Option<Felt> {
-        let at = self.find(key).ok()?;
-        let entry = &mut self.entries[entry_of(self.buckets[at])];
+        let place = self.find(key).ok()?;
+        let entry = &mut self.entries[place];
         if !entry.used {
             entry.used = true;
         }
@@ -82,8 +83,8 @@ impl Cache {
 
     /// A value, without using it.
     pub fn peek(&self, key: &Hashed) -> Option<Felt> {
-        let at = self.find(key).ok()?;
-        Some(self.entries[entry_of(self.buckets[at])].value)
+        let place = self.find(key).ok()?;
+        Some(self.entries[place].value)
     }
 
     /// Puts a value; one that was there counts as used. Whether another entry left for it.
@@ -91,20 +92,22 @@ impl Cache {
         if self.entries_max == 0 {
             return false;
         }
-        if let Ok(at) = self.find(&key) {
-            let entry = &mut self.entries[entry_of(self.buckets[at])];
+        if let Ok(place) = self.find(&key) {
+            let entry = &mut self.entries[place];
             (entry.value, entry.used) = (value, true);
             return false;
         }
         let tag = tag(&key);
         let entry = Entry { key: key.key, value, tag, used: false };
         let is_full = self.entries.len() == self.entries_max;
-        let place = if is_full { self.make_room() } else { self.entries.len() };
-        if is_full {
+        let place = if is_full {
+            let place = self.make_room();
             self.entries[place] = entry;
+            place
         } else {
             self.entries.push(entry);
-        }
+            self.entries.len() - 1
+        };
         // Not before: the removal may have moved buckets.
         if let Err(at) = self.find(&key) {
             self.buckets[at] = bucket(tag, place);
@@ -129,14 +132,15 @@ impl Cache {
         }
     }
 
-    /// The bucket that has a key, or the one that it would go to.
+    /// Where a key's entry is, or else the bucket that it would go to.
     fn find(&self, key: &Hashed) -> Result<usize, usize> {
         let tag = tag(key);
         let mut at = self.home(tag);
         // Half of them are empty, but there may be none.
         while let Some(&bucket) = self.buckets.get(at).filter(|bucket| **bucket != EMPTY) {
-            if tag_of(bucket) == tag && self.entries[entry_of(bucket)].key == key.key {
-                return Ok(at);
+            let place = entry_of(bucket);
+            if tag_of(bucket) == tag && self.entries[place].key == key.key {
+                return Ok(place);
             }
             at = after(at, self.buckets.len());
         }

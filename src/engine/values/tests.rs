@@ -23,7 +23,7 @@ fn diff(values: impl IntoIterator<Item = (u64, u64)>) -> StateDiff {
 
 /// The least bytes at which there are `entries` in one shard.
 fn bytes_for(entries: usize) -> usize {
-    SHARD_BYTES + entries * ENTRY_BYTES
+    SHARD_BYTES + entries * (ENTRY_BYTES + TABLE_BYTES)
 }
 
 impl Values {
