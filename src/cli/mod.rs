@@ -349,7 +349,8 @@ struct Prove {
     /// A storage slot, and its contract with it; may be given more than once
     #[arg(long, value_name = "ADDRESS:KEY", value_parser = parse_slot)]
     storage: Vec<(ContractAddress, StorageKey)>,
-    /// The parameters of starknet_getStorageProof as JSON, in place of the above; `-` is standard input
+    /// The parameters of starknet_getStorageProof as JSON, by name or by position, or the whole request, in place of the
+    /// above; contracts of its slots are added; `-` is standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["class", "contract", "storage"])]
     request: Option<PathBuf>,
     /// Hash of the block, to be stated in the proof: the database does not have it
@@ -368,7 +369,8 @@ struct VerifyProof {
     /// The block's hash, which you trust
     #[arg(long, value_name = "HASH")]
     block_hash: Option<BlockHash>,
-    /// The parameters that were asked with, if FILE does not have them; `-` is standard input
+    /// The parameters that were asked with, by name or by position, or the whole request, if FILE does not have them; `-`
+    /// is standard input
     #[arg(long, value_name = "FILE")]
     request: Option<PathBuf>,
     /// Print one JSON object

@@ -1,15 +1,16 @@
 //! `flagstone prove` and `flagstone verify-proof`: storage proofs out and in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::Hash;
 
-use flagstone::core::commitment::ContractLeaf;
+use flagstone::core::commitment::{CommitmentRule, ContractLeaf};
 use flagstone::core::error::StateError;
 use flagstone::core::hash::Bulk;
 use flagstone::core::proof::{
     Anchor, ContractStorageKeys, ProofRequest, Proven, VerifiedProof, prove_storage,
 };
 use flagstone::core::types::{BlockNumber, ContractAddress, StorageKey};
-use flagstone::input::{self, AskedProof, ProofFile};
+use flagstone::input::{self, AskedProof, BlockTag, ProofFile};
 use flagstone::{EngineConfig, Error, database, wire};
 use serde_json::{Value, json};
 
@@ -17,25 +18,27 @@ use super::output::{DIM, GOOD, Output, styled};
 use super::{Failure, Prove, VerifyProof};
 
 pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
-    let asked = match &args.request {
+    let mut asked = match &args.request {
         Some(file) => input::read_proof_request(file)?,
         None => AskedProof { request: request_of(args), ..AskedProof::default() },
     };
-    if let Some(hash) = asked.block_hash {
-        return Err(Failure::usage(format!(
-            "the request is for the block with hash {hash}; the database knows blocks by number, ask with block_number"
-        )));
+    if args.request.is_some() {
+        add_contracts_of_slots(&mut asked.request, output);
     }
-    let block = match (args.block.map(BlockNumber), asked.block) {
-        (Some(block), Some(other)) if block != other => {
-            return Err(Failure::usage(format!("--block is {block}, but the request is for block {other}")));
-        }
-        (block, other) => block.or(other),
-    };
+    let block = block_of(args, &asked)?;
     let engine = database::open(&args.data, None, EngineConfig::default())?;
     engine.commit()?;
+    // The contract with the hashes of blocks; any other one would do.
+    let any_contract = ContractAddress::from(1);
+    let mut shows_root = false;
     let object = engine.at_commitment(block, |tries, block, root| {
-        let proof = prove_storage(tries, root.roots, &asked.request, args.block_hash);
+        let mut request = asked.request.clone();
+        // While no class is declared, the commitment may be the contracts root itself, as the node with that hash shows.
+        shows_root = request.contract_addresses.is_empty()
+            && root.roots.rule_matters()
+            && root.commitment == root.roots.commitment(CommitmentRule::ContractsRootAlone);
+        request.contract_addresses.extend(shows_root.then_some(any_contract));
+        let proof = prove_storage(tries, root.roots, &request, args.block_hash);
         let mut facts = json!({
             "block_number": block.map(|block| block.0),
             "new_root": root.commitment.to_string(),
@@ -45,15 +48,55 @@ pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
         }
         Ok(json!({
             "block": facts,
-            "request": wire::proof_request(&asked.request, block),
+            "request": wire::proof_request(&request, block),
             "result": wire::storage_proof(&proof.map_err(|error: StateError| Error::from(error))?),
         }))
     })?;
+    if shows_root {
+        output.note(&format!(
+            "contract {any_contract} was added to the request: the block's state commitment is the contracts root itself, \
+             which only a proof with a contract in it can show; the request that was answered is beside the result"
+        ));
+    }
     output.line(&format!("{object:#}"));
     Ok(())
 }
 
-/// The request that the options are. Contracts of slots are asked for too: without their leaves a slot proves nothing.
+/// The block to prove the state of; none is the last one.
+fn block_of(args: &Prove, asked: &AskedProof) -> Result<Option<BlockNumber>, Failure> {
+    if let Some(hash) = asked.block_hash {
+        return Err(Failure::usage(format!(
+            "the request is for the block with hash {hash}; the database knows blocks by number, ask with block_number"
+        )));
+    }
+    match (args.block.map(BlockNumber), asked.block, asked.tag) {
+        (Some(block), Some(other), _) if block != other => {
+            Err(Failure::usage(format!("--block is {block}, but the request is for block {other}")))
+        }
+        (None, None, Some(tag)) if tag != BlockTag::Latest => Err(Failure::usage(format!(
+            "the request is for the block that is \"{tag}\", and the database does not know which one is; name it with --block"
+        ))),
+        (block, other, _) => Ok(block.or(other)),
+    }
+}
+
+/// Asks for the contracts of asked slots too, after those that are asked for.
+fn add_contracts_of_slots(request: &mut ProofRequest, output: &mut Output) {
+    let mut added: Vec<ContractAddress> = Vec::new();
+    for ContractStorageKeys { contract_address, storage_keys } in &request.contracts_storage_keys {
+        let known = request.contract_addresses.contains(contract_address) || added.contains(contract_address);
+        added.extend((!known && !storage_keys.is_empty()).then_some(*contract_address));
+    }
+    for address in &added {
+        output.note(&format!(
+            "contract {address} was added to the request: its slots are proven under the storage root that its leaf holds; \
+             the request that was answered is beside the result"
+        ));
+    }
+    request.contract_addresses.extend(added);
+}
+
+/// The request that the options are, with the contracts of slots, as the help says.
 fn request_of(args: &Prove) -> ProofRequest {
     let mut slots: BTreeMap<ContractAddress, Vec<StorageKey>> = BTreeMap::new();
     for (address, key) in &args.storage {
@@ -88,7 +131,9 @@ pub fn verify(args: &VerifyProof, output: &mut Output) -> Result<(), Failure> {
             .map(|version| version.commitment_rule()),
         block_hash: args.block_hash.or(file.block.hash),
     };
-    let verified = file.proof.verify(&asked.request, &anchor, &Bulk);
+    // `prove` may have answered a larger request than the one it was given; then that one says what the lists are for.
+    let answered = file.request.as_ref().map(|own| &own.request).filter(|own| contains(own, &asked.request));
+    let verified = file.proof.verify(answered.unwrap_or(&asked.request), &anchor, &Bulk);
     let verified = verified.map_err(|error| Failure::refused(format!("{name}: {error}")))?;
     let claims = claims(&verified, &asked.request);
     if args.json {
@@ -97,7 +142,8 @@ pub fn verify(args: &VerifyProof, output: &mut Output) -> Result<(), Failure> {
         print(&claims, output);
     }
     if let Some(claim) = claims.iter().find(|claim| claim.proven == Proven::NotCovered) {
-        return Err(Failure::refused(format!("{name}: the proof does not lead to {}", claim.subject)));
+        let Claim { subject, lead, .. } = claim;
+        return Err(Failure::refused(format!("{name}: the proof does not lead to {subject}; {lead}")));
     }
     match (args.root, anchor.commitment) {
         (Some(_), _) => {}
@@ -109,6 +155,20 @@ pub fn verify(args: &VerifyProof, output: &mut Output) -> Result<(), Failure> {
         ),
     }
     Ok(())
+}
+
+/// Whether everything that is asked for in one request is in another.
+fn contains(larger: &ProofRequest, request: &ProofRequest) -> bool {
+    fn slots(of: &ProofRequest) -> HashSet<(&ContractAddress, &StorageKey)> {
+        let entries = of.contracts_storage_keys.iter();
+        entries.flat_map(|of| of.storage_keys.iter().map(|key| (&of.contract_address, key))).collect()
+    }
+    fn all_of<T: Eq + Hash>(list: &[T]) -> HashSet<&T> {
+        list.iter().collect()
+    }
+    all_of(&request.class_hashes).is_subset(&all_of(&larger.class_hashes))
+        && all_of(&request.contract_addresses).is_subset(&all_of(&larger.contract_addresses))
+        && slots(request).is_subset(&slots(larger))
 }
 
 /// The proof must be for the block that was asked for.
@@ -132,13 +192,17 @@ struct Claim {
     subject: String,
     name: Value,
     proven: Proven<Value>,
+    /// What to do if it is not covered.
+    lead: String,
 }
 
 fn claims(verified: &VerifiedProof, request: &ProofRequest) -> Vec<Claim> {
+    let incomplete = || "the answer lacks nodes on the way to it, fetch the proof again".to_owned();
     let class = |class_hash| Claim {
         subject: format!("class {class_hash}"),
         name: json!({ "class_hash": format!("{class_hash}") }),
         proven: verified.class(class_hash).map(|leaf| json!({ "leaf": format!("{leaf:#x}") })),
+        lead: incomplete(),
     };
     let contract = |address: &ContractAddress| Claim {
         subject: format!("contract {address}"),
@@ -150,13 +214,22 @@ fn claims(verified: &VerifiedProof, request: &ProofRequest) -> Vec<Claim> {
                 "storage_root": storage_root.to_string(),
             })
         }),
+        lead: incomplete(),
     };
     let slots = request.contracts_storage_keys.iter().flat_map(|entry| {
         let address = &entry.contract_address;
+        let is_asked = request.contract_addresses.contains(address);
         entry.storage_keys.iter().map(move |key| Claim {
             subject: format!("storage {key} of contract {address}"),
             name: json!({ "contract_address": address.to_string(), "key": key.to_string() }),
             proven: verified.storage(address, key).map(|value| json!({ "value": value.to_string() })),
+            lead: if is_asked {
+                incomplete()
+            } else {
+                format!(
+                    "its storage root is in the leaf of contract {address}, ask for the contract too (contract_addresses)"
+                )
+            },
         })
     });
     let classes = request.class_hashes.iter().map(class);

@@ -1,4 +1,5 @@
-//! Finds the objects in a stream of JSON text: one alone, one per line, one behind another, or in arrays.
+//! Finds the objects in a stream of JSON text: one alone, one per line, one behind another, or in arrays. Where a list can
+//! be what is looked for, it counts as one object.
 //!
 //! It holds one object at a time and only looks for its end; whether it is JSON the parser says. An object that is
 //! not closed is held up to the limit, so before blaming the limit or the end of the file we ask the parser for an
@@ -24,6 +25,8 @@ pub(super) struct Frames {
     object: Vec<u8>,
     /// What the objects are, for messages.
     pub what: &'static str,
+    /// Whether an array is one of the objects, and not a sequence of them.
+    pub lists_are_objects: bool,
     pub bytes_max: usize,
     pub values_max: usize,
 }
@@ -81,6 +84,7 @@ impl Frames {
             place: Place::Top,
             object: Vec::new(),
             what: "a state update",
+            lists_are_objects: false,
             bytes_max: UPDATE_BYTES_MAX,
             values_max: UPDATE_VALUES_MAX,
         }
@@ -128,6 +132,7 @@ impl Frames {
             };
             self.place = match (byte, self.place) {
                 (b' ' | b'\t' | b'\r' | b'\n', place) => place,
+                (b'[', Place::Top) if self.lists_are_objects => return self.read_object().map(Some),
                 (b'[', Place::Top) => Place::ArrayBegin(self.here.line),
                 (b',', Place::AfterItem(line)) => Place::AfterComma(line),
                 (b']', Place::ArrayBegin(_) | Place::AfterItem(_)) => Place::Top,
@@ -214,7 +219,8 @@ impl Frames {
             b'!'..=b'~' => format!("`{}`", char::from(byte)),
             _ => format!("byte {byte:#04x}"),
         };
-        let top = format!("{} as a JSON object, or an array of them", self.what);
+        let or = if self.lists_are_objects { "an array" } else { "an array of them" };
+        let top = format!("{} as a JSON object, or {or}", self.what);
         let (expected, array) = match self.place {
             Place::Top => (top.as_str(), None),
             Place::ArrayBegin(line) => ("an object or `]`", Some(line)),

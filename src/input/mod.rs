@@ -44,7 +44,7 @@ use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
 pub use error::{InputError, InputErrorKind};
-pub use proof::{AskedProof, ProofBlock, ProofFile};
+pub use proof::{AskedProof, BlockTag, ProofBlock, ProofFile};
 
 use decompress::Text;
 use frame::Frames;
@@ -167,13 +167,15 @@ pub fn read_proof(path: &Path) -> Result<ProofFile, InputError> {
     read_one(UpdateReader::open(path)?, "a storage proof", proof::read_proof)
 }
 
-/// Reads the request for a storage proof: the parameters of `starknet_getStorageProof`, or the whole request. `-` is
-/// standard input.
+/// Reads the request for a storage proof: the parameters of `starknet_getStorageProof` by name or by position, or the whole
+/// JSON-RPC request with them. `-` is standard input.
 ///
 /// # Errors
 /// [`InputError`] if the file cannot be read or is no request.
 pub fn read_proof_request(path: &Path) -> Result<AskedProof, InputError> {
-    read_one(UpdateReader::open(path)?, "a request for a storage proof", proof::read_request_file)
+    let mut file = UpdateReader::open(path)?;
+    file.frames.lists_are_objects = true;
+    read_one(file, "a request for a storage proof", proof::read_request_file)
 }
 
 /// Reads a witness, in its byte form or as JSON. `-` is standard input.

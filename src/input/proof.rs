@@ -44,10 +44,45 @@ pub struct ProofBlock {
 pub struct AskedProof {
     /// The number of the block it asks for.
     pub block: Option<BlockNumber>,
-    /// The hash of the block it asks for. With neither it asks for the latest block.
+    /// The hash of the block it asks for.
     pub block_hash: Option<BlockHash>,
+    /// What the block is that it asks for. With none of the three it asks for the latest block.
+    pub tag: Option<BlockTag>,
     /// What it asks for.
     pub request: ProofRequest,
+}
+
+/// A block that is named by what it is when the request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockTag {
+    /// The last block.
+    Latest,
+    /// The last block whose state is accepted on L1.
+    L1Accepted,
+    /// The block that is being built.
+    PreConfirmed,
+    /// The same, as it was called before version 0.9 of the specification.
+    Pending,
+}
+
+impl BlockTag {
+    const ALL: [Self; 4] = [Self::Latest, Self::L1Accepted, Self::PreConfirmed, Self::Pending];
+
+    /// The tag in a request.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Latest => "latest",
+            Self::L1Accepted => "l1_accepted",
+            Self::PreConfirmed => "pre_confirmed",
+            Self::Pending => "pending",
+        }
+    }
+}
+
+impl std::fmt::Display for BlockTag {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 pub(super) const UNKNOWN: &str = "unknown field, which would go unverified";
@@ -68,8 +103,28 @@ pub(super) fn read_proof(json: &Json<'_>) -> Result<ProofFile, InputError> {
 
 pub(super) fn read_request_file(json: &Json<'_>) -> Result<AskedProof, InputError> {
     let root = Node { json, path: Path::Root };
-    let request = root.get("request")?;
-    read_request(request.as_ref().unwrap_or(&root))
+    let Json::List(items) = json else {
+        let request = root.get("request")?;
+        return read_request(request.as_ref().unwrap_or(&root));
+    };
+    // Parameters by position, of which the first may be a block's number or hash; or a batch of requests.
+    if !items.first().is_some_and(is_request) {
+        return read_params(&root);
+    }
+    let mut requests = root.items()?;
+    match (requests.next(), requests.next()) {
+        (Some(request), None) => read_request(&request),
+        (_, Some(second)) => {
+            Err(second.conflict("a second request begins here; keep that of the storage proof".to_owned()))
+        }
+        (None, None) => read_params(&root),
+    }
+}
+
+/// Whether this is an object and not the number or hash of a block.
+fn is_request(json: &Json<'_>) -> bool {
+    let is_of_block_id = |name: &str| BLOCK_ID_FIELDS.contains(&name);
+    matches!(json, Json::Object(fields) if !fields.iter().all(|(name, _)| is_of_block_id(name)))
 }
 
 fn read_block(node: &Node<'_>) -> Result<ProofBlock, InputError> {
@@ -85,28 +140,40 @@ fn read_block(node: &Node<'_>) -> Result<ProofBlock, InputError> {
 
 /// The parameters, by name or by position, alone or in a whole JSON-RPC request.
 fn read_request(node: &Node<'_>) -> Result<AskedProof, InputError> {
-    if let Json::Object(_) = node.json
-        && let Some(params) = node.get("params")?
+    let Json::Object(_) = node.json else { return read_params(node) };
+    let method = node.get("method")?;
+    if let Some(method) = &method
+        && method.text(METHOD_EXPECTED)? != METHOD
     {
-        return read_params(&params);
+        return Err(method.wrong(format!("expected {METHOD_EXPECTED}")));
     }
-    read_params(node)
+    match node.get("params")? {
+        Some(params) => read_params(&params),
+        None if method.is_some() || node.get("jsonrpc")?.is_some() => {
+            Err(node.missing("params", "an object or a list with what is asked for"))
+        }
+        None => read_params(node),
+    }
 }
+
+const METHOD: &str = "starknet_getStorageProof";
+const METHOD_EXPECTED: &str = "\"starknet_getStorageProof\"";
 
 fn read_params(node: &Node<'_>) -> Result<AskedProof, InputError> {
     let names = ["block_id", "class_hashes", "contract_addresses", "contracts_storage_keys"];
     let [block, classes, contracts, slots] = match node.json {
-        Json::List(items) if items.len() <= names.len() => {
+        Json::List(_) => {
             let mut items = node.items()?;
-            std::array::from_fn(|_| items.next().filter(|item| *item.json != Json::Null))
+            let params = std::array::from_fn(|_| items.next().filter(|item| *item.json != Json::Null));
+            if let Some(more) = items.next() {
+                return Err(more.wrong(format!("{UNKNOWN_REQUEST}; known here: {}", names.join(", "))));
+            }
+            params
         }
         _ => node.only_fields(names, UNKNOWN_REQUEST)?,
     };
-    let (number, block_hash) = match &block {
-        Some(block) => read_block_id(block)?,
-        None => (None, None),
-    };
-    let request = ProofRequest {
+    let mut asked = block.as_ref().map(read_block_id).transpose()?.unwrap_or_default();
+    asked.request = ProofRequest {
         class_hashes: list(classes.as_ref(), |node| node.parse())?,
         contract_addresses: list(contracts.as_ref(), |node| node.parse())?,
         contracts_storage_keys: list(slots.as_ref(), |entry| {
@@ -117,18 +184,33 @@ fn read_params(node: &Node<'_>) -> Result<AskedProof, InputError> {
             })
         })?,
     };
-    Ok(AskedProof { block: number, block_hash, request })
+    Ok(asked)
 }
 
-fn read_block_id(node: &Node<'_>) -> Result<(Option<BlockNumber>, Option<BlockHash>), InputError> {
+const BLOCK_ID_FIELDS: [&str; 2] = ["block_number", "block_hash"];
+
+/// The block of a request that asks for nothing yet.
+fn read_block_id(node: &Node<'_>) -> Result<AskedProof, InputError> {
+    let of_block = AskedProof::default();
+    let expected = || {
+        let tags = BlockTag::ALL.map(|tag| format!("\"{tag}\"")).join(", ");
+        node.wrong(format!("expected {tags}, {{\"block_number\": N}} or {{\"block_hash\": H}}"))
+    };
     match node.json {
-        Json::Text(tag) if tag == "latest" => Ok((None, None)),
-        Json::Object(_) => {
-            let [number, hash] = node.only_fields(["block_number", "block_hash"], UNKNOWN_REQUEST)?;
-            let number = number.as_ref().map(read_block_number).transpose()?.flatten();
-            Ok((number, hash.map(|node| node.parse()).transpose()?))
+        Json::Text(text) => {
+            let tag = BlockTag::ALL.into_iter().find(|tag| tag.name() == text.as_ref());
+            Ok(AskedProof { tag: Some(tag.ok_or_else(expected)?), ..of_block })
         }
-        _ => Err(node.wrong("expected \"latest\", {\"block_number\": N} or {\"block_hash\": H}")),
+        Json::Object(_) => {
+            let [number, hash] = node.only_fields(BLOCK_ID_FIELDS, UNKNOWN_REQUEST)?;
+            let block = number.as_ref().map(read_block_number).transpose()?.flatten();
+            let block_hash = hash.as_ref().map(Node::parse).transpose()?;
+            if block.is_none() && block_hash.is_none() {
+                return Err(expected());
+            }
+            Ok(AskedProof { block, block_hash, ..of_block })
+        }
+        _ => Err(expected()),
     }
 }
 

@@ -60,7 +60,23 @@ fn the_real_proof_is_verified_in_all_its_wrappings() {
         params["contracts_storage_keys"]
     ]);
     let call = |params: &Value| json!({"jsonrpc": "2.0", "id": 1, "method": "starknet_getStorageProof", "params": params});
-    for asked in [params.clone(), call(params), call(&positions)] {
+    let mut forms = vec![
+        params.clone(),
+        call(params),
+        positions.clone(),
+        call(&positions),
+        json!([call(params)]),
+        json!([params]),
+    ];
+    for tag in ["latest", "l1_accepted", "pre_confirmed", "pending"] {
+        let (mut by_name, mut by_position) = (params.clone(), positions.clone());
+        (by_name["block_id"], by_position[0]) = (json!(tag), json!(tag));
+        forms.extend([by_name, by_position]);
+    }
+    let (mut no_block, mut null_block) = (positions.clone(), params.clone());
+    (no_block[0], null_block["block_id"]) = (Value::Null, Value::Null);
+    forms.extend([no_block, null_block]);
+    for asked in forms {
         fs::write(&request, asked.to_string()).unwrap();
         for wrapped in [file["result"].clone(), json!({"jsonrpc": "2.0", "id": 1, "result": file["result"]})]
         {
@@ -70,6 +86,68 @@ fn the_real_proof_is_verified_in_all_its_wrappings() {
     let output = verify(&file["result"], &["--root", root]);
     check(&output, 2);
     assert!(stderr(&output).contains("give what was asked with --request FILE"));
+}
+
+/// Lists that are null or not there ask for nothing, by name and by position.
+#[test]
+fn a_request_may_leave_lists_out() {
+    let bench = Bench::new(&mainnet_lines(0..1));
+    check(&bench.replay(&[]), 0);
+    let prove = |request: &str| {
+        let output =
+            with_stdin(&["prove", "--data", &bench.path("db"), "--request", "-"], request.as_bytes());
+        check(&output, 0);
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    let expected = prove(&json!({ "contract_addresses": [CONTRACT] }).to_string());
+    assert_eq!(expected["request"]["class_hashes"], json!([]));
+    for request in [
+        json!(["latest", [], [CONTRACT], []]),
+        json!(["latest", null, [CONTRACT]]),
+        json!([null, null, [CONTRACT], null]),
+        json!([{ "block_number": 0 }, [], [CONTRACT]]),
+        json!({ "block_id": null, "class_hashes": null, "contract_addresses": [CONTRACT], "contracts_storage_keys": null }),
+        json!({ "method": "starknet_getStorageProof", "params": [null, null, [CONTRACT]] }),
+    ] {
+        let proof = prove(&request.to_string());
+        assert_eq!(proof["result"], expected["result"], "{request}");
+    }
+    assert_eq!(prove("[{\"block_number\": 0}]"), prove("[]"));
+}
+
+#[test]
+fn a_request_that_is_none_is_exit_2_and_says_where() {
+    for (request, expected) in [
+        (
+            json!({ "block_id": "newest" }),
+            "block_id is \"newest\": expected \"latest\", \"l1_accepted\", \"pre_confirmed\", \"pending\", {\"block_number\": N} or {\"block_hash\": H}",
+        ),
+        (json!([5]), "[0] is 5: expected \"latest\""),
+        (json!([{}]), "[0]: expected \"latest\""),
+        (
+            json!(["latest", [], [], [], []]),
+            "[4]: unknown field, which would go unanswered; known here: block_id",
+        ),
+        (json!(["latest", ["zz"]]), "[1][0] is \"zz\""),
+        (json!({ "jsonrpc": "2.0", "method": "starknet_getStorageProof" }), "params: the field is missing"),
+        (
+            json!({ "method": "starknet_getStorageAt", "params": [] }),
+            "method is \"starknet_getStorageAt\": expected \"starknet_getStorageProof\"",
+        ),
+        (
+            json!([{ "params": [] }, { "params": [] }]),
+            "[1]: a second request begins here; keep that of the storage proof",
+        ),
+        (json!([{ "block_number": 1, "more": 2 }]), "unknown field, which would go unanswered"),
+        (json!("latest"), "expected a request for a storage proof as a JSON object, or an array, found"),
+    ] {
+        let output = with_stdin(&["verify-proof", "--request", "-", &real()], request.to_string().as_bytes());
+        check(&output, 2);
+        assert!(stderr(&output).contains(expected), "{request}: {}", stderr(&output));
+    }
+    let cut = with_stdin(&["verify-proof", "--request", "-", &real()], b"[\"latest\", [");
+    check(&cut, 2);
+    assert!(stderr(&cut).contains("is cut off at line 1"), "{}", stderr(&cut));
 }
 
 #[test]
@@ -200,6 +278,141 @@ fn a_database_proves_what_it_holds_and_the_proof_verifies() {
     let again = with_stdin(&["prove", "--data", &db, "--request", "-"], request.as_bytes());
     check(&again, 0);
     assert_eq!(stdout(&again), stdout(&output));
+}
+
+/// Slots are proven under the storage root in their contract's leaf, so the contract is asked for with them.
+#[test]
+fn contracts_of_slots_are_added_to_a_request() {
+    let bench = Bench::new(&mainnet());
+    check(&bench.replay(&[]), 0);
+    let slots = json!({ "contract_address": CONTRACT, "storage_keys": ["0x5"] });
+    let none = json!({ "contract_address": "0x7", "storage_keys": [] });
+    let request = json!({ "block_id": "latest", "contracts_storage_keys": [slots, none, slots] });
+    let args = ["prove", "--data", &bench.path("db"), "--request", "-"];
+    let output = with_stdin(&args, request.to_string().as_bytes());
+    check(&output, 0);
+    let note = format!("note: contract {CONTRACT} was added to the request");
+    assert_eq!(stderr(&output).matches("note: ").count(), 1, "{}", stderr(&output));
+    assert!(stderr(&output).contains(&note), "{}", stderr(&output));
+    let proof: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(proof["request"]["contract_addresses"], json!([CONTRACT]));
+    let verified = verify(&proof, &["--root", &stated_root(9)]);
+    check(&verified, 0);
+    assert!(stdout(&verified).contains("value 0x64"), "{}", stdout(&verified));
+    // The request that was made is answered too, and a smaller one; another one is not.
+    let file = bench.path("request.json");
+    let with_request = |request: &Value| {
+        fs::write(&file, request.to_string()).unwrap();
+        verify(&proof, &["--root", &stated_root(9), "--request", &file])
+    };
+    let made = with_request(&request);
+    check(&made, 0);
+    assert!(stdout(&made).contains("value 0x64"), "{}", stdout(&made));
+    check(&with_request(&json!({ "contract_addresses": [CONTRACT] })), 0);
+    for other in [
+        json!({ "class_hashes": ["0x5"] }),
+        json!({ "contract_addresses": ["0x5"] }),
+        json!({ "contracts_storage_keys": [{ "contract_address": CONTRACT, "storage_keys": ["0x6"] }] }),
+        json!({ "contracts_storage_keys": [{ "contract_address": "0x7", "storage_keys": ["0x5"] }] }),
+    ] {
+        check(&with_request(&other), 1);
+    }
+    // As it was asked for with options, without a word.
+    let again = with_stdin(&args, proof["request"].to_string().as_bytes());
+    check(&again, 0);
+    assert_eq!((stdout(&again), stderr(&again)), (stdout(&output), String::new()));
+    let by_options = flagstone(["prove", "--data", &bench.path("db"), "--storage", SLOT]);
+    check(&by_options, 0);
+    assert_eq!(stderr(&by_options), "");
+}
+
+/// While no class is declared, and before 0.14.0, the commitment is the contracts root: only its node shows that.
+#[test]
+fn a_contract_is_added_to_a_request_if_the_commitment_needs_one() {
+    let bench = Bench::new(&mainnet());
+    check(&bench.replay(&[]), 0);
+    let prove = |db: &str, more: &[&str]| flagstone(["prove", "--data", db].iter().chain(more));
+    for more in [&["--class", "0x5"][..], &[]] {
+        let output = prove(&bench.path("db"), more);
+        check(&output, 0);
+        assert!(
+            stderr(&output).contains("note: contract 0x1 was added to the request"),
+            "{}",
+            stderr(&output)
+        );
+        let proof: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        check(&verify(&proof, &["--root", &stated_root(9)]), 0);
+
+        // A server that answers the request as it is.
+        let mut without = proof.clone();
+        without["request"]["contract_addresses"] = json!([]);
+        without["result"]["contracts_proof"] = json!({ "nodes": [], "contract_leaves_data": [] });
+        let output = verify(&without, &["--root", &stated_root(9)]);
+        check(&output, 1);
+        let lead = "ask for a contract too (contract_addresses), any one will do";
+        assert!(stderr(&output).contains(lead), "{}", stderr(&output));
+    }
+    let output = prove(&bench.path("db"), &["--class", "0x5", "--contract", "0x1234"]);
+    assert_eq!(stderr(&output), "");
+
+    // From 0.14.0 on the commitment is over both roots.
+    let bench = Bench::new(&fs::read_to_string(data("v0_14_genesis.jsonl")).unwrap());
+    check(&bench.replay(&[]), 0);
+    let output = prove(&bench.path("db"), &["--class", "0x5"]);
+    check(&output, 0);
+    assert_eq!(stderr(&output), "");
+    let proof: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(proof["request"]["contract_addresses"], json!([]));
+    let root = proof["block"]["new_root"].as_str().unwrap();
+    check(&verify(&proof, &["--root", root]), 0);
+}
+
+#[test]
+fn a_slot_without_its_contract_is_refused_with_what_to_ask_for() {
+    let mut file = real_json();
+    file["request"]["contract_addresses"] = json!([]);
+    file["result"]["contracts_proof"] = json!({ "nodes": [], "contract_leaves_data": [] });
+    let output = verify(&file, &[]);
+    check(&output, 1);
+    let address = file["request"]["contracts_storage_keys"][0]["contract_address"].as_str().unwrap();
+    let lead = format!(
+        "its storage root is in the leaf of contract {address}, ask for the contract too (contract_addresses)"
+    );
+    assert!(stderr(&output).contains(&lead), "{}", stderr(&output));
+}
+
+/// Version 0.8.0 of the specification has no storage root in the leaf data; the second contract has no storage.
+#[test]
+fn an_answer_without_storage_roots_is_verified() {
+    let mut file = real_json();
+    for data in file["result"]["contracts_proof"]["contract_leaves_data"].as_array_mut().unwrap() {
+        data.as_object_mut().unwrap().remove("storage_root");
+    }
+    let (stated, left_out) = (verify(&real_json(), &["--json"]), verify(&file, &["--json"]));
+    check(&left_out, 0);
+    assert_eq!(stdout(&left_out), stdout(&stated));
+}
+
+#[test]
+fn a_tag_whose_block_the_database_does_not_know_is_refused() {
+    let bench = Bench::new(&mainnet_lines(0..2));
+    check(&bench.replay(&[]), 0);
+    let db = bench.path("db");
+    for (tag, code) in [("latest", 0), ("l1_accepted", 2), ("pre_confirmed", 2), ("pending", 2)] {
+        let request = json!([tag, [], [CONTRACT]]).to_string();
+        let prove = |more: &[&str]| {
+            with_stdin(&[&["prove", "--data", &db, "--request", "-"], more].concat(), request.as_bytes())
+        };
+        let output = prove(&[]);
+        check(&output, code);
+        let expected = format!(
+            "the request is for the block that is \"{tag}\", and the database does not know which one is; name it with --block"
+        );
+        assert_eq!(stderr(&output).contains(&expected), code == 2, "{}", stderr(&output));
+        let named = prove(&["--block", "0"]);
+        check(&named, 0);
+        assert!(stdout(&named).contains(&stated_root(0)));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use flagstone::core::Felt;
-use flagstone::core::commitment::{Roots, class_leaf_preimage};
+use flagstone::core::commitment::{ContractLeaf, Roots, class_leaf_preimage};
 use flagstone::core::diff::StateDiff;
 use flagstone::core::hash::{Bulk, poseidon};
 use flagstone::core::proof::{
@@ -12,8 +12,7 @@ use flagstone::core::proof::{
 };
 use flagstone::core::trie::{Node, Path, TrieId};
 use flagstone::core::types::{BlockNumber, ClassHash, ContractAddress, StorageKey, TrieKey};
-use flagstone::core::witness::{Witness, WitnessError};
-use flagstone::input::{InputError, ProofFile, read_proof, read_witness};
+use flagstone::input::{InputError, ProofFile, read_proof};
 use flagstone::{Cadence, Engine, Error, ErrorKind, StateUpdate, wire};
 use flagstone_testkit::conformance::Touched;
 use flagstone_testkit::reference::trie_root;
@@ -315,22 +314,12 @@ fn check_values(verified: &VerifiedProof, diffs: &[StateDiff], request: &ProofRe
 }
 
 #[test]
-fn proofs_and_witnesses_of_the_windows_are_identical_and_verify_for_every_layout() {
+fn proofs_of_the_windows_are_identical_and_verify_for_every_layout() {
     for file in ["sepolia_309146_309401.jsonl.zst", "sepolia_789878_790377.jsonl.gz"] {
         let updates = updates(file);
         let engines: Vec<Engine> = layouts().map(|(layout, _)| engine(layout, &[])).collect();
         for (index, update) in updates.iter().enumerate() {
-            let witnesses: Vec<_> = engines
-                .iter()
-                .map(|engine| engine.close_block_with_witness(update, &[]).unwrap().1)
-                .collect();
-            assert!(witnesses.iter().all(|witness| *witness == witnesses[0]), "{file}:{index}");
-            let applied = witnesses[0].apply(&update.diff, &Bulk).unwrap();
-            let rule = update.starknet_version.map(|version| version.commitment_rule());
-            let checked = witnesses[0].check_commitment_before(update.old_root.unwrap(), None);
-            assert_eq!(checked, Ok(()), "{file}:{index}");
-            assert_eq!(update.new_root, rule.map(|rule| applied.roots.commitment(rule)).or(update.new_root));
-            assert_eq!(applied.roots, engines[0].head().root.roots, "{file}:{index}");
+            engines.iter().for_each(|engine| drop(engine.close_block(update).unwrap()));
             if index % 50 == 7 {
                 let diffs: Vec<StateDiff> =
                     updates[..index + 2].iter().map(|update| update.diff.clone()).collect();
@@ -340,42 +329,13 @@ fn proofs_and_witnesses_of_the_windows_are_identical_and_verify_for_every_layout
                     .map(|engine| prove(engine, update.block_number, &request).unwrap())
                     .collect();
                 assert!(proofs.iter().all(|proof| *proof == proofs[0]), "{file}:{index}");
+                let rule = update.starknet_version.map(|version| version.commitment_rule());
                 let anchor = Anchor { commitment: update.new_root, rule, block_hash: None };
                 let verified = proofs[0].verify(&request, &anchor, &Bulk).unwrap();
                 check_values(&verified, &diffs[..=index], &request);
             }
         }
     }
-}
-
-#[test]
-fn a_witness_of_a_real_block_without_a_node_is_refused() {
-    let updates = updates("mainnet_0_9.jsonl");
-    let engine = engine("flat", &[]);
-    let mut dropped = 0;
-    for update in &updates {
-        let whole = engine.close_block_with_witness(update, &[]).unwrap().1;
-        let nodes = whole.tries.iter().enumerate().flat_map(|(trie, of_trie)| {
-            let before = (0..of_trie.before.len()).map(move |index| (trie, true, index));
-            before.chain((0..of_trie.after.len()).map(move |index| (trie, false, index)))
-        });
-        let nodes: Vec<_> = nodes.collect();
-        dropped += nodes.len();
-        nodes.into_par_iter().for_each(|(trie, before, index)| {
-            let mut less = whole.clone();
-            let of_trie = &mut less.tries[trie];
-            let list = if before { &mut of_trie.before } else { &mut of_trie.after };
-            let gone = list.remove(index);
-            let error = less.apply(&update.diff, &Bulk).unwrap_err();
-            let named = match &error {
-                WitnessError::Missing(at) => at.hash,
-                WitnessError::MissingAfter { hash, .. } => *hash,
-                other => panic!("{other}"),
-            };
-            assert_eq!(named, gone.hash, "{error}");
-        });
-    }
-    assert!(dropped > 900, "{dropped}");
 }
 
 #[test]
@@ -425,31 +385,17 @@ fn a_trie_fetched_in_pieces_has_its_root() {
     }
 }
 
-/// A witness as it is read from what was written of it.
-fn through_json(witness: &Witness) -> Witness {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    write!(file, "{}", wire::witness(witness)).unwrap();
-    read_witness(file.path()).unwrap()
-}
-
 #[test]
-fn random_states_give_identical_proofs_and_witnesses_on_every_layout() {
+fn random_states_give_identical_proofs_on_every_layout() {
     let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let outcome = runner.run(&blocks(1..6), |diffs| {
         let engines: Vec<Engine> = layouts().map(|(layout, _)| engine(layout, &[])).collect();
-        let (request, reads) = (request_for(&diffs), Touched::by(&diffs).subjects());
+        let request = request_for(&diffs);
         for diff in &diffs {
             let version = "0.14.0".parse().ok();
             let update = StateUpdate { starknet_version: version, ..StateUpdate::from(diff.clone()) };
-            let witnesses: Vec<_> = engines
-                .iter()
-                .map(|engine| engine.close_block_with_witness(&update, &reads).unwrap().1)
-                .collect();
-            prop_assert!(witnesses.iter().all(|witness| *witness == witnesses[0]));
-            prop_assert_eq!(&through_json(&witnesses[0]), &witnesses[0]);
-            let roots = witnesses[0].apply(diff, &Bulk).map(|applied| applied.roots);
-            prop_assert_eq!(roots, Ok(engines[0].head().root.roots));
+            engines.iter().for_each(|engine| drop(engine.close_block(&update).unwrap()));
             let proofs: Vec<_> =
                 engines.iter().map(|engine| prove(engine, None, &request).unwrap()).collect();
             prop_assert!(proofs.iter().all(|proof| *proof == proofs[0]));
@@ -519,17 +465,52 @@ fn a_class_leaf_is_that_of_its_compiled_class_hash() {
     assert_eq!(verified.class(&4.into()), Proven::Absent);
 }
 
-/// A server of an early version of the specification leaves the storage root out: it is what the storage proof shows.
+/// A server of an early version of the specification leaves the storage root out: it is what the storage proof shows, or
+/// that of an empty trie, which has no nodes to be shown.
 #[test]
-fn a_storage_root_that_is_not_stated_is_the_top_of_the_storage_proof() {
+fn a_storage_root_that_is_not_stated_is_the_top_of_the_storage_proof_or_zero() {
     let mut file = real();
-    file.proof.contract_leaves_data[0].storage_root = None;
-    let verified = file.proof.verify(request(&file), &anchor(&file), &Bulk).unwrap();
-    let token = request(&file).contract_addresses[0];
-    assert!(matches!(verified.contract(&token), Proven::Value(_)));
-    file.proof.contract_leaves_data[1].storage_root = None;
-    let outcome = file.proof.verify(request(&file), &anchor(&file), &Bulk).map(|_| ());
-    assert_eq!(outcome, Err(ProofError::NoStorageRoot(request(&file).contract_addresses[1])));
+    file.proof.contract_leaves_data.iter_mut().for_each(|data| data.storage_root = None);
+    let [token, other] = request(&file).contract_addresses[..] else { panic!("two contracts") };
+    let verify = |file: &ProofFile| file.proof.verify(request(file), &anchor(file), &Bulk);
+    let verified = verify(&file).unwrap();
+    assert_eq!(verified.contract(&token), real_leaf(&token));
+    assert_eq!(verified.contract(&other), real_leaf(&other));
+    let Proven::Value(leaf) = real_leaf(&other) else { panic!("the contract is there") };
+    assert!(leaf.storage_root.is_zero());
+
+    // Zero is tried, not believed.
+    let mut wrong = file.clone();
+    wrong.proof.contract_leaves_data[1].nonce = 1.into();
+    assert_eq!(verify(&wrong).map(|_| ()), Err(ProofError::NoStorageRoot(other)));
+    // With no slot of it asked for, nothing shows a root that is not zero.
+    let asked = &mut file.request.as_mut().unwrap().request;
+    asked.contracts_storage_keys.clear();
+    file.proof.contracts_storage_proofs.clear();
+    let error = verify(&file).unwrap_err();
+    assert_eq!(error, ProofError::NoStorageRoot(token));
+    assert!(
+        error.to_string().ends_with("ask for a storage key of the contract too (contracts_storage_keys)")
+    );
+    // Where the trie has no leaf, none can be right.
+    let asked = &mut file.request.as_mut().unwrap().request;
+    asked.contract_addresses = vec![token];
+    file.proof.contract_leaves_data.truncate(1);
+    file.proof.contracts_proof.clear();
+    let empty = Anchor::default();
+    file.proof.global_roots.roots.contracts = 0.into();
+    let error = file.proof.verify(request(&file), &empty, &Bulk).unwrap_err();
+    assert!(matches!(error, ProofError::LeafData { .. }), "{error}");
+    // Nor is a leaf proven that the nodes do not lead to.
+    file.proof.global_roots.roots.contracts = 5.into();
+    let verified = file.proof.verify(request(&file), &empty, &Bulk).unwrap();
+    assert_eq!(verified.contract(&token), Proven::NotCovered);
+}
+
+/// What the real proof says of a contract.
+fn real_leaf(address: &ContractAddress) -> Proven<ContractLeaf> {
+    let file = real();
+    file.proof.verify(request(&file), &anchor(&file), &Bulk).unwrap().contract(address)
 }
 
 #[test]
@@ -570,7 +551,9 @@ fn hostile_shapes_are_refused() {
     let request = ProofRequest { contract_addresses: vec![0.into()], ..ProofRequest::default() };
     let verify = |nodes: Vec<ProofNode>, root: Felt| {
         let mut proof = StorageProof { contracts_proof: nodes, ..StorageProof::default() };
-        proof.contract_leaves_data.push(ContractLeafData::default());
+        proof
+            .contract_leaves_data
+            .push(ContractLeafData { storage_root: Some(0.into()), ..ContractLeafData::default() });
         proof.global_roots.roots.contracts = root.into();
         proof.verify(&request, &Anchor::default(), &Bulk).map(|_| ())
     };

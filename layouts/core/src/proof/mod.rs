@@ -111,9 +111,10 @@ pub enum ProofError {
         /// The hash of the leaf data; zero if all of it is zero.
         computed: Felt,
     },
-    /// A contract's leaf data lacks the storage root, and the storage proof does not show it.
+    /// A contract's leaf data lacks the storage root, no storage proof shows it, and it is not that of an empty trie.
     #[error(
-        "leaf data of contract {0}: the storage root is not stated and no storage proof of the contract shows it"
+        "leaf data of contract {0}: the storage root is not stated, no storage proof of the contract shows it, and it is \
+         not zero; ask for a storage key of the contract too (contracts_storage_keys)"
     )]
     NoStorageRoot(ContractAddress),
     /// The roots do not commit to the state commitment.
@@ -127,7 +128,7 @@ pub enum ProofError {
     /// The commitment is the claimed contracts root itself, which also the hash of two other roots would be.
     #[error(
         "state commitment {0}: it can only be the contracts root itself if that root's node is shown, and it is not; \
-         ask for a contract too"
+         ask for a contract too (contract_addresses), any one will do"
     )]
     ContractsRootNotShown(StateCommitment),
     /// The proof is of another block.

@@ -223,6 +223,9 @@ impl StorageProof {
 
     /// Checks leaf data against the contracts trie. Returns the storage roots that are stated or shown for contracts,
     /// proven or not.
+    ///
+    /// Where a root is neither, it is tried whether zero, an empty storage trie's, gives the leaf: a server that leaves roots
+    /// out has no nodes to show of such a trie.
     fn check_leaves(
         &self,
         request: &ProofRequest,
@@ -230,20 +233,25 @@ impl StorageProof {
         hasher: &dyn Hasher,
     ) -> Result<HashMap<ContractAddress, StorageRoot>, ProofError> {
         let addresses = &request.contract_addresses;
-        let leaves = addresses.iter().zip(&self.contract_leaves_data);
-        let leaves = leaves.map(|(address, data)| {
-            let root = data.storage_root.map_or_else(|| self.shown_root(request, address, data), Ok);
-            root.map(|root| data.leaf(root))
+        let known = addresses.iter().zip(&self.contract_leaves_data);
+        let known = known.map(|(address, data)| match data.storage_root {
+            Some(root) => Ok(Some(root)),
+            None => self.shown_root(request, address),
         });
-        let leaves = leaves.collect::<Result<Vec<_>, _>>()?;
+        let known = known.collect::<Result<Vec<Option<StorageRoot>>, _>>()?;
+        let leaves = self.contract_leaves_data.iter().zip(&known);
+        let leaves: Vec<_> = leaves.map(|(data, root)| data.leaf(root.unwrap_or_default())).collect();
         let hashes = contract_leaf_hashes(hasher, &leaves);
         let mut claimed = HashMap::new();
-        for ((address, leaf), computed) in addresses.iter().zip(leaves).zip(hashes) {
-            claimed.insert(*address, leaf.storage_root);
+        for (((address, known), leaf), computed) in addresses.iter().zip(known).zip(leaves).zip(hashes) {
+            claimed.extend(known.map(|root| (*address, root)));
             let in_trie = verified.contracts.get(address.trie_key());
             match in_trie.value_or(Felt::ZERO) {
                 Some(expected) if expected != computed => {
-                    return Err(ProofError::LeafData { address: *address, expected, computed });
+                    return Err(match known {
+                        None if expected != Felt::ZERO => ProofError::NoStorageRoot(*address),
+                        _ => ProofError::LeafData { address: *address, expected, computed },
+                    });
                 }
                 Some(_) => {
                     verified.leaves.insert(*address, leaf);
@@ -254,21 +262,17 @@ impl StorageProof {
         Ok(claimed)
     }
 
-    /// The storage root of a contract whose leaf data does not state it: the top of its storage proof.
+    /// The storage root of a contract whose leaf data does not state it: the top of its storage proof, if slots of it are
+    /// asked for.
     fn shown_root(
         &self,
         request: &ProofRequest,
         address: &ContractAddress,
-        data: &ContractLeafData,
-    ) -> Result<StorageRoot, ProofError> {
+    ) -> Result<Option<StorageRoot>, ProofError> {
         let entries = request.contracts_storage_keys.iter().zip(&self.contracts_storage_proofs);
         let mut lists = entries.filter(|(entry, _)| entry.contract_address == *address);
-        match lists.find(|(entry, _)| !entry.storage_keys.is_empty()) {
-            Some((_, list)) => top_of(TrieId::Storage(*address), list).map(StorageRoot),
-            // Nothing asked of the storage of a contract that is not there.
-            None if data.leaf(StorageRoot::ZERO).is_absent() => Ok(StorageRoot::ZERO),
-            None => Err(ProofError::NoStorageRoot(*address)),
-        }
+        let list = lists.find(|(entry, _)| !entry.storage_keys.is_empty());
+        list.map(|(_, list)| top_of(TrieId::Storage(*address), list).map(StorageRoot)).transpose()
     }
 }
 
