@@ -11,9 +11,6 @@ use flagstone_core::types::{BlockNumber, ContractAddress};
 use flagstone_core::witness::{Witness, WitnessTrie};
 use serde_json::{Value, json};
 
-/// Version of a witness in JSON.
-pub(crate) const WITNESS_VERSION: u64 = 1;
-
 fn felt(felt: &flagstone_core::Felt) -> String {
     format!("{felt:#x}")
 }
@@ -95,7 +92,7 @@ pub fn witness(witness: &Witness) -> Value {
         json!({ "class_hash": class_hash.to_string(), "compiled_class_hash": compiled.to_string() })
     });
     json!({
-        "witness_version": WITNESS_VERSION,
+        "witness_version": Witness::VERSION,
         "block_number": witness.block.map(|block| block.0),
         "before": roots(&witness.before),
         "after": roots(&witness.after),

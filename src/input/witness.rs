@@ -11,7 +11,6 @@ use super::json::Json;
 use super::node::{Node, Path};
 use super::proof::{UNKNOWN, read_node};
 use super::update::read_block_number;
-use crate::wire::WITNESS_VERSION;
 
 pub(super) fn read_witness(json: &Json<'_>) -> Result<Witness, InputError> {
     let root = Node { json, path: Path::Root };
@@ -29,8 +28,11 @@ pub(super) fn read_witness(json: &Json<'_>) -> Result<Witness, InputError> {
         UNKNOWN,
     )?;
     let version = root.need_as(version, "witness_version", "a number")?;
-    if *version.json != Json::Number(WITNESS_VERSION.to_string()) {
-        return Err(version.wrong(format!("this build reads version {WITNESS_VERSION}")));
+    let expected = Witness::VERSION;
+    if *version.json != Json::Number(expected.to_string()) {
+        let problem =
+            format!("this build reads version {expected}, make the witness again from the block's update");
+        return Err(version.wrong(problem));
     }
     Ok(Witness {
         block: number.as_ref().map(read_block_number).transpose()?.flatten(),

@@ -445,25 +445,36 @@ fn what_cannot_be_proven_is_refused_with_the_reason() {
     check(&flagstone(["prove", "--data", &bench.path("nowhere")]), 3);
 }
 
+/// Every block of the files that are short.
 #[test]
 fn witnesses_of_replayed_blocks_verify_alone() {
-    for form in [&["--witness-json"][..], &[]] {
-        let bench = Bench::new(&mainnet());
-        let dir = bench.path("witnesses");
-        check(&bench.replay(&[&["--witness", &dir], form].concat()), 0);
-        let updates = bench.path("in.jsonl");
-        for block in 0..10 {
-            let file = format!("{dir}/{block}.witness");
-            let output = flagstone(["verify-witness", "--witness", &file, "--update", &updates]);
-            check(&output, 0);
-            let expected = format!("new root  {}  ok", stated_root(block));
-            assert!(stdout(&output).contains(&expected), "{}", stdout(&output));
-            let bytes = fs::read(&file).unwrap();
+    for (file, blocks) in [
+        ("mainnet_0_9.jsonl", 10),
+        ("sepolia_0_7.jsonl", 8),
+        ("v0_14_genesis.jsonl", 1),
+        ("no_contract_touched_0.13.6.jsonl", 6),
+        ("edge_left_at_its_last_bit.jsonl", 2),
+    ] {
+        let text = fs::read_to_string(data(file)).unwrap();
+        for form in [&["--witness-json"][..], &[]] {
+            let bench = Bench::new(&text);
+            let dir = bench.path("witnesses");
+            check(&bench.replay(&[&["--witness", &dir], form].concat()), 0);
+            let updates = bench.path("in.jsonl");
+            for (block, line) in text.lines().enumerate() {
+                let update: Value = serde_json::from_str(line).unwrap();
+                let witness = format!("{dir}/{block}.witness");
+                let output = flagstone(["verify-witness", "--witness", &witness, "--update", &updates]);
+                check(&output, 0);
+                let expected = format!("new root  {}  ok", update["new_root"].as_str().unwrap());
+                assert!(stdout(&output).contains(&expected), "{}", stdout(&output));
+            }
+            assert_eq!(fs::read_dir(&dir).unwrap().count(), blocks, "{file}");
+            let bytes = fs::read(format!("{dir}/0.witness")).unwrap();
             let stdin =
                 with_stdin(&["verify-witness", "--witness", "-", "--update", &updates, "--json"], &bytes);
             check(&stdin, 0);
         }
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 10);
     }
 }
 
@@ -489,14 +500,27 @@ fn a_witness_that_does_not_hold_is_exit_1_and_a_damaged_one_exit_2() {
     let output = verify(other.to_string().as_bytes());
     check(&output, 2);
     assert!(stderr(&output).contains("has no update of block 7"), "{}", stderr(&output));
-    other["witness_version"] = json!(2);
-    check(&verify(other.to_string().as_bytes()), 2);
+    other["witness_version"] = json!(1);
+    let output = verify(other.to_string().as_bytes());
+    check(&output, 2);
+    let expected =
+        "witness_version is 1: this build reads version 2, make the witness again from the block's update";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
 
     let refused = bench.replay(&["--witness", &dir, "--commit", "3"]);
     check(&refused, 2);
     let bench = Bench::new(&mainnet_lines(0..1));
     check(&bench.replay(&["--witness", &dir]), 0);
     let mut bytes = fs::read(format!("{dir}/0.witness")).unwrap();
+    let mut of_version_1 = bytes.clone();
+    of_version_1[11] = 1;
+    let output = verify(&of_version_1);
+    check(&output, 2);
+    assert!(
+        stderr(&output).contains("it is of version 1; this build reads version 2"),
+        "{}",
+        stderr(&output)
+    );
     bytes[100] ^= 1;
     let output = verify(&bytes);
     check(&output, 2);

@@ -32,6 +32,7 @@ mod support;
 mod threads;
 mod tidy;
 mod vectors;
+mod witness;
 
 /// As in the binary: what a load takes in memory is asked of it.
 #[cfg(feature = "jemalloc")]

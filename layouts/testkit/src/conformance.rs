@@ -212,12 +212,21 @@ pub(crate) fn for_random_blocks(
     count: std::ops::Range<usize>,
     property: impl Fn(Vec<StateDiff>) -> Result<(), TestCaseError>,
 ) {
+    for_random(cases, &blocks(count), property);
+}
+
+/// The same over anything.
+pub(crate) fn for_random<S: Strategy>(
+    cases: u32,
+    strategy: &S,
+    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
+) {
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = TestRunner::new_with_rng(
         config,
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
     );
-    let outcome = runner.run(&blocks(count), property);
+    let outcome = runner.run(strategy, property);
     assert!(outcome.is_ok(), "{}", outcome.err().map(|error| error.to_string()).unwrap_or_default());
 }
 

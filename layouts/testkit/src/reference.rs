@@ -8,7 +8,7 @@ use bitvec::prelude::{BitSlice, Msb0};
 use flagstone_core::commitment::{CommitmentRule, ContractLeaf, Roots};
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::felt::Felt;
-use flagstone_core::trie::TrieId;
+use flagstone_core::trie::{Node, Path, TrieId};
 use flagstone_core::types::{
     ClassHash, ClassesRoot, CompiledClassHash, ContractAddress, ContractsRoot, Nonce, StateCommitment,
     StorageKey, StorageRoot, StorageValue, TrieKey,
@@ -140,6 +140,28 @@ impl ReferenceState {
         }
     }
 
+    /// What a prover needs of a trie to see these keys: the inner nodes on the ways to them by hash, each with its content.
+    /// Where a way ends in an edge that leaves it, the inner node at the edge's end is among them. So StarkWare's committer
+    /// gives them ("commitment facts").
+    pub fn facts(&self, trie: TrieId, keys: &[TrieKey]) -> BTreeMap<[u8; 32], Node> {
+        let leaves: Vec<Leaf> =
+            self.leaves(trie).into_iter().map(|(key, leaf)| (*key.as_be(), leaf)).collect();
+        let mut facts = BTreeMap::new();
+        let mut visit = |at: &Visited<'_>| {
+            // The way to an edge's end begins where the edge does.
+            let on_the_way = |key: &TrieKey| bits(key.as_be())[..at.from] == bits(at.leaf)[..at.from];
+            if keys.iter().any(on_the_way) {
+                facts.insert(at.hash.to_bytes_be(), at.node);
+            }
+        };
+        match trie {
+            _ if leaves.is_empty() => Felt::ZERO,
+            TrieId::Classes => node(&leaves, 0, 0, &poseidon_hash, &mut visit),
+            _ => node(&leaves, 0, 0, &|a, b| pedersen_hash(&a, &b), &mut visit),
+        };
+        facts
+    }
+
     /// Roots of the contracts trie and the classes trie.
     pub fn roots(&self) -> Roots {
         Roots {
@@ -186,7 +208,17 @@ pub fn trie_root(
 ) -> Felt {
     let present = leaves.into_iter().filter(|(_, leaf)| *leaf != Felt::ZERO); // 2
     let leaves: Vec<Leaf> = present.map(|(key, leaf)| (*key.as_be(), leaf)).collect();
-    if leaves.is_empty() { Felt::ZERO } else { node(&leaves, 0, &hash) } // 2
+    if leaves.is_empty() { Felt::ZERO } else { node(&leaves, 0, 0, &hash, &mut |_| {}) } // 2
+}
+
+/// An inner node, seen on the way back up.
+struct Visited<'a> {
+    /// A key below it.
+    leaf: &'a [u8; 32],
+    /// Where it begins, in bits from the root; if it stands at an edge's end, where the edge begins.
+    from: usize,
+    hash: Felt,
+    node: Node,
 }
 
 /// The 251 bits of a key, most significant first.
@@ -194,24 +226,40 @@ fn bits(key: &[u8; 32]) -> &BitSlice<u8, Msb0> {
     &BitSlice::from_slice(key)[256 - 251..]
 }
 
-/// Hash of the node at depth `depth` over one or more leaves that agree in their first `depth` bits.
-fn node(leaves: &[Leaf], depth: usize, hash: &impl Fn(Felt, Felt) -> Felt) -> Felt {
+/// Hash of the node at depth `depth` over one or more leaves that agree in their first `depth` bits. `from` is where the
+/// edge above it begins, or `depth` if there is none. Calls `visit` with each inner node.
+fn node(
+    leaves: &[Leaf],
+    from: usize,
+    depth: usize,
+    hash: &impl Fn(Felt, Felt) -> Felt,
+    visit: &mut impl FnMut(&Visited<'_>),
+) -> Felt {
+    let leaf = &leaves[0].0;
     if depth == 251 {
         return leaves[0].1;
     }
-    let (left, right): (Vec<Leaf>, Vec<Leaf>) = leaves.iter().partition(|(key, _)| !bits(key)[depth]);
-    if !left.is_empty() && !right.is_empty() {
-        return hash(node(&left, depth + 1, hash), node(&right, depth + 1, hash)); // 4, binary
+    let (lefts, rights): (Vec<Leaf>, Vec<Leaf>) = leaves.iter().partition(|(key, _)| !bits(key)[depth]);
+    if !lefts.is_empty() && !rights.is_empty() {
+        let left = node(&lefts, depth + 1, depth + 1, hash, visit);
+        let right = node(&rights, depth + 1, depth + 1, hash, visit);
+        let hash = hash(left, right); // 4, binary
+        visit(&Visited { leaf, from, hash, node: Node::Binary { left, right } });
+        return hash;
     }
     // 3: the edge goes on as far as all leaves agree.
-    let first = bits(&leaves[0].0);
+    let first = bits(leaf);
     let agree = |at: &usize| leaves.iter().all(|(key, _)| bits(key)[*at] == first[*at]);
     let length = (depth..251).take_while(agree).count();
     let mut path = Felt::ZERO;
     for bit in &first[depth..depth + length] {
         path = path + path + Felt::from(u64::from(*bit));
     }
-    hash(node(leaves, depth + length, hash), path) + Felt::from(length as u64) // 4, edge
+    let child = node(leaves, depth, depth + length, hash, visit);
+    let hash = hash(child, path) + Felt::from(length as u64); // 4, edge
+    let path = Path::of_value(&path, length).unwrap_or_default();
+    visit(&Visited { leaf, from, hash, node: Node::Edge { path, child } });
+    hash
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! leaves often: neighbours at the bottom of the trie, long shared prefixes that fork at every few bits, both ends of
 //! the key range, the special contracts 0x1 and 0x2. A tenth of the draws are uniform.
 
-use flagstone_core::diff::StateDiff;
+use flagstone_core::diff::{StateDiff, StateDiffBuilder, Subject};
 use flagstone_core::felt::Felt;
 use flagstone_core::types::{
     ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue, TrieKey,
@@ -12,6 +12,8 @@ use flagstone_core::types::{
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+
+use crate::reference::ReferenceState;
 
 /// A trie key: from a nasty universe, or uniform.
 pub fn trie_key() -> impl Strategy<Value = TrieKey> {
@@ -109,7 +111,107 @@ fn make_diff(contracts: Vec<ContractChange>, classes: Vec<(TrieKey, Felt)>) -> S
     for (key, value) in compiled {
         builder = builder.class(ClassHash(key.to_felt()), value);
     }
-    // UNWRAP: one entry for each key, and all class hashes come from trie keys.
-    #[expect(clippy::expect_used, reason = "the maps hold one value a key, so no entries disagree")]
+    built(builder)
+}
+
+/// A block to come: what it changes depends on the state that it meets.
+#[derive(Debug, Clone)]
+pub enum Plan {
+    /// A diff of the usual kind.
+    Any(StateDiff),
+    /// Nothing at all.
+    Nothing,
+    /// Cairo 0 classes alone, which have no leaf.
+    DeprecatedClasses,
+    /// Sierra classes alone: declared, or with another compiled class hash.
+    Classes(Vec<(TrieKey, Felt)>),
+    /// Another compiled class hash for each class that there is.
+    MigrateClasses,
+    /// Zeros where nothing is: right beside each slot, in each contract, and in one that does not exist.
+    ZerosBeside,
+    /// Every value once more as it is.
+    SameAgain,
+    /// Zero for every second value, beginning with the first or the second.
+    DeleteHalf(bool),
+    /// Zero for every value.
+    DeleteAll,
+}
+
+/// A sequence of blocks of every shape.
+pub fn plans(count: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = Vec<Plan>> {
+    let class = (prop::sample::select(nasty_keys()), value());
+    let plan = prop_oneof![
+        6 => state_diff().prop_map(Plan::Any),
+        1 => Just(Plan::Nothing),
+        1 => Just(Plan::DeprecatedClasses),
+        1 => vec(class, 1..4).prop_map(Plan::Classes),
+        1 => Just(Plan::MigrateClasses),
+        2 => Just(Plan::ZerosBeside),
+        1 => Just(Plan::SameAgain),
+        3 => any::<bool>().prop_map(Plan::DeleteHalf),
+        1 => Just(Plan::DeleteAll),
+    ];
+    vec(plan, count)
+}
+
+impl Plan {
+    /// The diff on top of a state.
+    pub fn on(&self, state: &ReferenceState) -> StateDiff {
+        let values = state.values();
+        let setting = |values: &mut dyn Iterator<Item = (Subject, Felt)>| {
+            built(values.fold(StateDiff::builder(), |builder, (subject, value)| set(builder, subject, value)))
+        };
+        match self {
+            Self::Any(diff) => diff.clone(),
+            Self::Nothing => StateDiff::default(),
+            Self::DeprecatedClasses => built(StateDiff::builder().deprecated_class(ClassHash(Felt::MAX))),
+            Self::Classes(classes) => make_diff(Vec::new(), classes.clone()),
+            Self::MigrateClasses => {
+                let classes = values.into_iter();
+                let mut classes =
+                    classes.filter(|(subject, _)| matches!(subject, Subject::CompiledClassHash(_)));
+                setting(&mut classes.by_ref().map(|(subject, value)| (subject, value + Felt::ONE)))
+            }
+            Self::ZerosBeside => {
+                let beside = values.iter().filter_map(|(subject, _)| match subject {
+                    Subject::Storage(address, key) => Some((*address, beside(*key.trie_key()))),
+                    Subject::ClassHash(address) | Subject::Nonce(address) => Some((*address, 0x5555.into())),
+                    Subject::CompiledClassHash(_) => None,
+                });
+                let absent = [(0x9999.into(), 1.into())].into_iter();
+                let zeros = beside
+                    .chain(absent)
+                    .filter(|(address, key)| state.storage_at(address, &StorageKey::from(*key)).is_zero());
+                setting(&mut zeros.map(|(address, key)| (Subject::Storage(address, key.into()), Felt::ZERO)))
+            }
+            Self::SameAgain => setting(&mut values.into_iter()),
+            Self::DeleteHalf(second) => {
+                let half = values.into_iter().skip(usize::from(*second)).step_by(2);
+                setting(&mut half.map(|(subject, _)| (subject, Felt::ZERO)))
+            }
+            Self::DeleteAll => setting(&mut values.into_iter().map(|(subject, _)| (subject, Felt::ZERO))),
+        }
+    }
+}
+
+/// The key that differs in the last bit.
+fn beside(key: TrieKey) -> TrieKey {
+    let mut bytes = *key.as_be();
+    bytes[31] ^= 1;
+    TrieKey::from_be(bytes).unwrap_or_default()
+}
+
+fn set(builder: StateDiffBuilder, subject: Subject, value: Felt) -> StateDiffBuilder {
+    match subject {
+        Subject::Storage(address, key) => builder.storage(address, key, StorageValue(value)),
+        Subject::ClassHash(address) => builder.class_hash(address, ClassHash(value)),
+        Subject::Nonce(address) => builder.nonce(address, Nonce(value)),
+        Subject::CompiledClassHash(class_hash) => builder.class(class_hash, CompiledClassHash(value)),
+    }
+}
+
+// UNWRAP: one entry for each key, and all class hashes come from trie keys.
+#[expect(clippy::expect_used, reason = "the callers give one value a key, so no entries disagree")]
+fn built(builder: StateDiffBuilder) -> StateDiff {
     builder.build().expect("no entries disagree")
 }

@@ -30,7 +30,6 @@ use crate::types::{
     BlockNumber, ClassHash, ClassesRoot, CompiledClassHash, ContractsRoot, Nonce, StorageRoot,
 };
 
-const VERSION: u32 = 1;
 const CHECKSUM_BYTES: usize = 32;
 
 /// The byte form of a subject, by which reads are ordered.
@@ -99,10 +98,14 @@ impl Witness {
     /// The first bytes of every witness.
     pub const MAGIC: [u8; 8] = *b"flagwitn";
 
+    /// Version of what a witness holds, in bytes and as JSON. Version 1 had no bottoms of edges, and no contracts root
+    /// for blocks that touch no contract.
+    pub const VERSION: u32 = 2;
+
     /// The byte form.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Self::MAGIC.to_vec();
-        out.extend_from_slice(&VERSION.to_be_bytes());
+        out.extend_from_slice(&Self::VERSION.to_be_bytes());
         out.push(u8::from(self.block.is_some()));
         self.block.iter().for_each(|block| out.extend_from_slice(&block.0.to_be_bytes()));
         put_roots(&mut out, &self.before);
@@ -136,8 +139,8 @@ impl Witness {
             return Err(DecodeError::new("first bytes", "are not those of a witness").into());
         }
         match from.u32("version")? {
-            VERSION => {}
-            got => return Err(WitnessError::Version { got, expected: VERSION }),
+            Self::VERSION => {}
+            got => return Err(WitnessError::Version { got, expected: Self::VERSION }),
         }
         let body = from.remaining().checked_sub(CHECKSUM_BYTES);
         let body = body.ok_or_else(|| DecodeError::new("checksum", "the bytes end before it"))?;
@@ -296,9 +299,14 @@ mod tests {
     #[test]
     fn another_version_is_named() {
         let mut bytes = sample().1.encode();
-        bytes[11] = 9;
-        let error = Witness::decode(&bytes).unwrap_err();
-        assert_eq!(error.to_string(), "witness: it is of version 9; this build reads version 1");
+        for version in [1, 9] {
+            bytes[11] = version;
+            let error = Witness::decode(&bytes).unwrap_err();
+            let expected = format!(
+                "witness: it is of version {version}; this build reads version 2, make it again from the block's update"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

@@ -6,6 +6,14 @@
 //! the block only read, and to contracts that it wrote without change. The nodes that the commitment makes are the
 //! ways after the block.
 //!
+//! For a prover a way does not end at an edge that leaves it: the preimage of the node at the edge's end (its *bottom*, if
+//! that is no leaf) belongs to the way, in the trie before and in the trie after. StarkWare's committer always gives it,
+//! and StarkWare's Cairo needs it where a key departs at the edge's last bit. So every edge of a witness comes with its
+//! bottom.
+//!
+//! While no class is declared, a commitment may be the contracts root itself. It is believed to be that only if the node
+//! is shown whose hash it is, so a block on such a state has that node in its witness, also if it touches no contract.
+//!
 //! [`Witness::apply`] is the check that needs no store: the same commitment over the witness itself. Nodes are looked up
 //! by hash, from the stated old roots down, so nothing counts that does not hash up to them. Then what that commitment
 //! read and made must be the whole witness: one node more, less, or different is refused. The caller compares the old
@@ -55,7 +63,8 @@ pub struct Witness {
 pub struct WitnessTrie {
     /// The trie.
     pub trie: TrieId,
-    /// Nodes before the block on the ways to touched keys, and siblings that edges merge with.
+    /// Nodes before the block on the ways to touched keys, siblings that edges merge with, and the bottoms of all edges
+    /// among these.
     pub before: Vec<ProofNode>,
     /// Nodes that the block makes.
     pub after: Vec<ProofNode>,
@@ -68,7 +77,9 @@ pub enum WitnessError {
     #[error("witness: {0}")]
     Decode(#[from] DecodeError),
     /// It is of another version.
-    #[error("witness: it is of version {got}; this build reads version {expected}")]
+    #[error(
+        "witness: it is of version {got}; this build reads version {expected}, make it again from the block's update"
+    )]
     Version {
         /// The version it is of.
         got: u32,

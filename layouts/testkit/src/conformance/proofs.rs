@@ -1,5 +1,6 @@
 //! The part of the suite about proofs, witnesses and ranges: what a layout's tries show to somebody without a store.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
 use flagstone_core::commitment::{CommitmentRule, Roots};
@@ -17,8 +18,9 @@ use flagstone_core::witness::{Witness, WitnessError};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::{Driver, Touched, fail, for_random_blocks};
+use super::{Driver, Touched, fail, for_random, for_random_blocks};
 use crate::reference::ReferenceState;
+use crate::strategies::plans;
 
 impl Touched {
     /// A request for all of it, for a class that nobody declared, and for one that has no place in the classes trie.
@@ -201,33 +203,118 @@ fn stage_with_witness<L: Layout>(
     Ok(witness)
 }
 
-/// A witness does not change what is committed, and alone gives the block's root; also after a way through bytes.
+/// A witness does not change what is committed, and alone gives the block's root, whatever the block's shape; also after a
+/// way through bytes. A prover finds in it all that it needs.
 pub fn witnesses_commit_blocks_without_a_store<L: Layout>(make: impl Fn() -> L) {
     let layout = &make();
-    for_random_blocks(24, 1..6, |diffs| {
+    for_random(48, &plans(1..7), |plans| {
         let mut driver = Driver::new(layout);
         let mut reference = ReferenceState::new();
-        let reads = Touched::by(&diffs).subjects();
-        for diff in &diffs {
-            for reads in [&[], reads.as_slice()] {
-                let witness = stage_with_witness(&driver, diff, reads)?;
-                let mut expected = reference.clone();
-                expected.apply(diff);
-                let applied = witness.apply(diff, &Bulk).map_err(unfit)?;
+        let mut diffs = Vec::new();
+        for plan in &plans {
+            let diff = plan.on(&reference);
+            diffs.push(diff.clone());
+            let mut expected = reference.clone();
+            expected.apply(&diff);
+            for reads in [Vec::new(), Touched::by(&diffs).subjects()] {
+                let witness = stage_with_witness(&driver, &diff, &reads)?;
+                let applied = witness.apply(&diff, &Bulk).map_err(unfit)?;
                 prop_assert_eq!(applied.roots, expected.roots());
                 prop_assert_eq!(Witness::decode(&witness.encode()), Ok(witness.clone()));
-                let on_one = super::rayon_pool(1).install(|| stage_with_witness(&driver, diff, reads))?;
+                let on_one = super::rayon_pool(1).install(|| stage_with_witness(&driver, &diff, &reads))?;
                 prop_assert_eq!(&on_one, &witness, "threads");
-                let rule = CommitmentRule::AlwaysBoth;
-                let before = reference.commitment(rule);
-                prop_assert_eq!(witness.check_commitment_before(before, Some(rule)), Ok(()));
+                for rule in [CommitmentRule::ContractsRootAlone, CommitmentRule::AlwaysBoth] {
+                    let before = reference.commitment(rule);
+                    for known in [None, Some(rule)] {
+                        prop_assert_eq!(witness.check_commitment_before(before, known), Ok(()));
+                    }
+                }
+                check_facts(&witness, &diff, [&reference, &expected])?;
             }
-            driver.close(diff);
-            reference.apply(diff);
+            driver.close(&diff);
+            reference = expected;
             driver.commit().map_err(fail)?;
         }
         Ok(())
     });
+}
+
+/// The keys that a block writes or reads, by trie.
+fn accessed(diff: &StateDiff, reads: &[Subject]) -> BTreeMap<TrieId, Vec<TrieKey>> {
+    let mut keys: BTreeMap<TrieId, Vec<TrieKey>> =
+        [(TrieId::Contracts, Vec::new()), (TrieId::Classes, Vec::new())].into();
+    let mut add = |trie, key| keys.entry(trie).or_default().push(key);
+    for contract in diff.contracts() {
+        add(TrieId::Contracts, *contract.address.trie_key());
+        contract.storage.iter().for_each(|(key, _)| add(TrieId::Storage(contract.address), *key.trie_key()));
+    }
+    diff.classes().iter().for_each(|class| add(TrieId::Classes, class.trie_key()));
+    for read in reads {
+        match read {
+            Subject::Storage(address, key) => {
+                add(TrieId::Contracts, *address.trie_key());
+                add(TrieId::Storage(*address), *key.trie_key());
+            }
+            Subject::ClassHash(address) | Subject::Nonce(address) => {
+                add(TrieId::Contracts, *address.trie_key());
+            }
+            Subject::CompiledClassHash(class_hash) => {
+                TrieKey::try_from(class_hash.0).into_iter().for_each(|key| add(TrieId::Classes, key));
+            }
+        }
+    }
+    keys
+}
+
+/// Asserts that a witness has each fact that a prover needs, from the tries before and after, and no node that is in
+/// neither. Beyond the facts it has only edges beside a fork (what stays of an edge that the block split, or what a deletion
+/// merged with the edge above), and the top of the contracts trie where the state commitment may be its hash.
+fn check_facts(
+    witness: &Witness,
+    diff: &StateDiff,
+    states: [&ReferenceState; 2],
+) -> Result<(), TestCaseError> {
+    let keys = accessed(diff, &witness.reads);
+    for of_trie in &witness.tries {
+        prop_assert!(keys.contains_key(&of_trie.trie), "the {} is not accessed", of_trie.trie);
+    }
+    for (trie, keys) in keys {
+        let of_trie = witness.tries.iter().find(|of_trie| of_trie.trie == trie);
+        let lists = of_trie.map_or([&[][..], &[]], |of_trie| [&of_trie.before, &of_trie.after]);
+        let mut needed: BTreeMap<[u8; 32], Node> = BTreeMap::new();
+        for (state, list) in states.into_iter().zip(lists) {
+            let leaves: Vec<TrieKey> = state.leaves(trie).into_iter().map(|(key, _)| key).collect();
+            let whole = state.facts(trie, &leaves);
+            for ProofNode { hash, node } in list {
+                prop_assert_eq!(
+                    whole.get(&hash.to_bytes_be()),
+                    Some(node),
+                    "a node that is not in the {}",
+                    trie
+                );
+            }
+            needed.extend(state.facts(trie, &keys));
+        }
+        let shown: BTreeSet<[u8; 32]> =
+            lists.into_iter().flatten().map(|listed| listed.hash.to_bytes_be()).collect();
+        for (hash, node) in &needed {
+            prop_assert!(shown.contains(hash), "no fact {:x?} of the {}: {:?}", hash, trie, node);
+        }
+        let beside_a_fork = |hash: &Felt| {
+            let has =
+                |node: &Node| matches!(node, Node::Binary { left, right } if left == hash || right == hash);
+            needed.values().any(has)
+        };
+        let extra =
+            lists.into_iter().flatten().filter(|listed| !needed.contains_key(&listed.hash.to_bytes_be()));
+        for ProofNode { hash, node } in extra {
+            let rest = matches!(node, Node::Edge { .. }) && beside_a_fork(hash);
+            let top =
+                trie == TrieId::Contracts && diff.contracts().is_empty() && witness.before.rule_matters();
+            prop_assert!(rest || top, "fact {:#x} of the {} is not needed: {:?}", hash, trie, node);
+        }
+    }
+    Ok(())
 }
 
 /// A witness without one of its nodes, with another one, or for another diff, is refused.
