@@ -49,8 +49,7 @@ pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
             "result": wire::storage_proof(&proof.map_err(|error: StateError| Error::from(error))?),
         }))
     })?;
-    output.line(&format!("{object:#}"));
-    Ok(())
+    output.line(&format!("{object:#}"))
 }
 
 /// The request that the options are. Contracts of slots are asked for too: without their leaves a slot proves nothing.
@@ -92,9 +91,9 @@ pub fn verify(args: &VerifyProof, output: &mut Output) -> Result<(), Failure> {
     let verified = verified.map_err(|error| Failure::refused(format!("{name}: {error}")))?;
     let claims = claims(&verified, &asked.request);
     if args.json {
-        output.line(&report(&verified, &claims, args, &anchor).to_string());
+        output.line(&report(&verified, &claims, args, &anchor).to_string())?;
     } else {
-        print(&claims, output);
+        print(&claims, output)?;
     }
     if let Some(claim) = claims.iter().find(|claim| claim.proven == Proven::NotCovered) {
         return Err(Failure::refused(format!("{name}: the proof does not lead to {}", claim.subject)));
@@ -163,7 +162,7 @@ fn claims(verified: &VerifiedProof, request: &ProofRequest) -> Vec<Claim> {
     classes.chain(request.contract_addresses.iter().map(contract)).chain(slots).collect()
 }
 
-fn print(claims: &[Claim], output: &mut Output) {
+fn print(claims: &[Claim], output: &mut Output) -> Result<(), Failure> {
     for Claim { subject, proven, .. } in claims {
         let said = match proven {
             Proven::Value(Value::Object(facts)) => facts
@@ -176,8 +175,9 @@ fn print(claims: &[Claim], output: &mut Output) {
             Proven::NotCovered => "not covered".to_owned(),
         };
         let verdict = if *proven == Proven::NotCovered { styled(DIM, "?") } else { styled(GOOD, "ok") };
-        output.line(&format!("{subject}  {said}  {verdict}"));
+        output.line(&format!("{subject}  {said}  {verdict}"))?;
     }
+    Ok(())
 }
 
 fn report(verified: &VerifiedProof, claims: &[Claim], args: &VerifyProof, anchor: &Anchor) -> Value {

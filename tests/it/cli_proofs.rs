@@ -211,7 +211,7 @@ fn what_cannot_be_proven_is_refused_with_the_reason() {
     for (args, expected) in [
         (["--block", "4"], "block 4 is not there: the last block is block 3"),
         (["--storage", "0x5"], "expected ADDRESS:KEY, such as 0x1234:0x5"),
-        (["--storage", "zz:0x5"], "is not a hexadecimal digit"),
+        (["--storage", "0xzz:0x5"], "is not a hexadecimal digit"),
     ] {
         let output = prove(&args);
         check(&output, 2);
