@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::data;
 use flagstone::registry::LAYOUTS;
@@ -11,6 +11,13 @@ use serde_json::Value;
 
 pub fn flagstone<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flagstone")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The running command, with pipes for all that it reads and writes.
+pub fn piped(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flagstone"));
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
 }
 
 pub fn stdout(output: &Output) -> String {
@@ -132,12 +139,7 @@ fn replay_bounds_the_cache_of_records_as_told() {
 
 #[test]
 fn standard_input_is_a_file_named_dash() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flagstone"))
-        .args(["replay", "--store", "memory", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(&["replay", "--store", "memory", "-"]);
     child.stdin.take().unwrap().write_all(mainnet().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     check(&output, 0);

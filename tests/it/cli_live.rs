@@ -1,7 +1,7 @@
 //! `flagstone replay -` behind a live feed: what is known is printed while the feed has nothing more to give.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::Value;
 
-use crate::cli::{Bench, check, flagstone, mainnet, stated_root, stdout};
+use crate::cli::{Bench, check, flagstone, mainnet, piped, stated_root, stdout};
 
 /// Far more than anything here takes: it only keeps a test that fails from waiting for ever.
 const TOO_LONG: Duration = Duration::from_secs(60);
@@ -25,13 +25,7 @@ pub struct Live {
 
 impl Live {
     pub fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flagstone"))
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = piped(args);
         let (feed, out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let (tell, lines) = channel();
         thread::spawn(move || {
