@@ -100,6 +100,15 @@ impl Marker {
     }
 }
 
+/// Whether a directory has a database in it, or the beginning of an import.
+pub fn is_in(dir: &Path) -> bool {
+    let is_marked = || match Marker::read(dir) {
+        Ok(marker) => marker.is_some(),
+        Err(_) => dir.join(STORE).is_dir(),
+    };
+    unfinished_import(dir).is_some() || is_marked()
+}
+
 /// Opens the database in a directory.
 ///
 /// # Errors
@@ -189,6 +198,7 @@ pub fn open_or_create(
     store: Option<&StoreEntry>,
     config: EngineConfig,
 ) -> Result<Engine, Error> {
+    config.check()?;
     if let Some(marker) = Marker::read(dir)? {
         if let Some(store) = store.filter(|store| store.name != marker.store) {
             let (stored, opened) = (format!("`{}`", marker.store), format!("`{}`", store.name));
@@ -213,6 +223,7 @@ pub fn import(
     config: &EngineConfig,
     progress: &mut dyn FnMut(ImportProgress),
 ) -> Result<Imported, Error> {
+    config.check()?;
     if Marker::read(dir)?.is_some() {
         return Err(Error::Config(format!(
             "{} holds a database already, and an import makes a new one; name an empty or a new directory",

@@ -102,9 +102,9 @@ pub enum Error {
     },
     /// The state after the block is not kept any more, or never had a root of its own.
     #[error(
-        "the state after block {block} is not kept: history reaches from {oldest} to {newest}; \
+        "the state after block {block} {gone}: history reaches from {oldest} to {newest}; \
          import a dump of that state, or replay the blocks up to it, into another database",
-        oldest = at(.oldest), newest = at(.newest)
+        gone = gone(*.block, .oldest, .newest), oldest = at(.oldest), newest = at(.newest)
     )]
     HistoryGone {
         /// The block asked for.
@@ -219,6 +219,14 @@ fn other_dump(begun: &ImportOf, given: &ImportOf) -> String {
         return "this one states the same, but its chunks are others".to_owned();
     }
     format!("this one is of {given}")
+}
+
+/// Why there is no state after a block, for the middle of a sentence.
+fn gone(block: BlockNumber, oldest: &Option<BlockNumber>, newest: &Option<BlockNumber>) -> &'static str {
+    if *oldest <= Some(block) && Some(block) <= *newest {
+        return "was never kept by itself, as the block was committed as one with those behind it";
+    }
+    "is not kept"
 }
 
 /// A state, for the middle of a sentence.

@@ -1,6 +1,5 @@
 //! `flagstone check` and `flagstone diff`: what is wrong with a database, and where two of them differ.
 
-use std::path::Path;
 use std::time::Instant;
 
 use flagstone::core::audit::Place;
@@ -9,15 +8,16 @@ use flagstone::core::diff::Subject;
 use flagstone::core::error::StateError;
 use flagstone::core::types::BlockNumber;
 use flagstone::engine::CheckReport;
-use flagstone::{Engine, EngineConfig, Error, database};
+use flagstone::{Engine, Error};
 use serde_json::json;
 
+use super::inspect::open;
 use super::output::{BAD, GOOD, Output, styled};
 use super::{Diff, Failure, Inspect, state_after};
 
 pub fn check(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
-    let engine = database::open(&args.data, None, EngineConfig::default())?;
+    let engine = open(&args.data, output)?;
     output.start_spinner();
     let report = engine.check(&|entries| output.progress(entries, || format!("{entries} storage entries")));
     output.end_progress();
@@ -26,10 +26,10 @@ pub fn check(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
         output.line(&match args.json {
             true => finding_json(&finding.place, &finding.problem).to_string(),
             false => format!("{} {finding}", styled(BAD, "wrong")),
-        });
+        })?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    output.line(&if args.json { summary_json(&report, seconds) } else { summary(&report, seconds) });
+    output.line(&if args.json { summary_json(&report, seconds) } else { summary(&report, seconds) })?;
     if report.is_sound() { Ok(()) } else { Err(Failure::told()) }
 }
 
@@ -86,7 +86,7 @@ struct Teller<'a> {
     args: &'a Diff,
     output: &'a mut Output,
     told: u64,
-    failed: Option<StateError>,
+    failed: Option<Failure>,
 }
 
 impl Teller<'_> {
@@ -94,7 +94,7 @@ impl Teller<'_> {
     fn tell(&mut self, difference: &Difference) -> bool {
         self.told += 1;
         let Difference { subject, trie, path, values: [a, b] } = difference;
-        self.output.line(&if self.args.json {
+        let told = self.output.line(&if self.args.json {
             let difference = json!({
                 "trie": trie.to_string(), "path": path.to_string(), "subject": subject.to_string(),
                 "kind": kind(subject), "a": format!("{a:#x}"), "b": format!("{b:#x}"),
@@ -103,7 +103,8 @@ impl Teller<'_> {
         } else {
             format!("{subject}: {a:#x} | {b:#x}  (in the {trie}, from {path} on)")
         });
-        self.args.all
+        self.failed = told.err();
+        self.args.all && self.failed.is_none()
     }
 }
 
@@ -117,14 +118,9 @@ const fn kind(subject: &Subject) -> &'static str {
 }
 
 pub fn diff(args: &Diff, output: &mut Output) -> Result<(), Failure> {
-    let open = |dir: &Path| -> Result<Engine, Error> {
-        let engine = database::open(dir, None, EngineConfig::default())?;
-        engine.commit()?;
-        Ok(engine)
-    };
-    let a = open(&args.a)?;
+    let a = open(&args.a, output)?;
     let same_place = args.a.canonicalize().ok() == args.b.canonicalize().ok();
-    let b = if same_place { None } else { Some(open(&args.b)?) };
+    let b = if same_place { None } else { Some(open(&args.b, output)?) };
     let mut teller = Teller { args, output, told: 0, failed: None };
     let b = b.as_ref().unwrap_or(&a);
     let number = |engine: &Engine, block| engine.at_block(block, |_, block, _| Ok(block));
@@ -133,13 +129,13 @@ pub fn diff(args: &Diff, output: &mut Output) -> Result<(), Failure> {
         compare_at(&a, b, blocks, &mut teller)?;
     }
     let (told, failed) = (teller.told, teller.failed.take());
-    if let Some(error) = failed {
-        return Err(Error::from(error).into());
+    if let Some(failure) = failed {
+        return Err(failure);
     }
     if args.json {
-        output.line(&json!({ "summary": { "same": told == 0, "told": told } }).to_string());
+        output.line(&json!({ "summary": { "same": told == 0, "told": told } }).to_string())?;
     } else if told == 0 {
-        output.line(&styled(GOOD, "the states are the same"));
+        output.line(&styled(GOOD, "the states are the same"))?;
     } else if !args.all {
         output.note("this is the first difference; --all tells all of them");
     }
@@ -159,7 +155,7 @@ fn compare_at(
             compare(a, b, &mut |found| match found {
                 Ok(difference) => teller.tell(&difference),
                 Err(broken) => {
-                    teller.failed = Some(broken.into());
+                    teller.failed = Some(Error::from(StateError::from(broken)).into());
                     false
                 }
             });

@@ -1,4 +1,6 @@
-//! Commands that look at a database and change nothing, and those that go back or on.
+//! Commands that look at a database, and those that go back or on.
+
+use std::path::Path;
 
 use flagstone::core::types::BlockNumber;
 use flagstone::database::{self, JournalAside, bytes_on_disk};
@@ -10,13 +12,25 @@ use serde_json::json;
 use super::output::{DIM, Output, styled};
 use super::{Failure, Get, GetWhat, Inspect, Revert, state_after};
 
-fn open(data: &std::path::Path) -> Result<Engine, Failure> {
-    // Looking at a database commits nothing.
-    Ok(database::open(data, None, EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() })?)
+/// Opens a database to answer of its last closed block. Blocks that the journal alone has, as after a kill, are committed
+/// first: an answer of an older block would look like one of the last, and one of a block whose root nobody has compared
+/// could be of a block that is refused.
+pub fn open(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
+    let config = EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() };
+    let engine = database::open(data, None, config)?;
+    let Head { closed, committed, .. } = engine.head();
+    engine.commit()?;
+    if closed != committed {
+        let (first, last) = (state_after(committed), state_after(closed));
+        output.note(&format!(
+            "blocks after {first}, up to {last}, were closed and not committed; they are committed now"
+        ));
+    }
+    Ok(engine)
 }
 
 pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data)?;
+    let engine = open(&args.data, output)?;
     let view = match args.block {
         Some(block) => engine.view_at(BlockNumber(block))?,
         None => engine.view(),
@@ -27,47 +41,34 @@ pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
         GetWhat::ClassHash { address } => view.class_hash_at(address)?.to_string(),
         GetWhat::CompiledClassHash { class_hash } => view.compiled_class_hash(class_hash)?.to_string(),
     };
-    output.line(&value);
-    Ok(())
+    output.line(&value)
 }
 
 pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let head = open(&args.data)?.head();
-    if args.json {
-        output.line(&head_json(&head).to_string());
-    } else {
-        output.line(&head.root.commitment.to_string());
-    }
-    if let (Some(closed), true) = (head.closed, head.closed != head.committed) {
-        let after = state_after(head.committed);
-        output.note(&format!(
-            "this is the root after {after}; blocks up to {closed} are closed and not committed yet"
-        ));
-    }
-    Ok(())
+    let engine = open(&args.data, output)?;
+    engine.sync()?;
+    print_head(&engine.head(), args.json, output)
+}
+
+fn print_head(head: &Head, as_json: bool, output: &mut Output) -> Result<(), Failure> {
+    output.line(&if as_json { head_json(head).to_string() } else { head.root.commitment.to_string() })
 }
 
 pub fn revert(args: &Revert, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data)?;
-    let root = engine.revert_to(BlockNumber(args.block))?;
-    if args.json {
-        output.line(&head_json(&engine.head()).to_string());
-    } else {
-        output.line(&root.commitment.to_string());
-    }
-    Ok(())
+    let engine = open(&args.data, output)?;
+    engine.revert_to(BlockNumber(args.block))?;
+    print_head(&engine.head(), args.json, output)
 }
 
 pub fn recover(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let JournalAside { journal, block } = database::set_journal_aside(&args.data)?;
     let journal = journal.map(|journal| journal.display().to_string());
     if args.json {
-        output.line(&json!({ "block": block.map(|block| block.0), "journal": journal }).to_string());
-        return Ok(());
+        return output.line(&json!({ "block": block.map(|block| block.0), "journal": journal }).to_string());
     }
     let aside =
         journal.map_or("there was no journal".to_owned(), |name| format!("the journal is now {name}"));
-    output.line(&format!("{aside}; the database goes on from {}", state_after(block)));
+    output.line(&format!("{aside}; the database goes on from {}", state_after(block)))?;
     output.note("blocks after it that were closed before are lost and must be fed again; `flagstone check` looks at the rest");
     Ok(())
 }
@@ -85,8 +86,11 @@ fn head_json(head: &Head) -> serde_json::Value {
 }
 
 pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data)?;
-    let (identity, head) = (engine.identity(), engine.head());
+    let engine = open(&args.data, output)?;
+    engine.sync()?;
+    let (identity, head, store) = (engine.identity(), engine.head(), engine.store_name());
+    // Files come and go until the engine has ended.
+    drop(engine);
     let bytes = bytes_on_disk(&args.data)?;
     if args.json {
         let mut facts = head_json(&head);
@@ -94,17 +98,16 @@ pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
         facts["layout_format"] = json!(identity.layout_format);
         facts["engine_format"] = json!(identity.engine_format);
         facts["scheme"] = json!(identity.scheme);
-        facts["store"] = json!(engine.store_name());
+        facts["store"] = json!(store);
         facts["bytes_on_disk"] = json!(bytes);
-        output.line(&facts.to_string());
-        return Ok(());
+        return output.line(&facts.to_string());
     }
     let block = |block: Option<BlockNumber>| {
         block.map_or_else(|| "none".to_owned(), |block| format!("block {block}"))
     };
     for (name, value) in [
         ("layout", format!("{} (format {})", identity.layout, identity.layout_format)),
-        ("store", engine.store_name().to_owned()),
+        ("store", store.to_owned()),
         ("engine format", identity.engine_format.to_string()),
         ("scheme", identity.scheme),
         ("closed", block(head.closed)),
@@ -115,7 +118,7 @@ pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
         ("classes root", head.root.roots.classes.to_string()),
         ("bytes on disk", bytes.to_string()),
     ] {
-        output.line(&format!("{:<15} {value}", styled(DIM, format!("{name:<15}"))));
+        output.line(&format!("{:<15} {value}", styled(DIM, format!("{name:<15}"))))?;
     }
     Ok(())
 }
@@ -126,10 +129,10 @@ pub fn layouts(as_json: bool, output: &mut Output) -> Result<(), Failure> {
         if as_json {
             let facts =
                 json!({"name": entry.name, "about": entry.about, "format": format, "default": index == 0});
-            output.line(&facts.to_string());
+            output.line(&facts.to_string())?;
         } else {
             let default = if index == 0 { "  [default]" } else { "" };
-            output.line(&format!("{:<14} {}{default}", entry.name, entry.about));
+            output.line(&format!("{:<14} {}{default}", entry.name, entry.about))?;
         }
     }
     Ok(())

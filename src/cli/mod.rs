@@ -1,7 +1,7 @@
 //! Command line: arguments, exit codes, and what is printed where.
 //!
 //! Results go to standard output, errors and the progress bar to standard error. A reader of our output that goes
-//! away does not stop the work.
+//! away does not stop the work; a result that cannot be written for any other reason fails the command.
 
 mod check;
 mod inspect;
@@ -13,16 +13,19 @@ mod sequence;
 mod snapshot;
 mod witness;
 
+use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use flagstone::core::commitment::StarknetVersion;
 use flagstone::core::types::{
-    BlockHash, BlockNumber, ClassHash, ContractAddress, StateCommitment, StorageKey,
+    BlockHash, BlockNumber, ClassHash, ContractAddress, ParseError, StateCommitment, StorageKey,
 };
+use flagstone::engine::THREADS_MAX;
 use flagstone::input::InputError;
 use flagstone::{Cadence, Error, ErrorKind};
 
@@ -32,18 +35,19 @@ const EXIT_CODES: &str = "Exit codes:
   0  fine
   1  a root, proof or witness did not hold; nothing of that block was kept
   2  bad usage or bad input; what came before stays committed
-  3  the store failed, is damaged, or is not what it was opened as";
+  3  the store failed, is damaged, or is not what it was opened as; or the output cannot be written";
 
 const CHECK_EXIT_CODES: &str = "Exit codes:
   0  nothing is wrong
   1  something is
-  3  the store failed, cannot be opened, or is not what it was opened as";
+  2  bad usage
+  3  the store failed, cannot be opened, or is not what it was opened as; or the output cannot be written";
 
 const DIFF_EXIT_CODES: &str = "Exit codes:
   0  the states are the same
   1  they differ
   2  bad usage, or a state that is not held
-  3  a store failed, is damaged, or is not what it was opened as";
+  3  a store failed, is damaged, or is not what it was opened as; or the output cannot be written";
 
 /// State of a Starknet sequencer, in alternative commitment layouts
 #[derive(Parser)]
@@ -77,10 +81,13 @@ enum Command {
     #[command(after_help = EXIT_CODES)]
     Sequence(Sequence),
     /// Read one value
+    #[command(after_help = EXIT_CODES)]
     Get(Get),
-    /// Print the state commitment of the last committed block
+    /// Print the state commitment of the last closed block, committing first what a process that was killed left closed
+    #[command(after_help = EXIT_CODES)]
     Root(Inspect),
-    /// Say what a database is and how far it has come
+    /// Say what a database is and how far it has come, committing first what a process that was killed left closed
+    #[command(after_help = EXIT_CODES)]
     Info(Inspect),
     /// Go back to an earlier block: take back all blocks after it, and print its root
     #[command(after_help = EXIT_CODES)]
@@ -98,6 +105,7 @@ enum Command {
     #[command(after_help = EXIT_CODES)]
     VerifyWitness(VerifyWitness),
     /// List the layouts there are
+    #[command(after_help = EXIT_CODES)]
     Layouts {
         /// Print JSON
         #[arg(long)]
@@ -132,20 +140,20 @@ struct Replay {
     /// Most MiB of trie records that are kept decoded; layouts other than flat keep none [default: 256, on the store memory 64]
     #[arg(long, value_name = "MIB")]
     record_cache: Option<usize>,
-    /// Write the witness of each block to DIR/BLOCK.witness; needs `--commit every` or `close`
+    /// Write the witness of each block to DIR/BLOCK.witness, in no database's directory; needs `--commit every` or `close`
     #[arg(long, value_name = "DIR")]
     witness: Option<PathBuf>,
     /// Write witnesses as JSON
     #[arg(long, requires = "witness")]
     witness_json: bool,
-    /// Threads for commitment [default: one for each core]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    /// Threads for commitment, at most 1024 [default: one for each core]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = threads())]
     threads: usize,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
     /// State updates as JSON-RPC or feeder-gateway JSON: one object, an array, or one a line; plain, .gz or .zst;
-    /// `-` is standard input
+    /// `-` is standard input, which may be a live feed: a block's line comes when its root is known
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 }
@@ -158,7 +166,7 @@ struct Export {
     /// State after this block [default: the last one]
     #[arg(long, value_name = "N", value_parser = parse_block)]
     block: Option<BlockNumber>,
-    /// File to write, which is as it was if the export fails; `-` is standard output
+    /// File to write, in no database's directory, and as it was if the export fails; `-` is standard output
     #[arg(long, value_name = "FILE", default_value = "-", hide_default_value = true)]
     out: Option<PathBuf>,
     /// Print JSON
@@ -175,14 +183,14 @@ struct NewDatabase {
     /// Store of the new database [default: sled]
     #[arg(long, value_name = "NAME")]
     store: Option<String>,
-    /// Threads for commitment [default: one for each core]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    /// Threads for commitment, at most 1024 [default: one for each core]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = threads())]
     threads: usize,
 }
 
 #[derive(Args)]
 struct Import {
-    /// Directory of the new database; if an import of the same dump was interrupted there, it goes on
+    /// Directory of the new database, in no other one's; if an import of the same dump was interrupted there, it goes on
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]
@@ -200,7 +208,7 @@ struct Convert {
     /// Directory of the database that there is
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
-    /// Directory of the new database; if the same was interrupted there, it goes on
+    /// Directory of the new database, in no other one's; if the same was interrupted there, it goes on
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     /// State after this block [default: the last one]
@@ -246,8 +254,8 @@ struct Sequence {
     /// What the transactions do: transfers, multicall, contended or mixed
     #[arg(long, value_name = "NAME", default_value = "mixed")]
     workload: String,
-    /// Threads that execute; 0 executes one transaction after the other
-    #[arg(long, value_name = "W", default_value_t = 2)]
+    /// Threads that execute, at most 1024; 0 executes one transaction after the other
+    #[arg(long, value_name = "W", default_value_t = 2, value_parser = threads())]
     workers: usize,
     /// Another seed gives other transactions
     #[arg(long, value_name = "S", default_value_t = 0)]
@@ -311,23 +319,28 @@ enum GetWhat {
     /// Value of a storage slot
     Storage {
         /// The contract
+        #[arg(value_parser = parse_felt::<ContractAddress>)]
         address: ContractAddress,
         /// The slot
+        #[arg(value_parser = parse_felt::<StorageKey>)]
         key: StorageKey,
     },
     /// Nonce of a contract
     Nonce {
         /// The contract
+        #[arg(value_parser = parse_felt::<ContractAddress>)]
         address: ContractAddress,
     },
     /// Class hash of a contract
     ClassHash {
         /// The contract
+        #[arg(value_parser = parse_felt::<ContractAddress>)]
         address: ContractAddress,
     },
     /// Compiled class hash of a Sierra class
     CompiledClassHash {
         /// The class
+        #[arg(value_parser = parse_felt::<ClassHash>)]
         class_hash: ClassHash,
     },
 }
@@ -341,10 +354,10 @@ struct Prove {
     #[arg(long, value_name = "N")]
     block: Option<u64>,
     /// A class; may be given more than once
-    #[arg(long, value_name = "CLASS")]
+    #[arg(long, value_name = "CLASS", value_parser = parse_felt::<ClassHash>)]
     class: Vec<ClassHash>,
     /// A contract; may be given more than once
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_felt::<ContractAddress>)]
     contract: Vec<ContractAddress>,
     /// A storage slot, and its contract with it; may be given more than once
     #[arg(long, value_name = "ADDRESS:KEY", value_parser = parse_slot)]
@@ -354,20 +367,20 @@ struct Prove {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["class", "contract", "storage"])]
     request: Option<PathBuf>,
     /// Hash of the block, to be stated in the proof: the database does not have it
-    #[arg(long, value_name = "HASH")]
+    #[arg(long, value_name = "HASH", value_parser = parse_felt::<BlockHash>)]
     block_hash: Option<BlockHash>,
 }
 
 #[derive(Args)]
 struct VerifyProof {
     /// The block's state commitment (`new_root` in its header), which you trust
-    #[arg(long, value_name = "STATE_COMMITMENT")]
+    #[arg(long, value_name = "STATE_COMMITMENT", value_parser = parse_felt::<StateCommitment>)]
     root: Option<StateCommitment>,
     /// Starknet version of the block, which decides how its state commitment is made
     #[arg(long, value_name = "V")]
     starknet_version: Option<StarknetVersion>,
     /// The block's hash, which you trust
-    #[arg(long, value_name = "HASH")]
+    #[arg(long, value_name = "HASH", value_parser = parse_felt::<BlockHash>)]
     block_hash: Option<BlockHash>,
     /// The parameters that were asked with, by name or by position, or the whole request, if FILE does not have them; `-`
     /// is standard input
@@ -405,8 +418,28 @@ fn state_after(block: Option<BlockNumber>) -> String {
 
 fn parse_slot(text: &str) -> Result<(ContractAddress, StorageKey), String> {
     let (address, key) = text.split_once(':').ok_or("expected ADDRESS:KEY, such as 0x1234:0x5")?;
-    let address = address.parse().map_err(|error| format!("address {address:?}: {error}"))?;
-    Ok((address, key.parse().map_err(|error| format!("key {key:?}: {error}"))?))
+    let address = parse_felt(address).map_err(|error| format!("address {address:?}: {error}"))?;
+    Ok((address, parse_felt(key).map_err(|error| format!("key {key:?}: {error}"))?))
+}
+
+/// A felt, which must have `0x` in front: without it, `10` would be sixteen to us and may be ten to whoever typed it.
+fn parse_felt<T: FromStr<Err = ParseError>>(text: &str) -> Result<T, String> {
+    if text.starts_with("0x") || text.starts_with("0X") {
+        return text.parse().map_err(|error: ParseError| error.to_string());
+    }
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Err(match text.parse::<u128>() {
+        Ok(number) if digits => {
+            format!("a felt has 0x in front: decimal {text} is {number:#x}, hexadecimal {text} is 0x{text}")
+        }
+        _ if digits => format!("a felt is hexadecimal, with 0x in front, such as 0x{text}"),
+        _ => "expected a felt in hexadecimal, with 0x in front, such as 0x1f".to_owned(),
+    })
+}
+
+/// How many threads an option may ask for.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(0..=THREADS_MAX as u64)
 }
 
 fn parse_block(text: &str) -> Result<BlockNumber, String> {
@@ -450,14 +483,21 @@ impl Failure {
         Self { message: message.into(), code: 1 }
     }
 
-    /// An engine's error about the block whose update is at `location`.
-    fn at(location: &str, error: &Error) -> Self {
-        Self { message: format!("{location}: {error}"), code: exit_code(error) }
+    /// This failure, which is about something that was read at `location`.
+    fn at(mut self, location: Option<&str>) -> Self {
+        if let Some(location) = location {
+            self.message = format!("{location}: {}", self.message);
+        }
+        self
     }
-}
 
-fn exit_code(error: &Error) -> u8 {
-    exit_code_of(error.kind())
+    /// This failure, and after it that its answer could not be written, if it could not.
+    fn and(mut self, answered: Result<(), Self>) -> Self {
+        if let Err(lost) = answered {
+            self.message = format!("{}; and {}", self.message, lost.message);
+        }
+        self
+    }
 }
 
 const fn exit_code_of(kind: ErrorKind) -> u8 {
@@ -468,9 +508,15 @@ const fn exit_code_of(kind: ErrorKind) -> u8 {
     }
 }
 
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self { message: error.to_string(), code: exit_code_of(error.kind()) }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { message: error.to_string(), code: exit_code(&error) }
+        Self::from(&error)
     }
 }
 
@@ -483,23 +529,15 @@ impl From<InputError> for Failure {
 /// Parses the arguments, runs the command, and turns the outcome into an exit code.
 pub fn run() -> ExitCode {
     let mut output = Output::new();
-    let outcome = match Cli::parse().command {
-        Command::Replay(args) => replay::run(&args, &mut output),
-        Command::Export(args) => snapshot::export(&args, &mut output),
-        Command::Import(args) => snapshot::import(&args, &mut output),
-        Command::Convert(args) => snapshot::convert(&args, &mut output),
-        Command::Check(args) => check::check(&args, &mut output),
-        Command::Diff(args) => check::diff(&args, &mut output),
-        Command::Sequence(args) => sequence::run(&args, &mut output),
-        Command::Get(args) => inspect::get(&args, &mut output),
-        Command::Root(args) => inspect::root(&args, &mut output),
-        Command::Info(args) => inspect::info(&args, &mut output),
-        Command::Revert(args) => inspect::revert(&args, &mut output),
-        Command::Recover(args) => inspect::recover(&args, &mut output),
-        Command::Prove(args) => prove::prove(&args, &mut output),
-        Command::VerifyProof(args) => prove::verify(&args, &mut output),
-        Command::VerifyWitness(args) => witness::verify(&args, &mut output),
-        Command::Layouts { json } => inspect::layouts(json, &mut output),
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => command(cli.command, &mut output),
+        Err(told) if told.use_stderr() => {
+            // If standard error is gone there is nobody left to tell.
+            let _ = told.print();
+            return ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(2));
+        }
+        // What was asked for was help, or the version.
+        Err(told) => output::answered(told.print().and_then(|()| io::stdout().flush())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -509,5 +547,26 @@ pub fn run() -> ExitCode {
             }
             ExitCode::from(failure.code)
         }
+    }
+}
+
+fn command(command: Command, output: &mut Output) -> Result<(), Failure> {
+    match command {
+        Command::Replay(args) => replay::run(&args, output),
+        Command::Export(args) => snapshot::export(&args, output),
+        Command::Import(args) => snapshot::import(&args, output),
+        Command::Convert(args) => snapshot::convert(&args, output),
+        Command::Check(args) => check::check(&args, output),
+        Command::Diff(args) => check::diff(&args, output),
+        Command::Sequence(args) => sequence::run(&args, output),
+        Command::Get(args) => inspect::get(&args, output),
+        Command::Root(args) => inspect::root(&args, output),
+        Command::Info(args) => inspect::info(&args, output),
+        Command::Revert(args) => inspect::revert(&args, output),
+        Command::Recover(args) => inspect::recover(&args, output),
+        Command::Prove(args) => prove::prove(&args, output),
+        Command::VerifyProof(args) => prove::verify(&args, output),
+        Command::VerifyWitness(args) => witness::verify(&args, output),
+        Command::Layouts { json } => inspect::layouts(json, output),
     }
 }

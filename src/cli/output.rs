@@ -1,10 +1,15 @@
 //! Lines to standard output, errors and the progress bar to standard error. Colours only on a terminal.
+//!
+//! Standard output is what a command is asked for, so a line of it that cannot be written fails the command. Standard error
+//! is beside it: what cannot be written there is dropped.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Failure;
 
 pub const GOOD: Style = AnsiColor::Green.on_default();
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -17,7 +22,7 @@ const LONG_INPUT_BYTES: u64 = 256 << 10;
 pub struct Output {
     out: anstream::AutoStream<std::io::Stdout>,
     bar: ProgressBar,
-    /// The reader went away; the work goes on without it.
+    /// The reader went away, or the failure to write was told: no more is written.
     closed: bool,
 }
 
@@ -26,13 +31,16 @@ impl Output {
         Self { out: anstream::stdout(), bar: ProgressBar::hidden(), closed: false }
     }
 
-    /// Prints a line, above the progress bar if there is one.
-    pub fn line(&mut self, line: &str) {
+    /// Prints a line, above the progress bar if there is one. A line that cannot be written is a failure, told once; a reader
+    /// that went away is none, and the work goes on without it.
+    pub fn line(&mut self, line: &str) -> Result<(), Failure> {
         if self.closed {
-            return;
+            return Ok(());
         }
         let (bar, out) = (&self.bar, &mut self.out);
-        self.closed = bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush())).is_err();
+        let written = bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush()));
+        self.closed = written.is_err();
+        answered(written)
     }
 
     /// Prints an error.
@@ -96,6 +104,16 @@ impl Output {
     /// Takes the progress bar away.
     pub fn end_progress(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// What the outcome of writing to standard output means for the command.
+pub fn answered(written: io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::store(format!(
+            "cannot write to standard output: {error}; what was printed is not whole"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where a command that writes keeps its database: in memory, in the directory it was given, or in a temporary one.
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::MemoryStore;
@@ -13,7 +13,7 @@ const MEMORY: &str = "memory";
 
 pub enum Place {
     Memory,
-    Directory(std::path::PathBuf),
+    Directory(PathBuf),
     Temporary(tempfile::TempDir),
 }
 
@@ -25,7 +25,10 @@ impl Place {
                 "--store memory keeps nothing, so it cannot be used with --data; leave one out",
             )),
             (None, Some(MEMORY)) => Ok(Self::Memory),
-            (Some(data), _) => Ok(Self::Directory(data.to_owned())),
+            (Some(data), _) => {
+                new_database("--data", data, None)?;
+                Ok(Self::Directory(data.to_owned()))
+            }
             (None, _) => match tempfile::Builder::new().prefix("flagstone-").tempdir() {
                 Ok(directory) => Ok(Self::Temporary(directory)),
                 Err(error) => Err(Failure::store(format!("cannot make a temporary directory: {error}"))),
@@ -64,4 +67,41 @@ impl Place {
             Self::Temporary(_) => ", in a temporary directory".to_owned(),
         }
     }
+}
+
+/// Refuses a place for output in the directory of a database: of any that is there, and of `own`, which need not be there yet.
+/// What is in such a directory is the database's own: a dump in the place of one of its files destroys it.
+pub fn outside_databases(option: &str, path: &Path, own: Option<&Path>) -> Result<(), Failure> {
+    let place = resolve(path);
+    let own = own.map(resolve).filter(|own| place.starts_with(own));
+    let database = own.or_else(|| place.ancestors().find(|dir| database::is_in(dir)).map(Path::to_owned));
+    database.map_or(Ok(()), |database| {
+        let (path, database) = (path.display(), database.display());
+        Err(Failure::usage(format!(
+            "{option} {path} is in {database}, the directory of a database, where all files are its own; \
+             name a place outside of it"
+        )))
+    })
+}
+
+/// Refuses a place for a new database in the directory of another one. What is a database already is one wherever it is,
+/// unless it is in `own`.
+pub fn new_database(option: &str, dir: &Path, own: Option<&Path>) -> Result<(), Failure> {
+    let in_own = own.is_some_and(|own| resolve(dir).starts_with(resolve(own)));
+    if database::is_in(dir) && !in_own { Ok(()) } else { outside_databases(option, dir, own) }
+}
+
+/// Where a path leads: links are followed as far as there is something.
+fn resolve(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = path.ancestors().find_map(|dir| Some((dir, dir.canonicalize().ok()?)));
+    let Some((dir, there)) = there else { return path };
+    let missing = path.strip_prefix(dir).unwrap_or(Path::new(""));
+    missing.components().fold(there, |mut place, part| {
+        match part {
+            Component::ParentDir => drop(place.pop()),
+            part => place.push(part),
+        }
+        place
+    })
 }

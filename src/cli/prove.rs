@@ -58,8 +58,7 @@ pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
              which only a proof with a contract in it can show; the request that was answered is beside the result"
         ));
     }
-    output.line(&format!("{object:#}"));
-    Ok(())
+    output.line(&format!("{object:#}"))
 }
 
 /// The block to prove the state of; none is the last one.
@@ -137,9 +136,9 @@ pub fn verify(args: &VerifyProof, output: &mut Output) -> Result<(), Failure> {
     let verified = verified.map_err(|error| Failure::refused(format!("{name}: {error}")))?;
     let claims = claims(&verified, &asked.request);
     if args.json {
-        output.line(&report(&verified, &claims, args, &anchor).to_string());
+        output.line(&report(&verified, &claims, args, &anchor).to_string())?;
     } else {
-        print(&claims, output);
+        print(&claims, output)?;
     }
     if let Some(claim) = claims.iter().find(|claim| claim.proven == Proven::NotCovered) {
         let Claim { subject, lead, .. } = claim;
@@ -236,7 +235,7 @@ fn claims(verified: &VerifiedProof, request: &ProofRequest) -> Vec<Claim> {
     classes.chain(request.contract_addresses.iter().map(contract)).chain(slots).collect()
 }
 
-fn print(claims: &[Claim], output: &mut Output) {
+fn print(claims: &[Claim], output: &mut Output) -> Result<(), Failure> {
     for Claim { subject, proven, .. } in claims {
         let said = match proven {
             Proven::Value(Value::Object(facts)) => facts
@@ -249,8 +248,9 @@ fn print(claims: &[Claim], output: &mut Output) {
             Proven::NotCovered => "not covered".to_owned(),
         };
         let verdict = if *proven == Proven::NotCovered { styled(DIM, "?") } else { styled(GOOD, "ok") };
-        output.line(&format!("{subject}  {said}  {verdict}"));
+        output.line(&format!("{subject}  {said}  {verdict}"))?;
     }
+    Ok(())
 }
 
 fn report(verified: &VerifiedProof, claims: &[Claim], args: &VerifyProof, anchor: &Anchor) -> Value {

@@ -49,15 +49,23 @@ mod with_executor {
         let continued = producer.engine().head().closed.is_some();
         output.start_blocks(args.blocks);
         let (mut blocks, mut transactions) = (0, 0);
+        let mut answered = Ok(());
         let outcome = run::run(&producer, &config, &stop, &mut |block| {
             blocks += u64::from(block.number.0 > 0);
             transactions += block.transactions;
-            print_block(args, output, block);
+            if let Err(failure) = print_block(args, output, block) {
+                // Blocks that nobody hears of are not produced on and on.
+                answered = Err(failure);
+                stop.store(true, Ordering::Relaxed);
+            }
             output.progress(blocks, || format!("{transactions} transactions"));
         });
         output.end_progress();
-        let summary = outcome?;
-        print_summary(args, output, &summary, &producer, &place);
+        let summary = match outcome {
+            Ok(summary) => answered.map(|()| summary)?,
+            Err(error) => return Err(Failure::from(error).and(answered)),
+        };
+        print_summary(args, output, &summary, &producer, &place)?;
         if stop.load(Ordering::Relaxed) {
             output.note("stopped at a block's border; the same command continues from there");
         }
@@ -81,7 +89,7 @@ mod with_executor {
         (duration.as_secs_f64() * 1e5).round() / 100.0
     }
 
-    fn print_block(args: &Sequence, output: &mut Output, block: &BlockReport) {
+    fn print_block(args: &Sequence, output: &mut Output, block: &BlockReport) -> Result<(), Failure> {
         if args.json {
             return output.line(&block_json(block).to_string());
         }
@@ -103,7 +111,7 @@ mod with_executor {
             100.0 * block.hit_rate,
             block.writes,
             block.root
-        ));
+        ))
     }
 
     fn block_json(block: &BlockReport) -> Value {
@@ -138,7 +146,7 @@ mod with_executor {
         summary: &Summary,
         producer: &Producer,
         place: &Place,
-    ) {
+    ) -> Result<(), Failure> {
         let engine = producer.engine();
         let (layout, store) = (engine.identity().layout, engine.store_name());
         let root = engine.head().root.commitment;
@@ -167,13 +175,13 @@ mod with_executor {
             summary.failed,
             summary.verified,
             place.suffix()
-        ));
+        ))?;
         output.line(&format!(
             "the executor waited {:.2} % of that time between blocks (for closing and roots), and {:.2} % in reads that \
              missed",
             100.0 * summary.waiting(),
             100.0 * summary.missing()
-        ));
+        ))?;
         let hints = match args.no_hints {
             true => "no hints".to_owned(),
             false => format!("hints read {} values ahead", summary.read_ahead),
@@ -184,7 +192,7 @@ mod with_executor {
             "{} reads, {:.2} % hits{after_first}; {hints}",
             summary.reads.of_values(),
             100.0 * hit_rate,
-        ));
+        ))
     }
 
     impl From<SequencerError> for Failure {

@@ -11,8 +11,10 @@ use flagstone::snapshot::{self, Counts, Exported};
 use flagstone::{EngineConfig, database, registry};
 use serde_json::json;
 
+use super::inspect::open;
 use super::output::Output;
-use super::{Convert, Export, Failure, Import, NewDatabase, exit_code};
+use super::place::{new_database, outside_databases};
+use super::{Convert, Export, Failure, Import, NewDatabase};
 
 /// The name of standard input and output.
 const DASH: &str = "-";
@@ -24,8 +26,10 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     let to_stdout = args.out.as_deref().is_none_or(|out| out == Path::new(DASH));
     refuse_terminal(to_stdout && io::stdout().is_terminal())?;
-    let engine = database::open(&args.data, None, EngineConfig::default())?;
-    engine.commit()?;
+    if let Some(out) = args.out.as_deref().filter(|_| !to_stdout) {
+        outside_databases("--out", out, Some(&args.data))?;
+    }
+    let engine = open(&args.data, output)?;
     output.start_spinner();
     let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
     let mut write = |out: &mut dyn Write| snapshot::export(&engine, args.block, out, &mut progress);
@@ -40,11 +44,10 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     let report = exported_line(&exported?, started, args.json);
     // The dump itself is what standard output is for.
     if to_stdout {
-        output.note(&report)
-    } else {
-        output.line(&report)
+        output.note(&report);
+        return Ok(());
     }
-    Ok(())
+    output.line(&report)
 }
 
 /// A dump is bytes that a terminal cannot show.
@@ -68,8 +71,8 @@ fn to_file(
     // Through a link to what it leads to.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let beside = path.with_added_extension("part");
-    let target = if is_plain { &beside } else { &path };
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, File::create(target).map_err(failed)?);
+    let created = if is_plain { create_anew(&beside) } else { File::create(&path) };
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, created.map_err(failed)?);
     let exported = write(&mut out).map_err(Failure::from).and_then(|exported| {
         let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
         if is_plain {
@@ -84,8 +87,17 @@ fn to_file(
     exported
 }
 
+/// Makes a file in place of what an earlier export left there. It is never written through a link, which could lead anywhere.
+fn create_anew(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => File::create_new(path),
+    }
+}
+
 pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
+    new_database("--data", &args.data, None)?;
     let (input, total): (Box<dyn Read + Send>, _) = if args.file == Path::new(DASH) {
         (Box::new(io::stdin()), None)
     } else {
@@ -100,15 +112,14 @@ pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {
     let imported = fill(&args.data, &args.made, BufReader::with_capacity(BUFFER_BYTES, input), &mut progress);
     output.end_progress();
     let name = args.file.display().to_string();
-    let imported = imported.map_err(|error| Failure::at(&name, &error))?;
-    output.line(&imported_line(&imported, started, args.json));
-    Ok(())
+    let imported = imported.map_err(|error| Failure::from(error).at(Some(&name)))?;
+    output.line(&imported_line(&imported, started, args.json))
 }
 
 pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
-    let from = database::open(&args.from, None, EngineConfig::default())?;
-    from.commit()?;
+    new_database("--to", &args.to, Some(&args.from))?;
+    let from = open(&args.from, output)?;
     let (reader, writer) =
         io::pipe().map_err(|error| Failure::store(format!("cannot make a pipe: {error}")))?;
     output.start_progress(None);
@@ -124,13 +135,10 @@ pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
     });
     output.end_progress();
     match (exported, imported) {
-        (Ok(_), Ok(imported)) => {
-            output.line(&imported_line(&imported, started, args.json));
-            Ok(())
-        }
+        (Ok(_), Ok(imported)) => output.line(&imported_line(&imported, started, args.json)),
         // Whichever failed first, the other end of the pipe broke: a dump that was cut short is not the cause.
         (Err(error), Err(flagstone::Error::Snapshot(_)) | Ok(_)) => Err(error.into()),
-        (_, Err(error)) => Err(Failure { message: error.to_string(), code: exit_code(&error) }),
+        (_, Err(error)) => Err(error.into()),
     }
 }
 

@@ -54,8 +54,7 @@ pub fn verify(args: &VerifyWitness, output: &mut Output) -> Result<(), Failure> 
             "before": { "contracts_tree_root": witness.before.contracts.to_string(), "classes_tree_root": witness.before.classes.to_string() },
             "after": { "contracts_tree_root": witness.after.contracts.to_string(), "classes_tree_root": witness.after.classes.to_string() },
         });
-        output.line(&report.to_string());
-        return Ok(());
+        return output.line(&report.to_string());
     }
     let before = old_root.unwrap_or_else(|| {
         format!("of contracts {}, of classes {}", witness.before.contracts, witness.before.classes)
@@ -63,9 +62,8 @@ pub fn verify(args: &VerifyWitness, output: &mut Output) -> Result<(), Failure> 
     let verdict = |stated: Option<StateCommitment>| {
         if stated.is_some() { styled(GOOD, "ok") } else { "not compared".to_owned() }
     };
-    output.line(&format!("old root  {before}  {}", verdict(update.old_root)));
-    output.line(&format!("new root  {new_root}  {}", verdict(update.new_root)));
-    Ok(())
+    output.line(&format!("old root  {before}  {}", verdict(update.old_root)))?;
+    output.line(&format!("new root  {new_root}  {}", verdict(update.new_root)))
 }
 
 /// The update of the witness's block; the only update if one of the two does not say its block.

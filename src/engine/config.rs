@@ -7,6 +7,10 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::Error;
 
+/// Most threads that may be asked for, more than any machine in sight has cores. Each takes memory and a place in the
+/// system's table: without a bound, a slip of the finger takes all of both.
+pub const THREADS_MAX: usize = 1024;
+
 /// When closed blocks are committed. The roots are the same whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cadence {
@@ -33,7 +37,7 @@ pub struct EngineConfig {
     /// Whether blocks that are committed together may share one commitment: only the last of them then gets a root (and
     /// only its stated root is compared), and they are taken back together.
     pub coalesce: bool,
-    /// Threads for commitment; 0 means as many as the machine has cores.
+    /// Threads for commitment; 0 means as many as the machine has cores. More than [`THREADS_MAX`] are refused.
     pub threads: usize,
     /// Most blocks that may be closed and not committed. At the bound, closing a block waits for the commitment.
     pub pending_blocks_max: usize,
@@ -66,6 +70,20 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// Refuses settings that cannot work.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the setting, what it is, and its bound.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.threads > THREADS_MAX {
+            let asked = self.threads;
+            return Err(Error::Config(format!(
+                "{asked} threads for commitment are asked for, at most {THREADS_MAX} can be; 0 takes one for each core"
+            )));
+        }
+        Ok(())
+    }
+
     /// Tells a layout how much it may keep.
     pub(super) fn bound_cache_of(&self, layout: &dyn Layout) {
         if let Some(bytes_max) = self.record_cache_bytes {
@@ -75,6 +93,7 @@ impl EngineConfig {
 
     /// Its threads, named for `what` they do.
     pub(super) fn pool(&self, what: &'static str) -> Result<ThreadPool, Error> {
+        self.check()?;
         let threads = ThreadPoolBuilder::new().num_threads(self.threads);
         let named = threads.thread_name(move |index| format!("flagstone-{what}-{index}"));
         named.build().map_err(|error| {

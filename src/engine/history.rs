@@ -201,8 +201,11 @@ impl Shared {
     pub(super) fn history_gone(&self, block: BlockNumber) -> Error {
         let first = self.history().front().copied();
         let newest = self.chain().committed;
-        // Of no block that could be taken back, the state that there is is all.
-        let oldest = first.map_or(newest, |first| first.0.checked_sub(1).map(BlockNumber));
+        let base = self.rows.base();
+        // An undo that cannot be read may have become too old just now; it says no more than that.
+        let undo = first.and_then(|first| meta::read_undo(&self.rows.of(&base), first).ok().flatten());
+        // The empty state has no number to ask for it by. Of no block that could be taken back, the state that there is is all.
+        let oldest = undo.and_then(|undo| undo.before).or(first).or(newest);
         Error::HistoryGone { block, oldest, newest }
     }
 

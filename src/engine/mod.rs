@@ -43,7 +43,7 @@ use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::BlockNumber;
 
 pub use check::CheckReport;
-pub use config::{Cadence, EngineConfig};
+pub use config::{Cadence, EngineConfig, THREADS_MAX};
 pub use hints::HintStats;
 pub use import::{ImportProgress, Imported};
 pub use meta::{Blob, BlockRoot, Head, Identity};
@@ -405,6 +405,7 @@ impl Opening {
         config: EngineConfig,
         hasher: Box<dyn Hasher>,
     ) -> Result<Self, Error> {
+        config.check()?;
         require_atomic_batches(&store, "the engine")?;
         config.bound_cache_of(layout.as_ref());
         let head = open_or_create(&store, layout.as_ref())?;

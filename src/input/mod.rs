@@ -6,6 +6,9 @@
 //! `get_state_update` does (alone or beside its block); plain, gzip or zstd, told by the first bytes and not by the
 //! file's name.
 //!
+//! From a pipe each update is given as soon as its last byte is there, so that a live feed can be followed; packed by gzip, if
+//! it is flushed behind each update, and by zstd, if each is a frame of its own: the decoder holds a frame's last window back.
+//!
 //! Must never drop a write silently: within `state_diff` unknown fields, fields given twice and entries that disagree
 //! are errors. Must never panic, whatever the bytes. Memory is bounded by the largest update, not by the file.
 //!

@@ -396,8 +396,26 @@ fn what_is_said_twice_must_agree() {
     check_error(
         r#"{"block": {"block_number": 6}, "state_update": {"block_number": 5, "state_diff": {}}}"#,
         InputErrorKind::Conflict,
-        "f:1: block.block_number is 6: elsewhere in the same object it is 5; keep one",
+        "f:1: block.block_number is 6: in the same object state_update.block_number is 5; keep one",
     );
+    check_error(
+        r#"{"block": {"state_root": "0x6"}, "state_update": {"new_root": "0x5", "state_diff": {}}}"#,
+        InputErrorKind::Conflict,
+        "f:1: block.state_root is \"0x6\": in the same object state_update.new_root is 0x5; keep one",
+    );
+    check_error(
+        r#"{"block": {"state_root": "0x6", "new_root": "0x5"}, "state_update": {"state_diff": {}}}"#,
+        InputErrorKind::Conflict,
+        "f:1: block.state_root is \"0x6\": in the same object block.new_root is 0x5; keep one",
+    );
+}
+
+/// What the feeder gateway calls a block's root is stated as any other: it is compared.
+#[test]
+fn a_root_is_stated_by_the_block_alone_too() {
+    let text = r#"{"block": {"state_root": "06"}, "state_update": {"state_diff": {}}}"#;
+    let update = UpdateReader::from_reader("f", text.as_bytes()).unwrap().next().unwrap().unwrap().update;
+    assert_eq!(update.new_root, Some(6.into()));
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub(super) fn read_update(json: &Json<'_>) -> Result<StateUpdate, InputError> {
     let block = if wrapped.is_some() { outer.get("block")? } else { None };
     let layers: Vec<&Node<'_>> = [update].into_iter().chain(&block).chain([outer, &root]).collect();
 
-    let block_number = fact(&layers, "block_number", read_block_number)?;
+    let all = |name| layers.iter().map(move |layer| (*layer, name));
+    let block_number = fact(all("block_number"), read_block_number)?;
     let rest = || {
         let diff = match (update.get("state_diff")?, update.get("code")?) {
             (Some(diff), _) => diff,
@@ -36,10 +37,13 @@ pub(super) fn read_update(json: &Json<'_>) -> Result<StateUpdate, InputError> {
         };
         Ok(StateUpdate {
             block_number,
-            block_hash: fact(&layers, "block_hash", |node| node.parse().map(Some))?,
-            starknet_version: fact(&layers, "starknet_version", read_version)?,
-            old_root: fact(&layers, "old_root", |node| node.parse().map(Some))?,
-            new_root: fact(&layers, "new_root", |node| node.parse().map(Some))?,
+            block_hash: fact(all("block_hash"), |node| node.parse().map(Some))?,
+            starknet_version: fact(all("starknet_version"), read_version)?,
+            old_root: fact(all("old_root"), |node| node.parse().map(Some))?,
+            // The feeder gateway's blocks have it under a name of their own.
+            new_root: fact(all("new_root").chain(block.iter().map(|block| (block, "state_root"))), |node| {
+                node.parse().map(Some)
+            })?,
             diff: read_diff(&diff)?,
         })
     };
@@ -61,24 +65,24 @@ pub(super) fn server_error(node: &Node<'_>, kind: &str, noun: &str) -> InputErro
     InputError::new(InputErrorKind::Field, problem)
 }
 
-/// What all layers that speak of it agree on.
-fn fact<T: PartialEq + fmt::Display>(
-    layers: &[&Node<'_>],
-    name: &str,
+/// What all fields that speak of it agree on.
+fn fact<'a, T: PartialEq + fmt::Display>(
+    fields: impl Iterator<Item = (&'a Node<'a>, &'a str)>,
     read: impl Fn(&Node<'_>) -> Result<Option<T>, InputError>,
 ) -> Result<Option<T>, InputError> {
-    let mut known = None;
-    for layer in layers {
+    let mut known: Option<(T, Node<'_>)> = None;
+    for (layer, name) in fields {
         let Some(node) = layer.get(name)? else { continue };
         match (read(&node)?, &known) {
-            (Some(value), Some(known)) if value != *known => {
-                return Err(node.conflict(format!("elsewhere in the same object it is {known}; keep one")));
+            (Some(value), Some((known, first))) if value != *known => {
+                let first = &first.path;
+                return Err(node.conflict(format!("in the same object {first} is {known}; keep one")));
             }
-            (Some(value), None) => known = Some(value),
+            (Some(value), None) => known = Some((value, node)),
             _ => {}
         }
     }
-    Ok(known)
+    Ok(known.map(|(value, _)| value))
 }
 
 pub(super) fn read_block_number(node: &Node<'_>) -> Result<Option<BlockNumber>, InputError> {

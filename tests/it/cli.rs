@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::data;
 use flagstone::registry::LAYOUTS;
@@ -11,6 +11,13 @@ use serde_json::Value;
 
 pub fn flagstone<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flagstone")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The running command, with pipes for all that it reads and writes.
+pub fn piped(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flagstone"));
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
 }
 
 pub fn stdout(output: &Output) -> String {
@@ -132,12 +139,7 @@ fn replay_bounds_the_cache_of_records_as_told() {
 
 #[test]
 fn standard_input_is_a_file_named_dash() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flagstone"))
-        .args(["replay", "--store", "memory", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(&["replay", "--store", "memory", "-"]);
     child.stdin.take().unwrap().write_all(mainnet().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     check(&output, 0);
@@ -203,26 +205,6 @@ fn a_database_goes_back_to_an_earlier_block_and_on_from_there() {
     }
 }
 
-#[test]
-fn a_lag_of_the_commitment_is_told_beside_the_root() {
-    let bench = Bench::new("");
-    let dir = bench.dir.path().join("db");
-    let config = flagstone::EngineConfig { cadence: flagstone::Cadence::OnRequest, ..Default::default() };
-    let engine = flagstone::database::open_or_create(&dir, None, None, config).unwrap();
-    for update in crate::support::updates("mainnet_0_9.jsonl").iter().take(3) {
-        engine.close_block(update).unwrap();
-        if update.block_number == Some(flagstone::core::types::BlockNumber(0)) {
-            engine.commit().unwrap();
-        }
-    }
-    drop(engine);
-    let output = flagstone(["root", "--data", dir.to_str().unwrap()]);
-    check(&output, 0);
-    assert_eq!(stdout(&output).trim(), ROOT_0);
-    let note = "note: this is the root after block 0; blocks up to 2 are closed and not committed yet";
-    assert_eq!(stderr(&output).trim(), note);
-}
-
 #[cfg(not(feature = "blockifier"))]
 #[test]
 fn without_the_executor_the_command_says_how_to_get_it() {
@@ -272,11 +254,42 @@ fn roots_are_not_compared_when_asked_not_to() {
     let bench = Bench::new(&wrong);
     let output = bench.replay(&["--no-verify"]);
     check(&output, 2);
-    assert!(stderr(&output).contains("starknet version is needed"), "{}", stderr(&output));
+    let expected = "in.jsonl:1: block 0: its starknet version is needed for the state commitment while no class is declared; \
+                    name it with --starknet-version; a root that the update states tells it only without --no-verify";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     let output = bench.replay(&["--no-verify", "--starknet-version", "0.9.1"]);
     check(&output, 0);
     assert!(stdout(&output).lines().take(10).all(|line| line.ends_with("not compared")));
     assert_eq!(bench.root(), stated_root(9));
+}
+
+#[test]
+fn a_block_without_version_and_root_is_refused_with_both_ways_out() {
+    let bench = Bench::new(&mainnet_lines(0..1).replace("new_root", "was_root"));
+    let output = bench.replay(&[]);
+    check(&output, 2);
+    let expected = "name it with --starknet-version, or have the update state the block's new_root";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    check(&bench.replay(&["--starknet-version", "0.9.1"]), 0);
+}
+
+/// The feeder gateway's answer with the block beside the update has the root twice, under two names.
+#[test]
+fn a_block_whose_header_has_another_root_than_its_update_is_bad_input() {
+    let update: Value = serde_json::from_str(&mainnet_lines(0..1)).unwrap();
+    let beside = |state_root: &str| {
+        let block = serde_json::json!({ "block_number": 0, "state_root": state_root });
+        Bench::new(&serde_json::json!({ "block": block, "state_update": update }).to_string())
+    };
+    let bench = beside("0xbad");
+    let output = bench.replay(&["--commit", "end"]);
+    check(&output, 2);
+    let expected = format!(
+        "in.jsonl:1: block 0: block.state_root is \"0xbad\": in the same object state_update.new_root is {ROOT_0}; keep one"
+    );
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+    assert_eq!(bench.root(), "0x0");
+    check(&beside(ROOT_0).replay(&[]), 0);
 }
 
 #[track_caller]
@@ -352,6 +365,10 @@ fn bad_usage_is_exit_2() {
         &["replay", "/no/such/file"],
         &["get", "--data", "x", "nonce", "0xzz"],
         &["get", "--data", "x", "nonce", "0x800000000000000000000000000000000000000000000000000000000000000"],
+        &["replay", "--threads", "1025", file],
+        &["import", "--data", "x", "--threads", "1025", "x"],
+        &["convert", "--from", "x", "--to", "y", "--threads", "1025"],
+        &["sequence", "--workers", "1025"],
         &["frobnicate"],
         &[],
     ] {
@@ -362,6 +379,63 @@ fn bad_usage_is_exit_2() {
         stderr(&output)
             .contains("no layout named `verkel`; known layouts: flat, patricia-path, patricia-hash")
     );
+}
+
+#[test]
+fn threads_are_bounded_and_the_message_names_both_sides() {
+    let file = data("mainnet_0_9.jsonl");
+    for threads in ["1025", "18446744073709551615"] {
+        let output = flagstone(["replay", "--threads", threads, file.to_str().unwrap()]);
+        check(&output, 2);
+        assert!(stderr(&output).contains(&format!("{threads} is not in 0..=1024")), "{}", stderr(&output));
+    }
+    check(&flagstone(["replay", "--threads", "3", file.to_str().unwrap()]), 0);
+}
+
+/// `10` is sixteen where `0x` goes without saying, and ten to most who type it.
+#[test]
+fn felts_on_the_command_line_have_0x_in_front() {
+    let bench = Bench::new(&mainnet_lines(0..1));
+    check(&bench.replay(&[]), 0);
+    let db = bench.path("db");
+    let proof = data("sepolia_10149255_proof.json");
+    let proof = proof.to_str().unwrap();
+    let get = |what: &[&str]| {
+        [&["get", "--data", &db], what].concat().iter().map(|arg| (*arg).to_owned()).collect()
+    };
+    let commands: Vec<Vec<String>> = vec![
+        get(&["nonce", "10"]),
+        get(&["class-hash", "10"]),
+        get(&["compiled-class-hash", "10"]),
+        get(&["storage", "10", "0x5"]),
+        get(&["storage", "0x5", "10"]),
+        ["prove", "--data", &db, "--class", "10"].map(str::to_owned).to_vec(),
+        ["prove", "--data", &db, "--contract", "10"].map(str::to_owned).to_vec(),
+        ["prove", "--data", &db, "--storage", "10:0x5"].map(str::to_owned).to_vec(),
+        ["prove", "--data", &db, "--storage", "0x5:10"].map(str::to_owned).to_vec(),
+        ["prove", "--data", &db, "--block-hash", "10"].map(str::to_owned).to_vec(),
+        ["verify-proof", "--root", "10", proof].map(str::to_owned).to_vec(),
+        ["verify-proof", "--block-hash", "10", proof].map(str::to_owned).to_vec(),
+    ];
+    for args in commands {
+        let output = flagstone(&args);
+        check(&output, 2);
+        let expected = "a felt has 0x in front: decimal 10 is 0xa, hexadecimal 10 is 0x10";
+        assert!(stderr(&output).contains(expected), "{args:?}: {}", stderr(&output));
+    }
+    for (felt, expected) in [
+        ("1f", "a felt is hexadecimal, with 0x in front, such as 0x1f"),
+        ("12345678901234567890123456789012345678901", "with 0x in front, such as 0x1234567890"),
+        ("+5", "expected a felt in hexadecimal, with 0x in front, such as 0x1f"),
+        ("", "expected a felt in hexadecimal, with 0x in front, such as 0x1f"),
+        ("0x", "a felt needs at least one hexadecimal digit"),
+        ("0x1g", "'g' is not a hexadecimal digit"),
+    ] {
+        let output = flagstone(["get", "--data", &db, "nonce", felt]);
+        check(&output, 2);
+        assert!(stderr(&output).contains(expected), "{felt}: {}", stderr(&output));
+    }
+    check(&flagstone(["get", "--data", &db, "nonce", "0X10"]), 0);
 }
 
 #[test]
@@ -608,4 +682,23 @@ fn how_many_blocks_can_be_taken_back_is_for_the_user_to_say() {
     assert!(stderr(&output).contains("history reaches from block 7 to block 9"), "{}", stderr(&output));
     check(&revert("7"), 0);
     assert_eq!(bench.root(), stated_root(7));
+    check(&revert("8"), 2);
+    check(&revert("6"), 2);
+}
+
+/// The state before the first block is empty and has no number: the block before is not there to go back to.
+#[test]
+fn a_range_of_history_does_not_hold_the_block_that_it_refuses() {
+    // 0, 1, 2 become 100, 101, 102.
+    let bench = Bench::new(&mainnet_lines(0..3).replace("\"block_number\":", "\"block_number\":10"));
+    check(&bench.replay(&[]), 0);
+    for block in ["99", "5", "0"] {
+        let output = flagstone(["revert", "--data", &bench.path("db"), block]);
+        check(&output, 2);
+        let expected =
+            format!("the state after block {block} is not kept: history reaches from block 100 to block 102");
+        assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+    }
+    check(&flagstone(["revert", "--data", &bench.path("db"), "100"]), 0);
+    assert_eq!(bench.root(), stated_root(0));
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use flagstone::{Cadence, EngineConfig, database};
 use serde_json::{Value, json};
 
-use crate::cli::{Bench, check, flagstone, mainnet, mainnet_lines, stated_root, stderr, stdout};
+use crate::cli::{Bench, check, flagstone, mainnet, mainnet_lines, piped, stated_root, stderr, stdout};
 use crate::support::{data, updates};
 
 /// A contract of mainnet's first block, and a slot of it.
@@ -24,13 +24,7 @@ fn real_json() -> Value {
 
 /// Runs the command with something on its standard input.
 fn with_stdin(args: &[&str], input: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flagstone"))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(args);
     // A command that does not read its input to the end may be gone already.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
@@ -424,7 +418,7 @@ fn what_cannot_be_proven_is_refused_with_the_reason() {
     for (args, expected) in [
         (["--block", "4"], "block 4 is not there: the last block is block 3"),
         (["--storage", "0x5"], "expected ADDRESS:KEY, such as 0x1234:0x5"),
-        (["--storage", "zz:0x5"], "is not a hexadecimal digit"),
+        (["--storage", "0xzz:0x5"], "is not a hexadecimal digit"),
     ] {
         let output = prove(&args);
         check(&output, 2);

@@ -275,7 +275,16 @@ fn blocks_committed_as_one_have_one_root_and_are_taken_back_together() {
         let told: Vec<_> = committed.iter().map(|block| (block.number.0, block.root.commitment)).collect();
         assert_eq!(told, [(2, roots[2]), (6, roots[6])]);
         assert_eq!(engine.block_root(BlockNumber(4)).unwrap(), None);
-        assert_eq!(engine.revert_to(BlockNumber(4)).unwrap_err().kind(), ErrorKind::Expired);
+        let never = engine.revert_to(BlockNumber(4)).unwrap_err();
+        assert_eq!(never.kind(), ErrorKind::Expired);
+        assert_eq!(
+            never.to_string(),
+            "the state after block 4 was never kept by itself, as the block was committed as one with those behind it: \
+             history reaches from block 2 to block 6; import a dump of that state, or replay the blocks up to it, into \
+             another database"
+        );
+        let before = engine.revert_to(BlockNumber(1)).unwrap_err().to_string();
+        assert!(before.contains("block 1 is not kept: history reaches from block 2 to block 6"), "{before}");
         assert_eq!(engine.revert_to(BlockNumber(2)).unwrap().commitment, roots[2]);
         engine.close_block(&StateUpdate { new_root: Some(roots[3]), ..block(3) }).unwrap();
         engine.commit().unwrap();
@@ -377,6 +386,24 @@ fn blobs_that_no_journal_takes_are_refused_and_stop_nothing() {
     let error = engine.close_block_with(&block(0), &blobs).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Input, "{error}");
     engine.close_block(&block(0)).unwrap();
+}
+
+/// A database may begin at any block; nothing before it can be gone back to, and the empty state has no number.
+#[test]
+fn history_reaches_back_to_the_first_block_and_says_so() {
+    for (layout, _) in layouts() {
+        let engine = Place::memory().open(layout, config(Cadence::EVERY_BLOCK, 1));
+        (700..703).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
+        settle(&engine);
+        for asked in [0, 698, 699] {
+            let error = engine.revert_to(BlockNumber(asked)).unwrap_err().to_string();
+            let expected = format!(
+                "the state after block {asked} is not kept: history reaches from block 700 to block 702"
+            );
+            assert!(error.contains(&expected), "{layout}: {error}");
+        }
+        engine.revert_to(BlockNumber(700)).unwrap();
+    }
 }
 
 #[test]

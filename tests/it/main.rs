@@ -10,6 +10,9 @@
 mod check;
 mod child;
 mod cli;
+mod cli_live;
+#[cfg(target_os = "linux")]
+mod cli_outputs;
 mod cli_proofs;
 mod crash;
 mod engine;

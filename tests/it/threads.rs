@@ -8,8 +8,9 @@ use flagstone::core::diff::Subject;
 use flagstone::core::felt::Felt;
 use flagstone::core::hash::{Bulk, Hasher};
 use flagstone::core::store::{Capabilities, Row, StoreError, StoreRead, Visit, WriteBatch};
+use flagstone::engine::THREADS_MAX;
 use flagstone::store::{MemoryStore, Store};
-use flagstone::{Cadence, Engine, StateDiff, StateUpdate, snapshot};
+use flagstone::{Cadence, Engine, EngineConfig, ErrorKind, StateDiff, StateUpdate, database, snapshot};
 
 use crate::support::{config, settle};
 
@@ -109,6 +110,29 @@ fn what_a_layout_reads_ahead_is_read_on_the_lanes_one_thread() {
         seen = readers.take();
     }
     assert_eq!(seen, ["flagstone-read-ahead-0"]);
+}
+
+/// As it is refused wherever it is set: before a thread is started, and before anything is made.
+#[test]
+fn more_threads_than_any_machine_has_are_refused_by_name() {
+    let config = config(Cadence::EVERY_BLOCK, THREADS_MAX + 1);
+    let flat = || flagstone::layout("flat").unwrap().make();
+    let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::new()));
+    let db = dir.path().join("db");
+    for error in [
+        config.check().unwrap_err(),
+        Engine::open(Box::new(Arc::clone(&store)), flat(), config).unwrap_err(),
+        Engine::import(Box::new(Arc::clone(&store)), &*flat(), &config, &b""[..], &mut |_| ()).unwrap_err(),
+        database::open_or_create(&db, None, None, config).unwrap_err(),
+        database::import(&db, None, None, &b""[..], &config, &mut |_| ()).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Input);
+        let expected =
+            "1025 threads for commitment are asked for, at most 1024 can be; 0 takes one for each core";
+        assert_eq!(error.to_string(), expected);
+    }
+    assert!(store.is_empty() && !db.exists());
+    EngineConfig { threads: THREADS_MAX, ..config }.check().unwrap();
 }
 
 #[test]
