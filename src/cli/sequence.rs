@@ -58,6 +58,13 @@ mod with_executor {
                 answered = Err(failure);
                 stop.store(true, Ordering::Relaxed);
             }
+            if let Some(panic) = &block.panicked {
+                output.note(&format!(
+                    "block {}: the executor's workers panicked ({panic}); it was executed once more, one transaction \
+                     after the other",
+                    block.number
+                ));
+            }
             output.progress(blocks, || format!("{transactions} transactions"));
         });
         output.end_progress();

@@ -2,8 +2,14 @@
 //!
 //! Closing returns when the block is durable and visible. From then on the next block can execute, while the root of
 //! this one follows: [`Producer::wait_for_root`] waits for it, from any thread. [`run`](super::run) puts the three in a loop.
+//!
+//! The executor panics where a worker cannot go on: if a read fails while a transaction is committed, and if it finds its own
+//! bookkeeping of versions wrong. A panic ends neither the caller nor the workers' successors: the block fails if a read did, and
+//! otherwise is executed once more, one transaction after the other, which gives the same block.
 
-use std::sync::Arc;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blockifier::blockifier::concurrent_transaction_executor::ConcurrentTransactionExecutor;
@@ -22,7 +28,7 @@ use flagstone_core::update::StateUpdate;
 use starknet_api::block::BlockHashAndNumber;
 use starknet_api::executable_transaction::AccountTransaction;
 
-use super::classes::{ClassStore, DeclaredClass};
+use super::classes::{ClassStore, DeclaredClass, cairo_0};
 use super::hints::{self, Prefetch, Recipes};
 use super::{ReadCounts, SequencerError, ViewReader, convert};
 use crate::engine::{BlockRoot, Engine};
@@ -67,6 +73,8 @@ pub struct Executed {
     pub summary: BlockExecutionSummary,
     /// What the executor read.
     pub reads: ReadCounts,
+    /// Why the block was executed once more, one transaction after the other: what the workers panicked with.
+    pub panicked: Option<String>,
     /// Time from taking the view to having the state diff.
     pub elapsed: Duration,
 }
@@ -89,15 +97,15 @@ pub struct Producer {
     classes: Arc<dyn ClassStore>,
     prefetch: Option<Arc<dyn Prefetch>>,
     recipes: Recipes,
-    pool: Option<Arc<Pool>>,
+    config: ProducerConfig,
+    pool: Mutex<Option<Arc<Pool>>>,
 }
 
 impl Producer {
     /// A producer on an engine, with its compiled classes. Starts the workers.
     pub fn new(engine: Arc<Engine>, classes: Arc<dyn ClassStore>, config: ProducerConfig) -> Self {
-        let pool = WorkerPoolConfig { n_workers: config.workers, stack_size: config.stack_bytes };
-        let pool = (config.workers > 0).then(|| Arc::new(WorkerPool::start(&pool)));
-        Self { engine, classes, prefetch: None, recipes: Recipes::default(), pool }
+        let pool = Mutex::new(start(config));
+        Self { engine, classes, prefetch: None, recipes: Recipes::default(), config, pool }
     }
 
     /// Tells `prefetch` early what executions will read.
@@ -133,16 +141,13 @@ impl Producer {
         let reader = ViewReader::new(self.engine.view(), Arc::clone(&self.classes));
         self.hint(&block.transactions, &block.context);
         let ahead = Ahead { producer: self, context: &block.context };
-        let executed = match &self.pool {
-            Some(pool) => execute_streaming(block, reader.clone(), pool, &ahead),
-            None => execute_sequentially(block, reader.clone(), &ahead),
-        };
+        let (executed, panicked) = self.run(block, &reader, &ahead);
         let number = BlockNumber(block.context.block_info().block_number.0);
         if let Some(problem) = reader.failure() {
             return Err(SequencerError::Read { block: number, problem: problem.to_owned() });
         }
-        let (outcomes, summary) =
-            executed.map_err(|problem| SequencerError::Executor { block: number, problem })?;
+        let (outcomes, summary) = executed
+            .map_err(|stopped| SequencerError::Executor { block: number, problem: stopped.to_string() })?;
         let classes = declared(&block.transactions, &outcomes);
         let cairo_0 = |class: &DeclaredClass| class.hashes.is_none().then_some(class.class_hash);
         let deprecated: Vec<ClassHash> = classes.iter().filter_map(cairo_0).collect();
@@ -153,7 +158,32 @@ impl Producer {
             ..StateUpdate::from(convert::state_diff(&summary.state_diff, &deprecated)?)
         };
         let elapsed = started.elapsed();
-        Ok(Executed { update, classes, outcomes, summary, reads: reader.counts(), elapsed })
+        Ok(Executed { update, classes, outcomes, summary, reads: reader.counts(), panicked, elapsed })
+    }
+
+    /// Executes on the workers, if there are any, and once more without them if they panicked, and not because of a read. Says
+    /// what they panicked with, too.
+    fn run(
+        &self,
+        block: &BlockInput,
+        reader: &ViewReader,
+        ahead: &Ahead<'_>,
+    ) -> (Result<Outcome, Stopped>, Option<String>) {
+        let sequentially = || execute_sequentially(block, reader.clone(), ahead);
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(pool) = pool else { return (sequentially(), None) };
+        let executed = execute_streaming(block, reader.clone(), &pool, ahead);
+        let Err(Stopped::Panicked(problem)) = executed else { return (executed, None) };
+        drop(pool);
+        // A pool of which one worker panicked takes no more work.
+        stop(std::mem::replace(
+            &mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner),
+            start(self.config),
+        ));
+        match reader.failure() {
+            Some(_) => (Err(Stopped::Panicked(problem)), None),
+            None => (sequentially(), Some(problem)),
+        }
     }
 
     /// Closes a block that was executed on the last closed one: its values and classes are durable, as one unit, and visible.
@@ -174,7 +204,10 @@ impl Producer {
         classes: &[DeclaredClass],
     ) -> Result<Closed, SequencerError> {
         let started = Instant::now();
-        let blobs = self.classes.put(classes)?;
+        let view = self.engine.view();
+        let number = view.block().and_then(BlockNumber::next).unwrap_or_default();
+        let records = cairo_0::records(&view, number, classes, self.classes.as_ref())?;
+        let blobs = [self.classes.put(classes)?, records].concat();
         let progress = self.engine.close_block_with(update, &blobs)?;
         Ok(Closed { number: progress.closed.unwrap_or_default(), elapsed: started.elapsed() })
     }
@@ -191,9 +224,19 @@ impl Producer {
 impl Drop for Producer {
     /// Stops the workers.
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take().and_then(Arc::into_inner) {
-            pool.join();
-        }
+        stop(self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+fn start(config: ProducerConfig) -> Option<Arc<Pool>> {
+    let pool = WorkerPoolConfig { n_workers: config.workers, stack_size: config.stack_bytes };
+    (config.workers > 0).then(|| Arc::new(WorkerPool::start(&pool)))
+}
+
+/// Waits for the workers to end. Of a pool in which one has panicked, the others end by themselves, and joining panics.
+fn stop(pool: Option<Arc<Pool>>) {
+    if let Some(pool) = pool.and_then(Arc::into_inner) {
+        let _ = catch_unwind(AssertUnwindSafe(|| pool.join()));
     }
 }
 
@@ -217,6 +260,31 @@ impl Ahead<'_> {
 }
 
 type Outcomes = Vec<TransactionExecutorResult<TransactionExecutionOutput>>;
+type Outcome = (Outcomes, BlockExecutionSummary);
+
+/// Why a block could not be executed.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error("{0}")]
+    Failed(String),
+    #[error("it panicked: {0}")]
+    Panicked(String),
+}
+
+/// A panic as an error. What was being changed is dropped with the executor.
+fn caught<T>(execute: impl FnOnce() -> Result<T, Stopped>) -> Result<T, Stopped> {
+    let text = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => {
+            panic.downcast::<&str>().map_or_else(|_| "it does not say why".into(), |text| (*text).into())
+        }
+    };
+    catch_unwind(AssertUnwindSafe(execute)).unwrap_or_else(|panic| Err(Stopped::Panicked(text(panic))))
+}
+
+fn failed(error: impl std::fmt::Display) -> Stopped {
+    Stopped::Failed(error.to_string())
+}
 
 /// Hands all transactions to the workers, and takes what they have done as it comes.
 fn execute_streaming(
@@ -224,40 +292,50 @@ fn execute_streaming(
     reader: ViewReader,
     pool: &Arc<Pool>,
     ahead: &Ahead<'_>,
-) -> Result<(Outcomes, BlockExecutionSummary), String> {
+) -> Result<Outcome, Stopped> {
     let (context, pool) = (block.context.clone(), Arc::clone(pool));
     let mut executor =
         ConcurrentTransactionExecutor::start_block(reader, context, block.old_block, pool, None)
-            .map_err(|error| error.to_string())?;
-    executor.add_txs(&block.transactions);
-    let mut outcomes = Outcomes::new();
-    loop {
-        // In this order, so that nothing that was done before the end is left behind.
-        let full = executor.is_done();
-        let new = executor.get_new_results();
-        ahead.outcomes(&new);
-        outcomes.extend(new);
-        if full || outcomes.len() == block.transactions.len() {
-            break;
+            .map_err(failed)?;
+    let executed = caught(|| {
+        executor.add_txs(&block.transactions);
+        let mut outcomes = Outcomes::new();
+        loop {
+            // In this order, so that nothing that was done before the end is left behind.
+            let full = executor.is_done();
+            let new = executor.get_new_results();
+            ahead.outcomes(&new);
+            outcomes.extend(new);
+            if full || outcomes.len() == block.transactions.len() {
+                break;
+            }
+            std::thread::sleep(POLL);
         }
-        std::thread::sleep(POLL);
+        let summary = executor.close_block(outcomes.len()).map_err(failed)?;
+        Ok((outcomes, summary))
+    });
+    if executed.is_err() {
+        // Otherwise the workers would wait for more transactions.
+        executor.abort_block();
     }
-    let summary = executor.close_block(outcomes.len()).map_err(|error| error.to_string())?;
-    Ok((outcomes, summary))
+    executed
 }
 
 fn execute_sequentially(
     block: &BlockInput,
     reader: ViewReader,
     ahead: &Ahead<'_>,
-) -> Result<(Outcomes, BlockExecutionSummary), String> {
-    let (context, config) = (block.context.clone(), TransactionExecutorConfig::default());
-    let mut executor = TransactionExecutor::pre_process_and_create(reader, context, block.old_block, config)
-        .map_err(|error| error.to_string())?;
-    let outcomes = executor.execute_txs(&block.transactions, None);
-    ahead.outcomes(&outcomes);
-    let summary = executor.finalize().map_err(|error| error.to_string())?;
-    Ok((outcomes, summary))
+) -> Result<Outcome, Stopped> {
+    caught(|| {
+        let (context, config) = (block.context.clone(), TransactionExecutorConfig::default());
+        let mut executor =
+            TransactionExecutor::pre_process_and_create(reader, context, block.old_block, config)
+                .map_err(failed)?;
+        let outcomes = executor.execute_txs(&block.transactions, None);
+        ahead.outcomes(&outcomes);
+        let summary = executor.finalize().map_err(failed)?;
+        Ok((outcomes, summary))
+    })
 }
 
 /// The classes of declarations that took place.

@@ -2,22 +2,32 @@
 //!
 //! Answers for the view's block or fails: an error is passed on as [`StateError::StateReadError`] with its text, never as
 //! a default value, and the first one is kept. Absent values are zero, as the executor expects.
+//!
+//! What the block that executes has written, the executor keeps itself, also the classes that it declares: it asks here only
+//! for what the view can know. One question is the exception: the second compiled class hash of a class, which no write
+//! sets. For a class that is not declared in the view, it is computed from the class that the executor hands over with the
+//! question. Nothing here remembers a class beyond its block.
+//!
+//! "Not declared" is the only answer that may be the transaction's own fault. So it is given if the view says so, and not
+//! because a class that is declared in the view could not be had.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use blockifier::execution::contract_class::RunnableCompiledClass;
+use blockifier::execution::contract_class::{CompiledClassV1, RunnableCompiledClass};
 use blockifier::state::errors::StateError;
 use blockifier::state::state_api::{StateReader, StateResult};
 use flagstone_core::diff::Subject;
 use flagstone_core::felt::Felt;
-use flagstone_core::types::ClassHash;
+use flagstone_core::types::{ClassHash, CompiledClassHash};
+use starknet_api::contract_class::compiled_class_hash::{HashVersion, HashableCompiledClass};
 use starknet_api::core as api;
 use starknet_api::state::StorageKey;
 
-use super::classes::{ClassStore, ReadyClass};
+use super::classes::{ClassError, ClassStore, ReadyClass, cairo_0};
 use super::convert;
 use crate::engine::View;
 
@@ -75,6 +85,15 @@ struct Shared {
     misses: AtomicU64,
     missing_nanos: AtomicU64,
     failure: OnceLock<String>,
+    /// Classes of contracts that were asked for. They are declared, of whatever kind they are.
+    deployed: Mutex<HashSet<Felt>>,
+    /// Second compiled class hashes of classes that the executing block declares, with the class that was hashed: in its place
+    /// another one may be declared under the same hash.
+    hashed: Mutex<HashMap<Felt, (CompiledClassV1, api::CompiledClassHash)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The state after a block, as the executor reads it. Clones share their counts and their failure.
@@ -131,23 +150,68 @@ impl ViewReader {
         self.checked(value)
     }
 
-    fn compiled_class_hash(&self, class_hash: ClassHash) -> StateResult<Felt> {
+    fn compiled_class_hash(&self, class_hash: ClassHash) -> StateResult<CompiledClassHash> {
         count(&self.shared.compiled_class_hashes);
-        self.value(&Subject::CompiledClassHash(class_hash))
+        self.value(&Subject::CompiledClassHash(class_hash)).map(CompiledClassHash)
     }
 
-    /// A class that is declared in this view's block.
+    /// A class that is declared in this view's block; `None` if it is not declared there.
     fn class(&self, class_hash: api::ClassHash) -> StateResult<Option<ReadyClass>> {
         let ours = ClassHash(class_hash.0);
-        let class = self.checked(self.classes.get(ours))?;
-        // The store may know a class of a block that was dropped, or of one after this view. A Cairo 0 class has no
-        // leaf to ask for; there the store's word has to do.
-        match &class {
-            Some(ReadyClass { hashes: Some(_), .. }) if self.compiled_class_hash(ours)? == Felt::ZERO => {
-                Ok(None)
-            }
-            _ => Ok(class),
+        let in_state = self.compiled_class_hash(ours)?;
+        self.checked(self.class_of(ours, in_state))
+    }
+
+    /// The class that has this compiled class hash in the state, or a Cairo 0 class if it has none.
+    fn class_of(
+        &self,
+        class_hash: ClassHash,
+        in_state: CompiledClassHash,
+    ) -> Result<Option<ReadyClass>, ClassError> {
+        if in_state == CompiledClassHash::ZERO {
+            return self.cairo_0_class(class_hash);
         }
+        let is_it = |class: &ReadyClass| {
+            class.hashes.is_some_and(|hashes| [hashes.v1, hashes.v2].contains(&in_state))
+        };
+        let mut class = self.classes.get(class_hash)?;
+        if class.as_ref().is_some_and(|class| !is_it(class)) {
+            // It may be remembered from a block that was dropped.
+            self.classes.forget(class_hash);
+            class = self.classes.get(class_hash)?;
+        }
+        match class {
+            Some(class) if is_it(&class) => Ok(Some(class)),
+            Some(class) => Err(ClassError::Other { class_hash, in_state, kept: class.hashes }),
+            None => Err(ClassError::Missing(class_hash)),
+        }
+    }
+
+    /// A class that has no leaf in the state: a Cairo 0 class, if it is declared. The store may know it, or a Sierra class, of a
+    /// block that was dropped or of one after this view.
+    fn cairo_0_class(&self, class_hash: ClassHash) -> Result<Option<ReadyClass>, ClassError> {
+        let class = self.classes.get(class_hash)?.filter(|class| class.hashes.is_none());
+        let declared = lock(&self.shared.deployed).contains(&class_hash.0)
+            || match cairo_0::is_recorded(&self.view, class_hash)? {
+                Some(recorded) => recorded,
+                None => class.is_some() && self.classes.has(class_hash)?,
+            };
+        match class {
+            None if declared => Err(ClassError::Missing(class_hash)),
+            class => Ok(class.filter(|_| declared)),
+        }
+    }
+
+    /// The second compiled class hash of a class that is not in the view.
+    fn hash(&self, class_hash: api::ClassHash, class: &CompiledClassV1) -> api::CompiledClassHash {
+        if let Some((hashed, hash)) = lock(&self.shared.hashed).get(&class_hash.0)
+            && Arc::ptr_eq(&hashed.0, &class.0)
+        {
+            return *hash;
+        }
+        let hash = class.hash(&HashVersion::V2);
+        lock(&self.shared.hashed).insert(class_hash.0, (class.clone(), hash));
+        hash
     }
 }
 
@@ -172,7 +236,11 @@ impl StateReader for ViewReader {
     fn get_class_hash_at(&self, address: api::ContractAddress) -> StateResult<api::ClassHash> {
         count(&self.shared.class_hashes);
         let address = self.checked(convert::address(address))?;
-        self.value(&Subject::ClassHash(address)).map(api::ClassHash)
+        let class_hash = self.value(&Subject::ClassHash(address))?;
+        if class_hash != Felt::ZERO {
+            lock(&self.shared.deployed).insert(class_hash);
+        }
+        Ok(api::ClassHash(class_hash))
     }
 
     fn get_compiled_class(&self, class_hash: api::ClassHash) -> StateResult<RunnableCompiledClass> {
@@ -184,17 +252,24 @@ impl StateReader for ViewReader {
     }
 
     fn get_compiled_class_hash(&self, class_hash: api::ClassHash) -> StateResult<api::CompiledClassHash> {
-        self.compiled_class_hash(ClassHash(class_hash.0)).map(api::CompiledClassHash)
+        self.compiled_class_hash(ClassHash(class_hash.0)).map(|hash| api::CompiledClassHash(hash.0))
     }
 
+    /// Asked for classes that have a compiled class hash, in the view or by a declaration in the block that executes.
     fn get_compiled_class_hash_v2(
         &self,
         class_hash: api::ClassHash,
-        _: &RunnableCompiledClass,
+        class: &RunnableCompiledClass,
     ) -> StateResult<api::CompiledClassHash> {
-        match self.class(class_hash)?.and_then(|class| class.hashes) {
-            Some(hashes) => Ok(api::CompiledClassHash(hashes.v2.0)),
-            None => Err(StateError::MissingCompiledClassHashV2(class_hash)),
+        let in_view = self.class(class_hash)?.and_then(|class| class.hashes);
+        match (in_view, class) {
+            (Some(hashes), _) => Ok(api::CompiledClassHash(hashes.v2.0)),
+            (None, RunnableCompiledClass::V1(class)) => Ok(self.hash(class_hash, class)),
+            (None, RunnableCompiledClass::V0(_)) => self.checked(Err(ClassError::Unusable {
+                class_hash: ClassHash(class_hash.0),
+                problem: "a Cairo 0 class has no compiled class hash, and the executor asks for one"
+                    .to_owned(),
+            })),
         }
     }
 }

@@ -66,6 +66,8 @@ pub struct BlockReport {
     pub root: StateCommitment,
     /// Whether another layout gave the same root.
     pub verified: bool,
+    /// As [`Executed::panicked`].
+    pub panicked: Option<String>,
 }
 
 /// What a run came to.
@@ -279,6 +281,7 @@ impl BlockReport {
             hit_rate: 1.0,
             root: StateCommitment::ZERO,
             verified: false,
+            panicked: None,
         }
     }
 
@@ -290,6 +293,7 @@ impl BlockReport {
             execution: block.elapsed,
             reads: block.reads,
             hit_rate: block.reads.hit_rate(),
+            panicked: block.panicked.clone(),
             ..Self::of(&block.update, close)
         }
     }

@@ -3,6 +3,9 @@
 //! Preparing a class takes milliseconds, and each block runs the same few. Bounded in bytes: at the bound, the classes that
 //! were longest not asked for leave. A class larger than the bound is served and not kept. Two readers that miss the same
 //! class at once may both prepare it; neither waits for the other.
+//!
+//! A class that is here need not be declared: its block may have been taken back, and another class declared under the same
+//! hash. Whoever asks knows the state, and says so with [`ClassStore::has`] and [`ClassStore::forget`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -60,6 +63,18 @@ impl<S: ClassStore> ClassStore for ReadyClasses<S> {
             }
         }
         Ok(Some(class))
+    }
+
+    fn has(&self, class_hash: ClassHash) -> Result<bool, ClassError> {
+        self.store.has(class_hash)
+    }
+
+    fn forget(&self, class_hash: ClassHash) {
+        let mut ready = self.ready();
+        let forgotten = ready.classes.pop(&class_hash.to_be());
+        ready.bytes -= forgotten.map_or(0, |class| class.bytes);
+        drop(ready);
+        self.store.forget(class_hash);
     }
 
     fn put(&self, classes: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError> {

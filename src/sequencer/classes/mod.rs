@@ -5,10 +5,13 @@
 //!
 //! A store is given the classes of a block before the block closes, and says what is to be written with the block, as one
 //! unit: that is how ours keeps them. One that keeps them elsewhere may keep a class whose block was then not closed, which
-//! does no harm: a [`ViewReader`](super::ViewReader) asks the view whether a class is declared.
+//! does no harm if it is a Sierra class: a [`ViewReader`](super::ViewReader) asks the view whether a class is declared. Of a
+//! Cairo 0 class the state does not say so; there the [`Producer`](super::Producer) writes it down beside the block
+//! ([`cairo_0`]), and of a class that it did not write down, the store's word has to do.
 
 pub mod blob;
 mod cache;
+pub mod cairo_0;
 mod stored;
 
 use std::sync::Arc;
@@ -41,6 +44,25 @@ pub enum ClassError {
         class_hash: ClassHash,
         /// Why not.
         problem: String,
+    },
+    /// The class is declared in the state, and is not kept.
+    #[error(
+        "class {0}: it is declared in the state, and the class store does not have it; put its compiled class there"
+    )]
+    Missing(ClassHash),
+    /// What is kept for the class is not what was declared.
+    #[error(
+        "class {class_hash}: the compiled class that is kept for it is another than the declared one: the state has the \
+         compiled class hash {in_state}, and what is kept has {}; put the declared one there",
+        kept.map_or("none, as a Cairo 0 class".to_owned(), |kept| format!("{} (v1) and {} (v2)", kept.v1, kept.v2))
+    )]
+    Other {
+        /// The class.
+        class_hash: ClassHash,
+        /// Its compiled class hash in the state.
+        in_state: CompiledClassHash,
+        /// Those of what is kept.
+        kept: Option<CompiledClassHashes>,
     },
     /// The place where classes are kept failed.
     #[error("compiled classes: {0}")]
@@ -100,6 +122,19 @@ pub trait ClassStore: Send + Sync {
     /// [`ClassError`] if what is kept is damaged or cannot be read. Never "none" for what could not be read.
     fn get(&self, class_hash: ClassHash) -> Result<Option<ReadyClass>, ClassError>;
 
+    /// Whether a class with this hash is kept now, which no cache can know. Asked of Cairo 0 classes alone; for those, a store
+    /// must not have one whose block was not closed.
+    ///
+    /// # Errors
+    /// As [`ClassStore::get`].
+    fn has(&self, class_hash: ClassHash) -> Result<bool, ClassError> {
+        Ok(self.get(class_hash)?.is_some())
+    }
+
+    /// What was remembered of this class is not what is declared: the next [`ClassStore::get`] must answer with what is kept
+    /// then. For a store without a cache there is nothing to do.
+    fn forget(&self, _class_hash: ClassHash) {}
+
     /// Takes the classes that a block declares. Called once before that block closes; what it returns is written with the
     /// block, durable if and only if the block is. A store that keeps classes elsewhere has them durable when it returns,
     /// and returns nothing to write. Putting a class again changes nothing.
@@ -112,6 +147,12 @@ pub trait ClassStore: Send + Sync {
 impl<T: ClassStore + ?Sized> ClassStore for Arc<T> {
     fn get(&self, class_hash: ClassHash) -> Result<Option<ReadyClass>, ClassError> {
         self.as_ref().get(class_hash)
+    }
+    fn has(&self, class_hash: ClassHash) -> Result<bool, ClassError> {
+        self.as_ref().has(class_hash)
+    }
+    fn forget(&self, class_hash: ClassHash) {
+        self.as_ref().forget(class_hash);
     }
     fn put(&self, classes: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError> {
         self.as_ref().put(classes)

@@ -7,8 +7,8 @@ use flagstone_core::types::ClassHash;
 use super::{ClassError, ClassStore, DeclaredClass, ReadyClass, blob};
 use crate::engine::{Blob, Engine};
 
-/// A [`ClassStore`] in the engine's own database, one blob a class: a class is there exactly if the block that declared it
-/// was closed.
+/// A [`ClassStore`] in the engine's own database, one blob a class: a class is there if a block that declared it was closed, and
+/// stays there if that block is taken back later, once it was committed.
 #[derive(Debug)]
 pub struct EngineClasses {
     engine: Arc<Engine>,
@@ -19,6 +19,10 @@ impl EngineClasses {
     pub const fn new(engine: Arc<Engine>) -> Self {
         Self { engine }
     }
+
+    fn kept(&self, class_hash: ClassHash) -> Result<Option<Arc<[u8]>>, ClassError> {
+        self.engine.view().blob(&blob_key(class_hash)).map_err(|error| ClassError::Store(error.to_string()))
+    }
 }
 
 /// The key of a class's blob.
@@ -28,9 +32,11 @@ pub fn blob_key(class_hash: ClassHash) -> Vec<u8> {
 
 impl ClassStore for EngineClasses {
     fn get(&self, class_hash: ClassHash) -> Result<Option<ReadyClass>, ClassError> {
-        let kept = self.engine.view().blob(&blob_key(class_hash));
-        let bytes = kept.map_err(|error| ClassError::Store(error.to_string()))?;
-        bytes.map(|bytes| blob::decode(class_hash, &bytes)).transpose()
+        self.kept(class_hash)?.map(|bytes| blob::decode(class_hash, &bytes)).transpose()
+    }
+
+    fn has(&self, class_hash: ClassHash) -> Result<bool, ClassError> {
+        Ok(self.kept(class_hash)?.is_some())
     }
 
     fn put(&self, classes: &[DeclaredClass]) -> Result<Vec<Blob>, ClassError> {

@@ -8,23 +8,27 @@
 //! | `transfers` | ERC-20 transfers between accounts that no other transaction of the block uses, as far as there are such |
 //! | `multicall` | a tree of 15 calls that writes a slot in each of eight contracts |
 //! | `contended` | in threes: A swaps at a pool that all swaps share, B spends what A's swap paid it, C is unrelated |
-//! | `mixed` | all of these, with accounts whose validation computes, counters that are shared, transactions that revert, a declaration and a deployment |
+//! | `mixed` | all of these, with accounts whose validation computes, counters that are shared, transactions that revert, and classes that are declared and used in the same block: by an account, by a library call, deployed, and in another one's place |
 
 mod build;
+mod class;
 mod genesis;
+mod transactions;
 
 use std::str::FromStr;
 
 use flagstone_core::felt::Felt;
 use flagstone_core::types::{ClassHash, ContractAddress};
 
-pub use build::{BlockOf, block, context};
+pub use build::{BlockOf, block};
+pub use class::small_class;
 pub use genesis::{Genesis, check_genesis, genesis};
+pub use transactions::{Builder, Call, GAS_MAX, context, deployed_address};
 
 /// Accounts without validation. A block with more than half as many transactions uses some of them twice.
 pub const ACCOUNTS: u64 = 2_000;
 /// Contracts that calls go to.
-pub(super) const CONTRACTS: u64 = 64;
+pub const CONTRACTS: u64 = 64;
 /// Accounts whose validation computes.
 pub(super) const SLOW_ACCOUNTS: u64 = 64;
 
@@ -132,6 +136,16 @@ pub(super) fn felt(part: Part, index: u64) -> Felt {
 pub(super) fn address(part: Part, index: u64) -> ContractAddress {
     // UNWRAP: the felt is below 2^250.
     ContractAddress::try_from(felt(part, index)).unwrap_or_default()
+}
+
+/// An account without validation; the [`ACCOUNTS`] of them come again after the last.
+pub fn account(index: u64) -> ContractAddress {
+    address(Part::Account, index % ACCOUNTS)
+}
+
+/// A contract that calls go to, as [`account`].
+pub fn contract(index: u64) -> ContractAddress {
+    address(Part::Contract, index % CONTRACTS)
 }
 
 /// Classes that the genesis declares. Their class hashes stand for the real ones, which nothing here looks at.
