@@ -127,6 +127,15 @@ pub enum Error {
         /// What it is opened as.
         opened: String,
     },
+    /// Parts of a database do not belong together. Nothing was changed.
+    #[error(
+        "parts of the database do not belong together: {problem}; put back the part that belongs here, or go on from what the \
+         store has with `flagstone recover`"
+    )]
+    Mixed {
+        /// What differs, and both sides of it.
+        problem: String,
+    },
     /// There is no database where one is to be opened.
     #[error("{0}")]
     NoDatabase(String),
@@ -252,6 +261,7 @@ impl Error {
             Self::ViewExpired { .. } | Self::HistoryGone { .. } => ErrorKind::Expired,
             Self::State(_)
             | Self::IdentityMismatch { .. }
+            | Self::Mixed { .. }
             | Self::NoDatabase(_)
             | Self::UnfinishedImport { .. }
             | Self::Stopped { .. } => ErrorKind::Store,
@@ -280,6 +290,11 @@ impl Error {
             | Self::HistoryGone { block, .. } => Some(*block),
             _ => None,
         }
+    }
+
+    /// A store and a journal, or a marker, that are not of one database.
+    pub(crate) fn mixed(problem: String) -> Self {
+        Self::Mixed { problem }
     }
 
     /// A row of the engine that is not what it must be.

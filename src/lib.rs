@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
 pub mod database;
+mod disk;
 pub mod engine;
 pub mod error;
 pub mod input;
 pub mod journal;
+mod lock;
 pub mod registry;
 #[cfg(feature = "blockifier")]
 pub mod sequencer;

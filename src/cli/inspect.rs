@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use flagstone::core::types::BlockNumber;
-use flagstone::database::{self, JournalAside, bytes_on_disk};
-use flagstone::engine::Head;
+use flagstone::database::{self, bytes_on_disk};
+use flagstone::engine::{Head, Opened};
+use flagstone::journal::Cut;
 use flagstone::registry::LAYOUTS;
 use flagstone::{Cadence, Engine, EngineConfig};
 use serde_json::json;
@@ -12,25 +13,55 @@ use serde_json::json;
 use super::output::{DIM, Output, styled};
 use super::{Failure, Get, GetWhat, Inspect, Revert, state_after};
 
-/// Opens a database to answer of its last closed block. Blocks that the journal alone has, as after a kill, are committed
-/// first: an answer of an older block would look like one of the last, and one of a block whose root nobody has compared
-/// could be of a block that is refused.
-pub fn open(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
-    let config = EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() };
-    let engine = database::open(data, None, config)?;
+fn config() -> EngineConfig {
+    EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() }
+}
+
+/// Opens a database to answer of its last closed block, and changes no byte of it. Blocks that the journal alone has, as after
+/// a kill, are committed in memory first: an answer of an older block would look like one of the last, and one of a block
+/// whose root nobody has compared could be of a block that is refused.
+pub fn look(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
+    let engine = database::open_read_only(data, None, config())?;
+    tell_opened(engine.opened(), output);
     let Head { closed, committed, .. } = engine.head();
     engine.commit()?;
     if closed != committed {
         let (first, last) = (state_after(committed), state_after(closed));
         output.note(&format!(
-            "blocks after {first}, up to {last}, were closed and not committed; they are committed now"
+            "blocks after {first}, up to {last}, are in the journal alone; they were committed in memory to answer"
         ));
     }
     Ok(engine)
 }
 
+/// Opens a database to change it, all its blocks committed.
+fn open(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
+    let engine = database::open(data, None, config())?;
+    tell_opened(engine.opened(), output);
+    engine.commit()?;
+    Ok(engine)
+}
+
+/// Tells of what an opening found that is not as an orderly end leaves it.
+pub fn tell_opened(opened: &Opened, output: &mut Output) {
+    if let Some(Cut { segment, offset, bytes, problem, .. }) = &opened.cut {
+        let segment = segment.display();
+        output.note(&format!(
+            "the journal's last {bytes} bytes, from byte {offset} of {segment} on, are of a write that was cut short ({problem}); \
+             nothing of them had been acknowledged"
+        ));
+    }
+    if opened.repaired > 0 {
+        output.note(&format!(
+            "the store lacked {} values that the journal has, or had others; they are taken from the journal: run \
+             `flagstone check`, and look at the disk",
+            opened.repaired
+        ));
+    }
+}
+
 pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data, output)?;
+    let engine = look(&args.data, output)?;
     let view = match args.block {
         Some(block) => engine.view_at(BlockNumber(block))?,
         None => engine.view(),
@@ -45,9 +76,13 @@ pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
 }
 
 pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data, output)?;
-    engine.sync()?;
-    print_head(&engine.head(), args.json, output)
+    let engine = look(&args.data, output)?;
+    print_head(&head_on_disk(&engine), args.json, output)
+}
+
+/// The head as it is answered, and what of it is in the store on the disk.
+fn head_on_disk(engine: &Engine) -> Head {
+    Head { persisted: engine.opened().persisted, ..engine.head() }
 }
 
 fn print_head(head: &Head, as_json: bool, output: &mut Output) -> Result<(), Failure> {
@@ -58,19 +93,6 @@ pub fn revert(args: &Revert, output: &mut Output) -> Result<(), Failure> {
     let engine = open(&args.data, output)?;
     engine.revert_to(BlockNumber(args.block))?;
     print_head(&engine.head(), args.json, output)
-}
-
-pub fn recover(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let JournalAside { journal, block } = database::set_journal_aside(&args.data)?;
-    let journal = journal.map(|journal| journal.display().to_string());
-    if args.json {
-        return output.line(&json!({ "block": block.map(|block| block.0), "journal": journal }).to_string());
-    }
-    let aside =
-        journal.map_or("there was no journal".to_owned(), |name| format!("the journal is now {name}"));
-    output.line(&format!("{aside}; the database goes on from {}", state_after(block)))?;
-    output.note("blocks after it that were closed before are lost and must be fed again; `flagstone check` looks at the rest");
-    Ok(())
 }
 
 fn head_json(head: &Head) -> serde_json::Value {
@@ -86,9 +108,8 @@ fn head_json(head: &Head) -> serde_json::Value {
 }
 
 pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data, output)?;
-    engine.sync()?;
-    let (identity, head, store) = (engine.identity(), engine.head(), engine.store_name());
+    let engine = look(&args.data, output)?;
+    let (identity, head, store) = (engine.identity(), head_on_disk(&engine), engine.store_name());
     // Files come and go until the engine has ended.
     drop(engine);
     let bytes = bytes_on_disk(&args.data)?;

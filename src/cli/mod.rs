@@ -8,6 +8,7 @@ mod inspect;
 mod output;
 mod place;
 mod prove;
+mod recover;
 mod replay;
 mod sequence;
 mod snapshot;
@@ -92,9 +93,9 @@ enum Command {
     /// Go back to an earlier block: take back all blocks after it, and print its root
     #[command(after_help = EXIT_CODES)]
     Revert(Revert),
-    /// Go on from the last block that the store has, without a journal that is damaged or lost, which is put aside
+    /// Build a damaged database anew from what can be believed of it, check it, and put the old parts aside
     #[command(after_help = EXIT_CODES)]
-    Recover(Inspect),
+    Recover(Recover),
     /// Make a storage proof of the committed state, with its block and the request, as JSON
     #[command(after_help = EXIT_CODES)]
     Prove(Prove),
@@ -285,6 +286,22 @@ struct Inspect {
     /// Directory of the database
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Recover {
+    /// Directory of the database
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// A dump of an earlier state of the same chain, to build on if the store is of no use
+    #[arg(long, value_name = "FILE")]
+    dump: Option<PathBuf>,
+    /// Build and check in a temporary place, tell what would be lost, and change nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -563,7 +580,7 @@ fn command(command: Command, output: &mut Output) -> Result<(), Failure> {
         Command::Root(args) => inspect::root(&args, output),
         Command::Info(args) => inspect::info(&args, output),
         Command::Revert(args) => inspect::revert(&args, output),
-        Command::Recover(args) => inspect::recover(&args, output),
+        Command::Recover(args) => recover::recover(&args, output),
         Command::Prove(args) => prove::prove(&args, output),
         Command::VerifyProof(args) => prove::verify(&args, output),
         Command::VerifyWitness(args) => witness::verify(&args, output),

@@ -11,9 +11,10 @@ use flagstone::core::proof::{
 };
 use flagstone::core::types::{BlockNumber, ContractAddress, StorageKey};
 use flagstone::input::{self, AskedProof, BlockTag, ProofFile};
-use flagstone::{EngineConfig, Error, database, wire};
+use flagstone::{Error, wire};
 use serde_json::{Value, json};
 
+use super::inspect::look;
 use super::output::{DIM, GOOD, Output, styled};
 use super::{Failure, Prove, VerifyProof};
 
@@ -26,8 +27,7 @@ pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
         add_contracts_of_slots(&mut asked.request, output);
     }
     let block = block_of(args, &asked)?;
-    let engine = database::open(&args.data, None, EngineConfig::default())?;
-    engine.commit()?;
+    let engine = look(&args.data, output)?;
     // The contract with the hashes of blocks; any other one would do.
     let any_contract = ContractAddress::from(1);
     let mut shows_root = false;

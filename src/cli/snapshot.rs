@@ -11,7 +11,7 @@ use flagstone::snapshot::{self, Counts, Exported};
 use flagstone::{EngineConfig, database, registry};
 use serde_json::json;
 
-use super::inspect::open;
+use super::inspect::look;
 use super::output::Output;
 use super::place::{new_database, outside_databases};
 use super::{Convert, Export, Failure, Import, NewDatabase};
@@ -29,7 +29,7 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     if let Some(out) = args.out.as_deref().filter(|_| !to_stdout) {
         outside_databases("--out", out, Some(&args.data))?;
     }
-    let engine = open(&args.data, output)?;
+    let engine = look(&args.data, output)?;
     output.start_spinner();
     let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
     let mut write = |out: &mut dyn Write| snapshot::export(&engine, args.block, out, &mut progress);
@@ -119,7 +119,7 @@ pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {
 pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     new_database("--to", &args.to, Some(&args.from))?;
-    let from = open(&args.from, output)?;
+    let from = look(&args.from, output)?;
     let (reader, writer) =
         io::pipe().map_err(|error| Failure::store(format!("cannot make a pipe: {error}")))?;
     output.start_progress(None);

@@ -10,13 +10,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{Row, Store, StoreError, StoreRead, Visit, WriteBatch};
 use flagstone_core::types::BlockNumber;
 
-use super::meta::BlockRoot;
+use super::meta::{BlockRoot, StateId, StoredHead};
 
 /// A committed state: its rows are the store's with the layers over them.
 #[derive(Clone, Default)]
@@ -29,6 +29,8 @@ pub struct Base {
     pub block: Option<BlockNumber>,
     /// Its roots.
     pub root: BlockRoot,
+    /// The id of the state after it.
+    pub state: StateId,
     /// Not written yet, newest first: the last generations, one each.
     pub layers: Vec<Arc<WriteBatch>>,
 }
@@ -124,24 +126,49 @@ pub struct Rows {
     /// How many need the store to stay as it is. Locked while it is written.
     holding: Mutex<usize>,
     let_go: Condvar,
+    /// The first write or sync that failed. After that it is not known what the disk has, so nothing is tried again.
+    failed: OnceLock<StoreError>,
 }
 
 impl Rows {
     /// A store whose rows are at the given state.
-    pub fn new(store: Box<dyn Store>, block: Option<BlockNumber>, root: BlockRoot) -> Self {
-        let base = Base { block, root, ..Base::default() };
+    pub fn new(store: Box<dyn Store>, head: &StoredHead) -> Self {
+        let StoredHead { block, root, state, .. } = *head;
+        let base = Base { block, root, state, ..Base::default() };
         Self {
             store,
             base: RwLock::new(Arc::new(base)),
             applying: AtomicU64::new(0),
             holding: Mutex::new(0),
             let_go: Condvar::new(),
+            failed: OnceLock::new(),
         }
     }
 
     /// The store, without what is on its way.
-    pub fn store(&self) -> &dyn Store {
+    pub fn store(&self) -> &dyn StoreRead {
         self.store.as_ref()
+    }
+
+    /// The store's name.
+    pub fn store_name(&self) -> &'static str {
+        self.store.name()
+    }
+
+    /// Returns when all that was written is on the disk.
+    ///
+    /// # Errors
+    /// The store's, or that of an earlier write or sync: a second one proves nothing.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.finally(|store| store.sync())
+    }
+
+    /// Calls the store, unless a call failed before.
+    fn finally(&self, call: impl FnOnce(&dyn Store) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        match self.failed.get() {
+            Some(failed) => Err(failed.clone()),
+            None => call(self.store.as_ref()).inspect_err(|error| drop(self.failed.set(error.clone()))),
+        }
     }
 
     /// The newest committed state.
@@ -198,7 +225,7 @@ impl Rows {
         let free = self.let_go.wait_while(holding, |holding| *holding > 0);
         let free = free.unwrap_or_else(PoisonError::into_inner);
         self.applying.store(through, Ordering::SeqCst);
-        write(self.store.as_ref(), &batch)?;
+        self.finally(|store| write(store, &batch))?;
         drop(free);
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let mut after = Base::clone(&base);

@@ -11,7 +11,7 @@ use flagstone_core::diff::StateDiff;
 use flagstone_core::types::{BlockNumber, StateCommitment};
 
 use super::base::Layer;
-use super::meta::{Blob, BlockRoot, Head, PendingBlock};
+use super::meta::{Blob, BlockRoot, Head, Lineage, PendingBlock, StateId};
 use super::values::RECENT_VALUE_BYTES;
 use super::{Cadence, CommittedBlock, EngineConfig};
 use crate::error::Error;
@@ -64,6 +64,18 @@ pub struct Unwritten {
     pub layer: Layer,
     pub blocks: Vec<Arc<Closed>>,
     pub head: Option<BlockNumber>,
+    /// The last refusal that the batch takes account of.
+    pub refusal: Position,
+    /// What is to be shown only when the batch is written and synced, as nothing else makes its block durable.
+    pub to_show: Option<ToShow>,
+}
+
+/// A block that is committed and not shown yet.
+#[derive(Clone, Copy)]
+pub struct ToShow {
+    pub stamp: u64,
+    pub state: StateId,
+    pub root: BlockRoot,
 }
 
 /// A state that can be viewed by the recent values.
@@ -78,6 +90,8 @@ pub struct Live {
 #[derive(Default)]
 pub struct Chain {
     pub closed: Option<BlockNumber>,
+    /// The id of the state after it.
+    pub state: StateId,
     /// The stamp of the newest state.
     pub stamp: u64,
     /// Closed and not committed, in order.
@@ -98,6 +112,8 @@ pub struct Chain {
     pub hashes: HashCounts,
     /// The last refusal in the journal.
     pub refusal: Position,
+    /// The last one that the store's head takes account of.
+    pub written_refusal: Position,
     /// Blocks are being taken back; [`Chain::failure`] will say why.
     pub refusing: bool,
     /// For the next caller.
@@ -126,6 +142,11 @@ impl Chain {
     /// The root that a block on top must build on, as far as known.
     pub fn parent(&self) -> Option<StateCommitment> {
         self.waiting.back().map_or(Some(self.root.commitment), |closed| closed.block.new_root)
+    }
+
+    /// Where a block that is closed now leads, and from where.
+    pub fn lineage_of_next(&self) -> Lineage {
+        Lineage { state: StateId::fresh(), parent: self.state, parent_root: self.parent() }
     }
 
     /// Whether the state after one more diff may have contracts and no class, so that its commitment depends on the rule.
@@ -157,9 +178,21 @@ impl Chain {
         self.waiting.is_empty() && self.unwritten.is_empty()
     }
 
+    /// A block that was committed before it was shown is closed now.
+    pub fn show(&mut self, head: Option<BlockNumber>, shown: ToShow) {
+        if self.closed < head {
+            self.closed = head;
+            self.state = shown.state;
+            self.stamp = shown.stamp;
+        }
+        self.committed = head;
+        self.root = shown.root;
+    }
+
     /// Adds a closed block.
     pub fn push(&mut self, closed: &Arc<Closed>) {
         self.closed = Some(closed.block.number);
+        self.state = closed.block.lineage.state;
         self.stamp = closed.stamp;
         self.waiting_weight += closed.weight;
         self.waiting.push_back(Arc::clone(closed));

@@ -47,6 +47,13 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
+    /// With one more finding, about the whole database.
+    pub(crate) fn with(mut self, problem: String) -> Self {
+        self.findings_total += 1;
+        self.findings.insert(0, Finding { place: Place::Named("the database".to_owned()), problem });
+        self
+    }
+
     /// Whether nothing is wrong.
     pub const fn is_sound(&self) -> bool {
         self.findings_total == 0
@@ -78,6 +85,11 @@ impl Engine {
     }
 }
 
+/// Whether the journal says that other roots were computed for a block.
+fn computed_other(recovered: &Recovered, root: &BlockRoot) -> bool {
+    recovered.roots.as_ref().is_some_and(|roots| *roots != root.to_bytes())
+}
+
 struct Check<'a> {
     shared: &'a Shared,
     head: Head,
@@ -102,14 +114,15 @@ impl Check<'_> {
     /// The head, the roots of blocks, and that there is nothing else. Returns how many blocks have roots.
     fn engine_rows(&self) -> Result<u64, Error> {
         let head_row = || Place::Named("the head row".to_owned());
+        let stored = meta::read_head(self.store()).unwrap_or_default();
         if self.head.committed.is_none() && self.head.root != BlockRoot::default() {
             self.findings.add(head_row(), "it has roots, and no block is committed");
         }
         check_commitment(self.findings, head_row(), &self.head.root);
         let blocks = self.block_roots()?;
         if let Some(committed) = self.head.committed {
-            match meta::read_block_root(self.store(), committed) {
-                Ok(Some(root)) if root == self.head.root => {}
+            match meta::read_block_state(self.store(), committed) {
+                Ok(Some(found)) if found == (self.head.root, stored.state) => {}
                 Ok(Some(_)) => {
                     self.findings.add(head_row(), format!("its roots are not those of block {committed}"));
                 }
@@ -162,8 +175,8 @@ impl Check<'_> {
             if Some(block) > self.head.committed {
                 self.findings.add(Place::Block(block), "it has roots, and is not committed");
             }
-            match meta::decode_block_root(row) {
-                Ok(root) => check_commitment(self.findings, Place::Block(block), &root),
+            match meta::decode_block_state(row) {
+                Ok((root, _)) => check_commitment(self.findings, Place::Block(block), &root),
                 Err(error) => self.findings.add(Place::Block(block), error.to_string()),
             }
         })?;
@@ -325,6 +338,13 @@ impl Check<'_> {
         each_value(&block.diff, |subject, value| {
             last.insert(subject, (number, value));
         });
+        // A damaged or missing row was told already.
+        if let Ok(Some((root, state))) = meta::read_block_state(self.store(), number)
+            && (state != block.lineage.state || computed_other(recovered, &root))
+        {
+            self.findings
+                .add(Place::Block(number), "the state after it is another in the store than in the journal");
+        }
         let before = number.0.checked_sub(1).map(BlockNumber);
         let stated = [(Some(number), block.new_root), (before, block.old_root)];
         for (of, stated) in stated {

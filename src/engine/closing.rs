@@ -8,7 +8,8 @@ use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
 use super::chain::{Chain, Closed, weight};
-use super::meta::{BLOB_KEY_MAX, Blob, PendingBlock};
+use super::durable::is_full;
+use super::meta::{BLOB_KEY_MAX, Blob, BlockRoot, PendingBlock};
 use super::{Cadence, Engine, Progress, Shared};
 use crate::error::Error;
 
@@ -111,6 +112,7 @@ impl Shared {
         blobs: &[Blob],
         reads: Option<&[Subject]>,
     ) -> Result<(BlockNumber, Witness), Halt> {
+        self.durability.check_writable()?;
         let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store || reads.is_some();
         let chain = self.await_turn(|chain| {
             if at_close {
@@ -119,19 +121,19 @@ impl Shared {
                 !chain.is_full(&self.config, weight(&update.diff, blobs))
             }
         })?;
-        let (number, stamp) = (accept(&chain, update)?, chain.stamp + 1);
+        let (number, stamp, lineage) = (accept(&chain, update)?, chain.stamp + 1, chain.lineage_of_next());
         drop(chain);
         let block = PendingBlock {
             number,
+            lineage,
             version: update.starknet_version,
             old_root: update.old_root,
             new_root: update.new_root,
             diff: update.diff.clone(),
             blobs: blobs.to_vec(),
+            computed: None,
         };
-        if let Some(journal) = self.durability().journal() {
-            check_length(number, block.encoded_len(), journal.payload_bytes_max())?;
-        }
+        check_length(number, block.encoded_len(), self.durability.payload_bytes_max())?;
         let closed = Arc::new(Closed::new(block, stamp));
         if at_close {
             return Ok((number, self.close_committed(&closed, reads)?));
@@ -165,9 +167,11 @@ impl Shared {
     }
 
     /// Makes a block durable with its root, if that is known, and its values ready for views from its stamp on.
-    fn make_durable(&self, closed: &Arc<Closed>, root: Option<StateCommitment>) -> Result<(), Error> {
-        let durable = self.durability().close(&closed.block, root);
-        durable.map_err(|error| self.stop_and_tell(error.into()))?;
+    fn make_durable(&self, closed: &Arc<Closed>, root: Option<&BlockRoot>) -> Result<(), Error> {
+        self.durability.close(&closed.block, root).map_err(|error| match is_full(&error) {
+            true => error.into(),
+            false => self.stop_and_tell(error.into()),
+        })?;
         if closed.writes < SHOWN_WRITES_MIN {
             self.values.push(closed.stamp, &closed.block.diff);
             return Ok(());
@@ -186,12 +190,12 @@ impl Shared {
         let group = std::slice::from_ref(closed);
         let (unit, refused) = self.pool.install(|| self.stage(&base, group, reads))?;
         let Some(mut unit) = unit.filter(|_| refused.is_none()) else {
-            return Err(
-                refused.unwrap_or(Error::NotClosed { block: closed.block.number, closed: base.block })
-            );
+            let nothing = Error::NotClosed { block: closed.block.number, closed: base.block };
+            let refused = self.blame(&base, &closed.block.diff, refused.unwrap_or(nothing));
+            return Err(refused.unwrap_or_else(|damage| self.stop_and_tell(damage)));
         };
         let witness = std::mem::take(&mut unit.witness);
-        self.make_durable(closed, Some(unit.root.commitment))?;
+        self.make_durable(closed, Some(&unit.root))?;
         self.install(unit);
         if !self.ahead_of_store {
             let through = Some(closed.block.number);
@@ -209,8 +213,10 @@ impl Shared {
     /// Shows a durable block to new views, and to the commitment.
     fn show(&self, closed: &Arc<Closed>) {
         if !closed.block.blobs.is_empty() {
-            let blobs = closed.block.blobs.iter().map(|blob| (blob.key.clone(), Arc::clone(&blob.bytes)));
-            self.blobs().extend(blobs);
+            let mut blobs = self.blobs();
+            for blob in &closed.block.blobs {
+                blobs.entry(blob.key.clone()).or_default().push((closed.stamp, Arc::clone(&blob.bytes)));
+            }
         }
         let mut chain = self.chain();
         chain.push(closed);

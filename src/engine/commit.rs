@@ -1,5 +1,6 @@
 //! Committing closed blocks: roots computed, compared with the stated ones, and rows made readable.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use flagstone_core::commit::HashCounts;
@@ -7,16 +8,17 @@ use flagstone_core::commitment::{CommitmentRule, Roots, StarknetVersion};
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::layout::StateAt;
-use flagstone_core::store::WriteBatch;
-use flagstone_core::types::StateCommitment;
+use flagstone_core::store::{StoreRead, WriteBatch};
+use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::witness::Witness;
 
 use super::base::Base;
-use super::chain::{Chain, Closed, Ending, Unwritten};
+use super::chain::{Chain, Closed, Ending, ToShow, Unwritten};
 use super::closing::check_parent;
 use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::{CommittedBlock, Shared};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+use crate::journal::Position;
 
 /// Values of one group of commitments: bounds the size of a batch, and how long a root may take, whatever the backlog.
 const GROUP_WRITES_MAX: usize = 4_000;
@@ -28,6 +30,7 @@ pub struct Unit {
     blocks: Vec<Arc<Closed>>,
     committed: Vec<CommittedBlock>,
     pub root: BlockRoot,
+    refusal: Position,
     /// What takes the blocks back, with the stamp of the last block of each.
     undo: Vec<(u64, StateDiff)>,
     batch: WriteBatch,
@@ -44,10 +47,17 @@ impl Shared {
             let (unit, refused) = self.pool.install(|| self.stage(&base, &group, None))?;
             let kept = unit.as_ref().map_or(0, |unit| unit.blocks.len());
             if let Some(unit) = unit {
+                self.durability.note_roots(&unit.committed);
                 self.install(unit);
             }
             if let Some((error, first)) = refused.zip(group.get(kept)) {
-                self.refuse(first, error)?;
+                let diff = match self.config.coalesce {
+                    true => {
+                        group.iter().fold(StateDiff::default(), |all, closed| all.then(&closed.block.diff))
+                    }
+                    false => first.block.diff.clone(),
+                };
+                self.refuse(first, self.blame(&self.rows.base(), &diff, error)?)?;
             }
         }
         Ok(())
@@ -98,8 +108,9 @@ impl Shared {
             .chain(committed.iter().map(|block| (Some(block.number), block.root)))
             .collect::<Vec<_>>();
         let undo = blocks.iter().zip(staged.undo).zip(before);
-        let undo =
-            undo.map(|((closed, diff), (before, root))| (closed, Undo { before, root, diff })).collect();
+        let undo = undo
+            .map(|((closed, diff), (before, root))| (closed, Undo { before, root, diff, blobs: Vec::new() }))
+            .collect();
         let unit = self.unit(base, blocks, committed, undo, staged.rows)?;
         Ok((Some(unit), refused))
     }
@@ -115,8 +126,8 @@ impl Shared {
         let diff = group.iter().fold(StateDiff::default(), |all, closed| all.then(&closed.block.diff));
         let mut staged = self.stage_diffs(base, &[&diff], None)?;
         let mut committed = Vec::new();
-        let PendingBlock { number, version, new_root, .. } = last.block;
-        let one = PendingBlock { number, version, new_root, ..PendingBlock::default() };
+        let PendingBlock { number, version, new_root, computed, .. } = last.block;
+        let one = PendingBlock { number, version, new_root, computed, ..PendingBlock::default() };
         let refused = check_parent(first.block.number, first.block.old_root, Some(base.root.commitment))
             .and_then(|()| verify(base.root, [&one].into_iter(), &staged.roots, &mut committed));
         if let Err(error) = refused {
@@ -124,7 +135,7 @@ impl Shared {
         }
         committed.iter_mut().for_each(|committed| committed.writes = diff.writes());
         let diff = staged.undo.pop().unwrap_or_default();
-        let undo = vec![(last, Undo { before: base.block, root: base.root, diff })];
+        let undo = vec![(last, Undo { before: base.block, root: base.root, diff, blobs: Vec::new() })];
         self.unit(base, group, committed, undo, staged.rows).map(|unit| (Some(unit), None))
     }
 
@@ -162,22 +173,28 @@ impl Shared {
         base: &Base,
         blocks: &[Arc<Closed>],
         committed: Vec<CommittedBlock>,
-        undo: Vec<(&Arc<Closed>, Undo)>,
+        mut undo: Vec<(&Arc<Closed>, Undo)>,
         rows: StagedRows,
     ) -> Result<Unit, Error> {
         let StagedRows { batch: of_layout, hashes, applied, witness } = rows;
         let mut batch = WriteBatch::default();
         let last = committed.last().map_or((base.block, base.root), |last| (Some(last.number), last.root));
-        committed.iter().for_each(|block| meta::put_block_root(&mut batch, block.number, &block.root));
+        let state_after = |number| {
+            let closed = blocks.iter().find(|closed| closed.block.number == number);
+            closed.map_or(base.state, |closed| closed.block.lineage.state)
+        };
+        for CommittedBlock { number, root, .. } in &committed {
+            meta::put_block_root(&mut batch, *number, root, state_after(*number));
+        }
         let refusal = self.chain().refusal;
-        meta::put_head(&mut batch, &StoredHead { block: last.0, root: last.1, refusal });
-        let blobs = blocks.iter().flat_map(|closed| &closed.block.blobs);
-        let rows = self.rows.of(base);
-        blobs.into_iter().try_for_each(|blob| meta::put_blob(&mut batch, &rows, blob))?;
+        let state = last.0.map_or(base.state, state_after);
+        meta::put_head(&mut batch, &StoredHead { block: last.0, root: last.1, state, refusal });
+        put_blobs(&mut batch, &self.rows.of(base), blocks, &mut undo)?;
         self.keep_undo(base, &mut batch, &undo)?;
         let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
         batch.append(of_layout);
-        Ok(Unit { blocks: blocks.to_vec(), committed, root: last.1, undo, batch, hashes, applied, witness })
+        let (blocks, root) = (blocks.to_vec(), last.1);
+        Ok(Unit { blocks, committed, root, refusal, undo, batch, hashes, applied, witness })
     }
 
     /// Makes a commitment readable, and hands it on to be written.
@@ -186,41 +203,78 @@ impl Shared {
             self.values.settle(*through, undo);
         }
         let Some(last) = unit.blocks.last() else { return };
-        let (head, stamp) = (Some(last.block.number), last.stamp);
-        let after = Base { stamp, block: head, root: unit.root, ..Base::default() };
+        let (head, stamp, state) = (Some(last.block.number), last.stamp, last.block.lineage.state);
+        let after = Base { stamp, block: head, root: unit.root, state, ..Base::default() };
         let layer = self.rows.commit(unit.batch, after);
         unit.applied.into_iter().for_each(|applied| applied());
         self.forget_blobs(&unit.blocks);
         let mut chain = self.chain();
-        if chain.closed < head {
-            chain.closed = head;
-            chain.stamp = stamp;
-            self.set_tip(stamp, head);
+        let shown = ToShow { stamp, state, root: unit.root };
+        if self.ahead_of_store {
+            self.show_committed(&mut chain, head, shown);
         }
         for closed in &unit.blocks {
             if chain.waiting.pop_front_if(|front| front.stamp == closed.stamp).is_some() {
                 chain.waiting_weight -= closed.weight;
             }
         }
-        chain.committed = head;
-        chain.root = unit.root;
         chain.news.extend(unit.committed);
         chain.hashes += unit.hashes;
-        chain.unwritten.push_back(Unwritten { layer, blocks: unit.blocks, head });
+        let (refusal, to_show) = (unit.refusal, (!self.ahead_of_store).then_some(shown));
+        chain.unwritten.push_back(Unwritten { layer, blocks: unit.blocks, head, refusal, to_show });
         self.changed.notify_all();
+    }
+
+    /// New views see a block that was committed before it was closed.
+    pub(super) fn show_committed(&self, chain: &mut Chain, head: Option<BlockNumber>, shown: ToShow) {
+        let is_new = chain.closed < head;
+        chain.show(head, shown);
+        if is_new {
+            self.set_tip(shown.stamp, head);
+        }
     }
 
     /// Blobs of these blocks are in rows now, or are taken back.
     fn forget_blobs(&self, blocks: &[Arc<Closed>]) {
-        let mut keys = blocks.iter().flat_map(|closed| &closed.block.blobs).peekable();
-        if keys.peek().is_some() {
+        for closed in blocks.iter().filter(|closed| !closed.block.blobs.is_empty()) {
             let mut blobs = self.blobs();
-            // A later block may have brought others under the same key.
-            keys.for_each(|blob| {
-                if blobs.get(&blob.key).is_some_and(|bytes| Arc::ptr_eq(bytes, &blob.bytes)) {
-                    blobs.remove(&blob.key);
+            for blob in &closed.block.blobs {
+                // Other blocks may have brought others under the same key.
+                if let Some(brought) = blobs.get_mut(&blob.key) {
+                    brought.retain(|(stamp, _)| *stamp != closed.stamp);
+                    if brought.is_empty() {
+                        blobs.remove(&blob.key);
+                    }
                 }
-            });
+            }
+        }
+    }
+
+    /// Tells a block that is wrong from a store that is damaged, when a root did not come out. The witness of the block's diff
+    /// on a base hashes up to the base's roots only if what was read of the tries is what they commit to.
+    ///
+    /// # Errors
+    /// The store's damage: then no block may be refused for it.
+    pub(super) fn blame(&self, base: &Base, diff: &StateDiff, error: Error) -> Result<Error, Error> {
+        let Error::RootMismatch { block, .. } = error else {
+            return if error.kind() == ErrorKind::Store { Err(error) } else { Ok(error) };
+        };
+        let rows = self.rows.of(base);
+        let state = StateAt { store: &rows, roots: base.root.roots };
+        let hasher = self.hasher.as_ref();
+        let staged =
+            self.pool.install(|| self.layout.stage_commitment_with_witness(state, diff, &[], hasher));
+        let (_, witness) = staged?;
+        match self.pool.install(|| witness.apply(diff, hasher)) {
+            Ok(_) => Ok(error),
+            Err(problem) => Err(Error::damaged(
+                "the store",
+                format!(
+                    "the root of block {block} does not come out, and what the tries have on the way to its keys does not hash \
+                     up to the root before it ({problem}); no block was refused: restore the store from a copy, or rebuild it \
+                     with `flagstone recover`"
+                ),
+            )),
         }
     }
 
@@ -233,19 +287,16 @@ impl Shared {
         let refused: Vec<Arc<Closed>> = self.chain().waiting.iter().map(Arc::clone).collect();
         let last = refused.last().map_or(first.stamp, |closed| closed.stamp);
         self.note_taken_back(first.stamp, last);
-        let refusal = {
-            let mut durability = self.durability();
-            durability.refuse_from(first.block.number)?;
-            durability.refusal()
-        };
+        let refusal = self.durability.refuse_from(first.block.number)?;
         self.forget_blobs(&refused);
         self.values.take_back(first.stamp, refused.iter().map(|closed| &closed.block.diff));
         let mut chain = self.chain();
         chain.waiting.clear();
         chain.waiting_weight = 0;
         chain.closed = chain.committed;
+        chain.state = self.rows.base().state;
         chain.wanted = chain.wanted.min(chain.committed);
-        chain.refusal = refusal;
+        chain.refusal = refusal.unwrap_or(chain.refusal);
         // A new stamp: views of the state before keep theirs, and blocks to come get larger ones than those taken back.
         chain.stamp = last + 1;
         self.set_tip(chain.stamp, chain.closed);
@@ -255,6 +306,33 @@ impl Shared {
         drop(closer);
         Ok(())
     }
+}
+
+/// Puts the blobs of blocks, and what was there before them to what takes the blocks back: each block's own, or that of all
+/// blocks that are taken back together.
+fn put_blobs(
+    batch: &mut WriteBatch,
+    rows: &dyn StoreRead,
+    blocks: &[Arc<Closed>],
+    undo: &mut [(&Arc<Closed>, Undo)],
+) -> Result<(), Error> {
+    let mut last: HashMap<&[u8], Arc<[u8]>> = HashMap::new();
+    for closed in blocks {
+        let of = undo.iter_mut().find(|(through, _)| closed.stamp <= through.stamp);
+        let mut of = of.map(|(_, undo)| &mut undo.blobs);
+        for blob in &closed.block.blobs {
+            if let Some(undo) = of.as_mut().filter(|undo| undo.iter().all(|(key, _)| *key != blob.key)) {
+                let before = match last.get(&blob.key[..]) {
+                    Some(bytes) => Some(Arc::clone(bytes)),
+                    None => meta::read_blob(rows, &blob.key)?,
+                };
+                undo.push((blob.key.clone(), before));
+            }
+            last.insert(&blob.key, Arc::clone(&blob.bytes));
+            meta::put_blob(batch, rows, blob)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a layout staged for diffs.
@@ -294,6 +372,17 @@ fn verify<'a>(
     for (block, roots) in blocks.zip(roots) {
         check_parent(block.number, block.old_root, Some(parent))?;
         let commitment = commitment_of(roots, block)?;
+        let root = BlockRoot { roots: *roots, commitment };
+        if let Some(computed) = block.computed.filter(|computed| *computed != root) {
+            return Err(Error::damaged(
+                "the store",
+                format!(
+                    "block {} gives root {commitment} now, and gave {} before, as the journal says; no block was refused: \
+                     restore the store from a copy, or rebuild it with `flagstone recover`",
+                    block.number, computed.commitment
+                ),
+            ));
+        }
         if let Some(stated) = block.new_root
             && stated != commitment
         {
@@ -303,7 +392,7 @@ fn verify<'a>(
         committed.push(CommittedBlock {
             number: block.number,
             writes: block.diff.writes(),
-            root: BlockRoot { roots: *roots, commitment },
+            root,
             verified: block.new_root.is_some(),
         });
     }

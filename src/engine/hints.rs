@@ -114,6 +114,8 @@ impl Engine {
     /// Says that these things are likely to be read or written by the blocks to come: they are read ahead, on a thread of
     /// their own. Returns at once. Worth its while for what a block's transactions name, before they execute.
     pub fn prefetch(&self, subjects: impl IntoIterator<Item = Subject>) {
+        // The caller's iterator runs before the lock is taken, as it may give hints itself.
+        let subjects: Vec<Subject> = subjects.into_iter().collect();
         self.shared.hints.add(subjects.into_iter());
     }
 

@@ -11,23 +11,35 @@ use flagstone_core::commit::{Overlaid, TrieRows};
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::StateDiff;
 use flagstone_core::layout::StateAt;
-use flagstone_core::store::WriteBatch;
+use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::types::BlockNumber;
 
 use super::base::Base;
 use super::chain::{Chain, Closed, Live, Unwritten};
-use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
+use super::meta::{self, Blob, BlockRoot, PendingBlock, StateId, StoredHead, Undo};
 use super::values::each_value;
 use super::view::{Past, View};
 use super::{Engine, Shared};
 use crate::error::{Error, at};
 use crate::journal::Position;
 
+/// The id of the state after a block that has roots of its own.
+fn state_after(rows: &dyn StoreRead, block: Option<BlockNumber>) -> Result<StateId, Error> {
+    let Some(block) = block else { return Ok(StateId::default()) };
+    match meta::read_block_state(rows, block)? {
+        Some((_, state)) => Ok(state),
+        None => Err(Error::damaged(format!("the roots of block {block}"), "they are missing")),
+    }
+}
+
 /// The way from a committed state back to an earlier one.
 struct Rewind {
     diff: StateDiff,
     block: Option<BlockNumber>,
     root: BlockRoot,
+    state: StateId,
+    /// Blobs as they were at the state, where they have changed since.
+    blobs: HashMap<Vec<u8>, Option<Arc<[u8]>>>,
 }
 
 impl Engine {
@@ -134,6 +146,7 @@ impl Engine {
     /// more; then nothing was changed. [`Error::State`] if the store fails or is damaged.
     pub fn revert_to(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
         let shared = &self.shared;
+        shared.durability.check_writable()?;
         let root = shared.in_turn(|| {
             drop(shared.await_turn(Chain::is_at_rest)?);
             Ok(shared.revert(block)?)
@@ -186,14 +199,21 @@ impl Shared {
             return Err(Error::NotClosed { block: wanted, closed: base.block });
         }
         let rows = self.rows.of(base);
-        let mut rewind = Rewind { diff: StateDiff::default(), block: base.block, root: base.root };
+        let (diff, block, root, state) = (StateDiff::default(), base.block, base.root, base.state);
+        let mut rewind = Rewind { diff, block, root, state, blobs: HashMap::new() };
         while !there(rewind.block) {
             let undo = match rewind.block {
                 Some(block) if block >= wanted => meta::read_undo(&rows, block)?,
                 _ => None,
             };
-            let Some(Undo { before, root, diff }) = undo else { return Err(self.history_gone(wanted)) };
-            rewind = Rewind { diff: rewind.diff.then(&diff), block: before, root };
+            let Some(Undo { before, root, diff, blobs }) = undo else {
+                return Err(self.history_gone(wanted));
+            };
+            rewind.blobs.extend(blobs);
+            rewind = Rewind { diff: rewind.diff.then(&diff), block: before, root, ..rewind };
+        }
+        if rewind.block != base.block {
+            rewind.state = state_after(&rows, rewind.block)?;
         }
         Ok(rewind)
     }
@@ -240,9 +260,8 @@ impl Shared {
         }
         let rewind = self.rewind(&base, block, |at| at == Some(block))?;
         self.apply(&base, &rewind, |first| {
-            let mut durability = self.durability();
-            durability.refuse_from(first)?;
-            Ok(durability.refusal())
+            let refusal = self.durability.refuse_from(first)?;
+            Ok(refusal.unwrap_or_else(|| self.chain().refusal))
         })
     }
 
@@ -250,7 +269,7 @@ impl Shared {
     pub(super) fn finish_taking_back(&self, first: BlockNumber) -> Result<(), Error> {
         let base = self.rows.base();
         let rewind = self.rewind(&base, first, |at| at < Some(first))?;
-        self.apply(&base, &rewind, |_| Ok(self.durability().refusal())).map(|_| ())
+        self.apply(&base, &rewind, |_| Ok(self.chain().refusal)).map(|_| ())
     }
 
     /// Commits a rewind for good. `refuse` makes it durable that blocks from one on are gone, and is called once their
@@ -261,33 +280,52 @@ impl Shared {
         rewind: &Rewind,
         refuse: impl FnOnce(BlockNumber) -> Result<Position, Error>,
     ) -> Result<BlockRoot, Error> {
-        let Rewind { diff, block, root } = rewind;
+        let Rewind { diff, block, root, state: id, blobs } = rewind;
         let staged = self.pool.install(|| self.stage_diffs(base, &[diff], None))?;
         rewind.check(base, staged.roots.first().copied().unwrap_or_default())?;
         let first = block.map_or(Some(BlockNumber(0)), BlockNumber::next).unwrap_or_default();
         let refusal = refuse(first).map_err(|error| self.stop_and_tell(error))?;
 
         let mut batch = WriteBatch::default();
-        meta::put_head(&mut batch, &StoredHead { block: *block, root: *root, refusal });
+        meta::put_head(&mut batch, &StoredHead { block: *block, root: *root, state: *id, refusal });
         self.forget_after(base, *block, &mut batch)?;
+        let rows = self.rows.of(base);
+        for (key, before) in blobs {
+            match before {
+                Some(bytes) => {
+                    let blob = Blob { key: key.clone(), bytes: Arc::clone(bytes) };
+                    meta::put_blob(&mut batch, &rows, &blob)?;
+                }
+                None => meta::delete_blob(&mut batch, &rows, key)?,
+            }
+        }
         batch.append(staged.rows.batch);
         let stamp = self.chain().stamp + 1;
         self.values.push(stamp, diff);
         staged.undo.iter().for_each(|redo| self.values.settle(stamp, redo));
-        let layer = self.rows.commit(batch, Base { stamp, block: *block, root: *root, ..Base::default() });
+        let layer = self
+            .rows
+            .commit(batch, Base { stamp, block: *block, root: *root, state: *id, ..Base::default() });
         staged.rows.applied.into_iter().for_each(|applied| applied());
 
         let facts = PendingBlock { number: block.unwrap_or_default(), ..PendingBlock::default() };
         let state = Arc::new(Closed::new(PendingBlock { diff: diff.clone(), ..facts }, stamp));
         let mut chain = self.chain();
         chain.closed = *block;
+        chain.state = *id;
         chain.committed = *block;
         chain.persisted = chain.persisted.min(*block);
         chain.root = *root;
         chain.stamp = stamp;
         chain.refusal = refusal;
         chain.wanted = chain.wanted.min(*block);
-        chain.unwritten.push_back(Unwritten { layer, blocks: vec![state], head: *block });
+        chain.unwritten.push_back(Unwritten {
+            layer,
+            blocks: vec![state],
+            head: *block,
+            refusal,
+            to_show: None,
+        });
         self.set_tip(stamp, *block);
         self.changed.notify_all();
         Ok(*root)

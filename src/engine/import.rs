@@ -27,9 +27,10 @@ use flagstone_core::trie::TrieId;
 use flagstone_core::types::{ClassesRoot, ContractsRoot};
 
 use super::base::Layered;
-use super::meta::{self, BlockRoot, Identity, StoredHead};
+use super::meta::{self, BlockRoot, Identity, StateId, StoredHead};
 use super::{Engine, EngineConfig, require_atomic_batches};
 use crate::error::{Error, ImportOf};
+use crate::journal::DatabaseId;
 use crate::snapshot::{Chunk, Counts, DumpReader, Header, Position, SnapshotError};
 use crate::store::Sealed;
 
@@ -251,8 +252,10 @@ fn finish(store: &dyn Store, done: &Unfinished) -> Result<(), Error> {
     let mut batch = WriteBatch::default();
     batch.delete(meta::meta_key(meta::IMPORT));
     meta::put_identity(&mut batch, &done.identity);
-    meta::put_block_root(&mut batch, block, &root);
-    meta::put_head(&mut batch, &StoredHead { block: Some(block), root, ..StoredHead::default() });
+    let state = StateId::fresh();
+    meta::put_database(&mut batch, DatabaseId::fresh());
+    meta::put_block_root(&mut batch, block, &root, state);
+    meta::put_head(&mut batch, &StoredHead { block: Some(block), root, state, ..StoredHead::default() });
     // Nothing before it may be missing when it is there.
     store.sync()?;
     store.write(&batch)?;

@@ -3,10 +3,12 @@
 //!
 //! ```text
 //! 0x00 "identity"             text, one fact a line
-//! 0x00 "head"                 block | contracts root[32] | classes root[32] | commitment[32] | refusal u64 u64
-//!                             block = 0, or 1 and a u64; refusal = place of the last refusal in the journal
+//! 0x00 "id"                   the database's id[16]
+//! 0x00 "head"                 block | contracts root[32] | classes root[32] | commitment[32] | state u64 | refusal u64 u64
+//!                             block = 0, or 1 and a u64; state = the id of the state after it; refusal = place of the last
+//!                             refusal in the journal
 //! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`import.rs`)
-//! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32]
+//! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32] | state u64
 //! 0x03 | block u64 | part u32 a piece of what takes the block back (at most PART_BYTES)
 //! 0x04 | length u8 | key | part u32   a piece of a blob (at most PART_BYTES); the first begins with the length, a u64
 //! ```
@@ -25,11 +27,11 @@ use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommit
 
 use super::import;
 use crate::error::Error;
-use crate::journal::Position;
+use crate::journal::{DatabaseId, Position, fresh_salt};
 use crate::store::KEY_BYTES_MAX;
 
 /// Version of the rows in this file.
-const ENGINE_FORMAT: u32 = 2;
+const ENGINE_FORMAT: u32 = 3;
 
 /// The commitment scheme: tries of height 251, Pedersen and Poseidon, state commitment v0.
 const SCHEME: &str = "starknet-state-v0";
@@ -134,8 +136,28 @@ pub struct StoredHead {
     pub block: Option<BlockNumber>,
     /// Its roots.
     pub root: BlockRoot,
+    /// The id of the state after it.
+    pub state: StateId,
     /// The last refusal in the journal that they take account of.
     pub refusal: Position,
+}
+
+/// What tells a state from all others, also from one after a block of the same number, and in a copy of the database that
+/// went on by itself: drawn at random when the block is closed, and never used again. Zero is the empty state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct StateId(pub u64);
+
+impl StateId {
+    /// Draws a new one.
+    pub fn fresh() -> Self {
+        Self(fresh_salt().max(1))
+    }
+}
+
+impl fmt::Display for StateId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
 /// Roots after a block.
@@ -148,6 +170,21 @@ pub struct BlockRoot {
 }
 
 impl BlockRoot {
+    /// The byte form, as the journal has it.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(96);
+        self.encode(&mut bytes);
+        bytes
+    }
+
+    /// Reads [`BlockRoot::to_bytes`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Reader::new(bytes);
+        let root = Self::decode(&mut from)?;
+        from.end("roots")?;
+        Ok(root)
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.roots.contracts.to_be());
         out.extend_from_slice(&self.roots.classes.to_be());
@@ -162,20 +199,43 @@ impl BlockRoot {
     }
 }
 
+/// Which state a block leads to, and from which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lineage {
+    /// The state after the block.
+    pub state: StateId,
+    /// The state before it.
+    pub parent: StateId,
+    /// The state commitment before it, if it was known when the block was closed.
+    pub parent_root: Option<StateCommitment>,
+}
+
+impl Lineage {
+    /// Reads what a block's byte form begins with.
+    pub fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (state, parent) = (StateId(from.u64("state")?), StateId(from.u64("parent state")?));
+        let parent_root = option(from, "parent root flag", |from| from.felt("parent root"))?;
+        Ok(Self { state, parent, parent_root: parent_root.map(StateCommitment) })
+    }
+}
+
 /// A closed block: what was stated of it, and its diff.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PendingBlock {
     pub number: BlockNumber,
+    pub lineage: Lineage,
     pub version: Option<StarknetVersion>,
     pub old_root: Option<StateCommitment>,
     pub new_root: Option<StateCommitment>,
     pub diff: StateDiff,
     pub blobs: Vec<Blob>,
+    /// The roots that were computed for it before, as the journal says.
+    pub computed: Option<BlockRoot>,
 }
 
 /// Bytes that a caller keeps beside the state, such as a compiled class by its hash. Written with the block that brings
-/// them, and kept by their key whatever becomes of the block once it is committed: meant for content that never changes.
-/// A later block's bytes under the same key take their place, and going back does not bring the earlier ones again.
+/// them, and taken back with it. A later block's bytes under the same key take their place; going back brings the earlier ones
+/// again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
     /// At most 250 bytes.
@@ -201,31 +261,43 @@ impl Blob {
 }
 
 impl PendingBlock {
-    /// The byte form, with this root after the block as the one that is stated for it.
-    pub fn encode(&self, root: Option<StateCommitment>) -> Vec<u8> {
+    /// The byte form, without what was computed:
+    ///
+    /// ```text
+    /// state u64 | parent state u64 | parent root | version | old root | new root | diff | count u32 | blobs
+    /// parent root, version, old root, new root: 0, or 1 and the value
+    /// ```
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.encoded_len() as usize);
+        bytes.extend_from_slice(&self.lineage.state.0.to_be_bytes());
+        bytes.extend_from_slice(&self.lineage.parent.0.to_be_bytes());
+        let put_root = |root: &StateCommitment, out: &mut Vec<u8>| out.extend_from_slice(&root.to_be());
+        put_option(&mut bytes, &self.lineage.parent_root, put_root);
         put_option(&mut bytes, &self.version, |version, out| {
             version.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
         });
-        put_option(&mut bytes, &self.old_root, |root, out| out.extend_from_slice(&root.to_be()));
-        put_option(&mut bytes, &root, |root, out| out.extend_from_slice(&root.to_be()));
+        put_option(&mut bytes, &self.old_root, put_root);
+        put_option(&mut bytes, &self.new_root, put_root);
         self.diff.encode(&mut bytes);
         bytes.extend_from_slice(&(self.blobs.len() as u32).to_be_bytes());
         self.blobs.iter().for_each(|blob| blob.encode(&mut bytes));
         bytes
     }
 
-    /// How long the byte form is, with a root.
+    /// How long the byte form is.
     pub fn encoded_len(&self) -> u64 {
-        let roots = 1 + self.old_root.map_or(0, |_| size_of::<[u8; 32]>()) + 1 + size_of::<[u8; 32]>();
+        let roots = [self.lineage.parent_root, self.old_root, self.new_root];
+        let roots = roots.iter().map(|root| 1 + root.map_or(0, |_| size_of::<[u8; 32]>())).sum::<usize>();
+        let lineage = 2 * size_of::<u64>();
         let version = 1 + self.version.map_or(0, |_| 4 * size_of::<u16>());
         let blobs = self.blobs.iter().map(|blob| 1 + blob.key.len() + size_of::<u32>() + blob.bytes.len());
         let blobs = size_of::<u32>() + blobs.sum::<usize>();
-        (version + roots + self.diff.encoded_len() + blobs) as u64
+        (lineage + version + roots + self.diff.encoded_len() + blobs) as u64
     }
 
     pub fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
+        let lineage = Lineage::decode(&mut from)?;
         let version = option(&mut from, "version flag", |from| {
             let bytes: [u8; 8] = from.array("version")?;
             let number = |i: usize| u16::from_be_bytes([bytes[2 * i], bytes[2 * i + 1]]);
@@ -237,7 +309,7 @@ impl PendingBlock {
         let blobs = from.u32("number of blobs")?;
         let blobs = (0..blobs).map(|_| Blob::decode(&mut from)).collect::<Result<_, _>>()?;
         from.end("pending block")?;
-        Ok(Self { number, version, old_root, new_root, diff, blobs })
+        Ok(Self { number, lineage, version, old_root, new_root, diff, blobs, computed: None })
     }
 }
 
@@ -303,10 +375,26 @@ pub fn put_identity(batch: &mut WriteBatch, identity: &Identity) {
     batch.put(meta_key("identity"), identity.to_string());
 }
 
+/// Says to which database a store belongs.
+pub fn put_database(batch: &mut WriteBatch, database: DatabaseId) {
+    batch.put(meta_key("id"), database.0);
+}
+
+/// To which database a store belongs.
+pub fn read_database(store: &dyn StoreRead) -> Result<DatabaseId, Error> {
+    let row = store.get(&meta_key("id"))?;
+    let row = row.ok_or_else(|| Error::damaged("the row of the database's id", "it is missing"))?;
+    let length = row.len();
+    row.try_into()
+        .map(DatabaseId)
+        .map_err(|_| Error::damaged("the row of the database's id", format!("it has {length} bytes, not 16")))
+}
+
 pub fn put_head(batch: &mut WriteBatch, head: &StoredHead) {
-    let mut row = Vec::with_capacity(121);
+    let mut row = Vec::with_capacity(129);
     put_option(&mut row, &head.block, |block, out| out.extend_from_slice(&block.0.to_be_bytes()));
     head.root.encode(&mut row);
+    row.extend_from_slice(&head.state.0.to_be_bytes());
     row.extend_from_slice(&head.refusal.sequence.to_be_bytes());
     row.extend_from_slice(&head.refusal.offset.to_be_bytes());
     batch.put(meta_key("head"), row);
@@ -321,28 +409,38 @@ fn decode_head(row: &[u8]) -> Result<StoredHead, DecodeError> {
     let mut from = Reader::new(row);
     let block = option(&mut from, "block flag", |from| from.u64("block").map(BlockNumber))?;
     let root = BlockRoot::decode(&mut from)?;
+    let state = StateId(from.u64("state")?);
     let refusal = Position { sequence: from.u64("refusal")?, offset: from.u64("refusal")? };
     from.end("head")?;
-    Ok(StoredHead { block, root, refusal })
+    Ok(StoredHead { block, root, state, refusal })
 }
 
-pub fn put_block_root(batch: &mut WriteBatch, block: BlockNumber, root: &BlockRoot) {
-    let mut row = Vec::with_capacity(96);
-    root.encode(&mut row);
+pub fn put_block_root(batch: &mut WriteBatch, block: BlockNumber, root: &BlockRoot, state: StateId) {
+    let mut row = root.to_bytes();
+    row.extend_from_slice(&state.0.to_be_bytes());
     batch.put(block_key(keyspace::BLOCK, block), row);
 }
 
 pub fn read_block_root(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
-    let Some(row) = store.get(&block_key(keyspace::BLOCK, block))? else { return Ok(None) };
-    let damaged = |error| Error::damaged(format!("the roots of block {block}"), error);
-    decode_block_root(&row).map(Some).map_err(damaged)
+    Ok(read_block_state(store, block)?.map(|(root, _)| root))
 }
 
-pub fn decode_block_root(row: &[u8]) -> Result<BlockRoot, DecodeError> {
+/// The roots after a block, and the id of the state that they are of.
+pub fn read_block_state(
+    store: &dyn StoreRead,
+    block: BlockNumber,
+) -> Result<Option<(BlockRoot, StateId)>, Error> {
+    let Some(row) = store.get(&block_key(keyspace::BLOCK, block))? else { return Ok(None) };
+    let damaged = |error| Error::damaged(format!("the roots of block {block}"), error);
+    decode_block_state(&row).map(Some).map_err(damaged)
+}
+
+pub fn decode_block_state(row: &[u8]) -> Result<(BlockRoot, StateId), DecodeError> {
     let mut from = Reader::new(row);
     let root = BlockRoot::decode(&mut from)?;
+    let state = StateId(from.u64("state")?);
     from.end("block root")?;
-    Ok(root)
+    Ok((root, state))
 }
 
 /// The block of a key of a block's roots.
@@ -353,7 +451,7 @@ pub fn block_of_key(key: &[u8]) -> Option<BlockNumber> {
 
 /// Whether a key is that of a row that a database has.
 pub fn is_known(key: &[u8]) -> bool {
-    ["identity", "head"].iter().any(|name| meta_key(name) == key)
+    ["identity", "id", "head"].iter().any(|name| meta_key(name) == key)
 }
 
 pub fn delete_block_root(batch: &mut WriteBatch, block: BlockNumber) {
@@ -425,6 +523,11 @@ pub fn put_blob(batch: &mut WriteBatch, store: &dyn StoreRead, blob: &Blob) -> R
     Ok(())
 }
 
+/// Deletes the blob that the store or the batch has under a key.
+pub fn delete_blob(batch: &mut WriteBatch, store: &dyn StoreRead, key: &[u8]) -> Result<(), StoreError> {
+    delete_below(batch, store, &blob_prefix(key))
+}
+
 /// A blob's bytes; `None` if there is none of this key.
 pub fn read_blob(store: &dyn StoreRead, key: &[u8]) -> Result<Option<Arc<[u8]>>, Error> {
     let what = || format!("the blob at {key:02x?}");
@@ -444,13 +547,27 @@ pub struct Undo {
     pub root: BlockRoot,
     /// Every value that they set, as it was before.
     pub diff: StateDiff,
+    /// Every blob that they brought, as it was before; `None` where there was none under its key.
+    pub blobs: Vec<BlobBefore>,
 }
+
+/// A blob's key, and the bytes that were there.
+pub type BlobBefore = (Vec<u8>, Option<Arc<[u8]>>);
 
 pub fn put_undo(batch: &mut WriteBatch, block: BlockNumber, undo: &Undo) {
     let mut bytes = Vec::with_capacity(160 + undo.diff.encoded_len());
     put_option(&mut bytes, &undo.before, |block, out| out.extend_from_slice(&block.0.to_be_bytes()));
     undo.root.encode(&mut bytes);
     undo.diff.encode(&mut bytes);
+    bytes.extend_from_slice(&(undo.blobs.len() as u32).to_be_bytes());
+    for (key, before) in &undo.blobs {
+        bytes.push(key.len() as u8);
+        bytes.extend_from_slice(key);
+        put_option(&mut bytes, before, |before, out| {
+            out.extend_from_slice(&(before.len() as u32).to_be_bytes());
+            out.extend_from_slice(before);
+        });
+    }
     put_parts(batch, &block_key(keyspace::UNDO, block), &bytes);
 }
 
@@ -463,10 +580,22 @@ pub fn read_undo(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<Und
         let before = block_before(&mut from)?;
         let root = BlockRoot::decode(&mut from)?;
         let diff = StateDiff::decode(&mut from)?;
+        let count = from.count("number of blobs", 2)?;
+        let blobs = (0..count).map(|_| blob_before(&mut from)).collect::<Result<_, _>>()?;
         from.end("undo")?;
-        Ok(Undo { before, root, diff })
+        Ok(Undo { before, root, diff, blobs })
     };
     decode().map(Some).map_err(|error: DecodeError| Error::damaged(what(), error))
+}
+
+fn blob_before(from: &mut Reader<'_>) -> Result<BlobBefore, DecodeError> {
+    let length = from.u8("length of a blob's key")?;
+    let key = from.bytes("blob's key", usize::from(length))?.to_vec();
+    let before = option(from, "blob flag", |from| {
+        let length = from.u32("blob's length")?;
+        Ok(from.bytes("blob", length as usize)?.into())
+    })?;
+    Ok((key, before))
 }
 
 fn block_before(from: &mut Reader<'_>) -> Result<Option<BlockNumber>, DecodeError> {
@@ -508,16 +637,17 @@ pub fn delete_undo(
     store: &dyn StoreRead,
     block: BlockNumber,
 ) -> Result<(), StoreError> {
-    let prefix = block_key(keyspace::UNDO, block);
-    store.scan(&prefix, &mut |key, _| {
+    delete_below(batch, store, &block_key(keyspace::UNDO, block))
+}
+
+/// Deletes all rows whose keys begin so, in the store and in the batch.
+fn delete_below(batch: &mut WriteBatch, store: &dyn StoreRead, prefix: &[u8]) -> Result<(), StoreError> {
+    store.scan(prefix, &mut |key, _| {
         batch.delete(key);
         ControlFlow::Continue(())
     })?;
-    let unwritten: Vec<Vec<u8>> = batch
-        .range(&prefix)
-        .map(|(key, _)| key.to_vec())
-        .take_while(|key| key.starts_with(&prefix))
-        .collect();
+    let unwritten: Vec<Vec<u8>> =
+        batch.range(prefix).map(|(key, _)| key.to_vec()).take_while(|key| key.starts_with(prefix)).collect();
     unwritten.into_iter().for_each(|key| batch.delete(key));
     Ok(())
 }
@@ -532,7 +662,8 @@ mod tests {
         let diff =
             (0..values).fold(StateDiff::builder(), |diff, key| diff.storage(1.into(), key.into(), 7.into()));
         let root = BlockRoot { commitment: 9.into(), ..BlockRoot::default() };
-        Undo { before: Some(BlockNumber(values)), root, diff: diff.build().unwrap() }
+        let blobs = vec![(b"class".to_vec(), Some(vec![7; 9_000].into())), (vec![], None)];
+        Undo { before: Some(BlockNumber(values)), root, diff: diff.build().unwrap(), blobs }
     }
 
     #[test]
@@ -542,11 +673,13 @@ mod tests {
         let most = PendingBlock {
             version: "0.14.0".parse().ok(),
             old_root: Some(1.into()),
+            new_root: Some(2.into()),
+            lineage: Lineage { parent_root: Some(3.into()), ..Lineage::default() },
             blobs: vec![blob(0), blob(9), blob(500)],
             ..least.clone()
         };
         for block in [least, most] {
-            assert_eq!(block.encode(Some(2.into())).len() as u64, block.encoded_len());
+            assert_eq!(block.encode().len() as u64, block.encoded_len());
         }
     }
 

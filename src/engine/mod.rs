@@ -23,6 +23,7 @@ mod hints;
 mod history;
 pub(crate) mod import;
 pub(crate) mod meta;
+pub(crate) mod opening;
 mod persist;
 mod tries;
 mod values;
@@ -36,10 +37,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, 
 use std::thread::JoinHandle;
 
 use flagstone_core::commit::HashCounts;
-use flagstone_core::error::StateError;
 use flagstone_core::hash::{Bulk, Hasher};
 use flagstone_core::layout::{CacheCounters, Layout};
-use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
+use flagstone_core::store::Store;
 use flagstone_core::types::BlockNumber;
 
 pub use check::CheckReport;
@@ -47,17 +47,18 @@ pub use config::{Cadence, EngineConfig, THREADS_MAX};
 pub use hints::HintStats;
 pub use import::{ImportProgress, Imported};
 pub use meta::{Blob, BlockRoot, Head, Identity};
+pub use opening::Opened;
 pub use values::ReadCacheStats;
 pub use view::View;
 
 use crate::error::Error;
-use crate::journal::{Files, OsFiles};
+use crate::journal::{DatabaseId, Files};
 use crate::store::Sealed;
 use base::Rows;
 use chain::{Chain, Ending};
-use durable::{Behind, Durability};
+use durable::Durability;
 use hints::Hints;
-use meta::StoredHead;
+use opening::{House, Opening, require_atomic_batches};
 use values::Values;
 
 /// A state database: a layout over a store.
@@ -94,22 +95,30 @@ struct Shared {
     /// The one thread that follows hints, so that what a layout does in parallel stays on it.
     lane: rayon::ThreadPool,
     /// Blobs of blocks that are closed and not committed.
-    blobs: RwLock<HashMap<Vec<u8>, Arc<[u8]>>>,
+    blobs: RwLock<Brought>,
     tip: RwLock<Tip>,
     chain: Mutex<Chain>,
     /// Something in the chain is new.
     changed: Condvar,
     /// Held by who closes or takes back blocks. Taken before any other lock.
     closer: Mutex<()>,
-    durability: Mutex<Durability>,
+    durability: Durability,
     /// Whether a closed block is durable before the store has it, or nothing is.
     ahead_of_store: bool,
     /// Blocks that can be taken back, ascending.
     history: Mutex<VecDeque<BlockNumber>>,
     taken_back: TakenBack,
-    /// The failure after which the store's content is not known.
+    /// The failure after which nothing is closed, committed or written any more. What can be read stays so: rows that a failed
+    /// unit may have written in part are in memory over the store.
     stopped: OnceLock<String>,
+    opened: Opened,
+    database: DatabaseId,
+    /// Last, so that its lock is let go after the store is closed.
+    _house: House,
 }
+
+/// Blobs by key, each with the stamps of the blocks that brought one, the last block's last.
+type Brought = HashMap<Vec<u8>, Vec<(u64, Arc<[u8]>)>>;
 
 /// What a new view begins with.
 #[derive(Clone, Copy)]
@@ -173,9 +182,7 @@ impl Engine {
         config: EngineConfig,
         hasher: Box<dyn Hasher>,
     ) -> Result<Self, Error> {
-        let opening = Opening::new(Sealed::from_box(store), layout, config, hasher)?;
-        let behind = Behind { taken_back: None, missing: Vec::new() };
-        opening.start(Durability::Store, behind)
+        Opening::new(Sealed::from_box(store), layout, config, hasher)?.start_alone()
     }
 
     /// Like [`Engine::open`], with a journal in the directory `dir`: a block is durable once its frame is synced there,
@@ -190,20 +197,18 @@ impl Engine {
         files: Arc<dyn Files>,
         dir: &Path,
     ) -> Result<Self, Error> {
-        Self::open_sealed(Sealed::from_box(store), layout, config, files, dir)
+        let opening = Opening::new(Sealed::from_box(store), layout, config, Box::new(Bulk))?;
+        opening.start_with_journal(files, dir)
     }
 
-    /// [`Engine::open_journaled`] for a store that is behind seals already.
-    pub(crate) fn open_sealed(
-        store: Sealed<dyn Store>,
-        layout: Box<dyn Layout>,
-        config: EngineConfig,
-        files: Arc<dyn Files>,
-        dir: &Path,
-    ) -> Result<Self, Error> {
-        let opening = Opening::new(store, layout, config, Box::new(Bulk))?;
-        let (durability, behind) = Durability::open(files, dir, &opening.head, config.persist_every)?;
-        opening.start(durability, behind)
+    /// What tells this database from all others.
+    pub fn database(&self) -> DatabaseId {
+        self.shared.database
+    }
+
+    /// What opening found and did.
+    pub fn opened(&self) -> &Opened {
+        &self.shared.opened
     }
 
     /// The state after the last closed block, pinned there. Waits for nothing.
@@ -244,7 +249,7 @@ impl Engine {
 
     /// Name of the store it is in.
     pub fn store_name(&self) -> &'static str {
-        self.shared.rows.store().name()
+        self.shared.rows.store_name()
     }
 
     /// Commits all closed blocks and waits until that is done.
@@ -287,7 +292,7 @@ impl Engine {
         let through = chain.committed;
         let written = |chain: &Chain| chain.persisted >= through.min(chain.committed);
         drop(self.shared.wait(chain, |chain| written(chain) && chain.unwritten.is_empty())?);
-        Ok(self.shared.rows.store().sync()?)
+        self.shared.rows.sync().map_err(|error| self.shared.stop_and_tell(error.into()))
     }
 }
 
@@ -320,19 +325,15 @@ impl Shared {
         self.chain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn durability(&self) -> MutexGuard<'_, Durability> {
-        self.durability.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn history(&self) -> MutexGuard<'_, VecDeque<BlockNumber>> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn blobs(&self) -> RwLockWriteGuard<'_, HashMap<Vec<u8>, Arc<[u8]>>> {
+    fn blobs(&self) -> RwLockWriteGuard<'_, Brought> {
         self.blobs.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// After a failed write the store's content is not known: nothing more is read from it or written on top of it.
+    /// After a failure of the disk nothing more is closed, committed or written.
     fn check_running(&self) -> Result<(), Error> {
         match self.stopped.get() {
             Some(cause) => Err(Error::Stopped { cause: cause.clone() }),
@@ -389,81 +390,6 @@ impl Shared {
     }
 }
 
-/// A database that is checked and not running yet.
-struct Opening {
-    store: Sealed<dyn Store>,
-    layout: Box<dyn Layout>,
-    hasher: Box<dyn Hasher>,
-    config: EngineConfig,
-    head: StoredHead,
-}
-
-impl Opening {
-    fn new(
-        store: Sealed<dyn Store>,
-        layout: Box<dyn Layout>,
-        config: EngineConfig,
-        hasher: Box<dyn Hasher>,
-    ) -> Result<Self, Error> {
-        config.check()?;
-        require_atomic_batches(&store, "the engine")?;
-        config.bound_cache_of(layout.as_ref());
-        let head = open_or_create(&store, layout.as_ref())?;
-        Ok(Self { store, layout, hasher, config, head })
-    }
-
-    /// Brings the store to where the journal is, and starts the threads.
-    fn start(self, durability: Durability, behind: Behind) -> Result<Engine, Error> {
-        let Self { store, layout, hasher, config, head } = self;
-        let pool = config.pool("pool")?;
-        let lane = EngineConfig { threads: 1, ..config }.pool("read-ahead")?;
-        let ahead_of_store = durability.is_journal() || !store.capabilities().durable;
-        let chain = Chain {
-            closed: head.block,
-            committed: head.block,
-            persisted: head.block,
-            root: head.root,
-            refusal: durability.refusal(),
-            ..Chain::default()
-        };
-        let history = meta::undo_chain(&store, head.block)?;
-        let shared = Arc::new(Shared {
-            layout,
-            hasher,
-            config,
-            pool,
-            rows: Rows::new(Box::new(store), head.block, head.root),
-            values: Arc::new(Values::new(config.read_cache_bytes)),
-            hints: Hints::default(),
-            lane,
-            blobs: RwLock::default(),
-            tip: RwLock::new(Tip { stamp: 0, block: head.block }),
-            chain: Mutex::new(chain),
-            changed: Condvar::new(),
-            closer: Mutex::new(()),
-            durability: Mutex::new(durability),
-            ahead_of_store,
-            history: Mutex::new(history),
-            taken_back: TakenBack::default(),
-            stopped: OnceLock::new(),
-        });
-        if let Some(first) = behind.taken_back {
-            shared.finish_taking_back(first)?;
-        }
-        behind.missing.into_iter().for_each(|block| shared.close_again(block));
-        let start = |name: &str, work: fn(&Arc<Shared>) -> Result<(), Error>| {
-            let (shared, what) = (Arc::clone(&shared), name.to_owned());
-            let thread = std::thread::Builder::new().name(format!("flagstone-{name}"));
-            let started = thread.spawn(move || shared.run(&what, work));
-            started.map_err(|error| Error::Config(format!("cannot start the {name} thread: {error}")))
-        };
-        let committer = Some(start("commit", |shared| shared.commit_waiting())?);
-        let persister = Some(start("persist", |shared| shared.write_committed())?);
-        let reader_ahead = Some(start("read-ahead", hints::follow)?);
-        Ok(Engine { shared, committer, persister, reader_ahead })
-    }
-}
-
 impl Drop for Engine {
     /// Lets the commitment that is wanted and all writing end, and syncs the store, so that the next opening has little
     /// to replay. What is acknowledged is durable without it.
@@ -475,7 +401,7 @@ impl Drop for Engine {
             let _ = thread.take().map(JoinHandle::join);
         };
         let mut chain = self.shared.chain();
-        if !self.shared.durability().is_journal() {
+        if matches!(self.shared.durability, Durability::Store) {
             chain.want_all();
         }
         drop(chain);
@@ -484,10 +410,13 @@ impl Drop for Engine {
         join(&mut self.committer, Ending::Committing);
         join(&mut self.persister, Ending::Writing);
         if self.shared.check_running().is_ok() {
-            let durability = std::mem::replace(&mut *self.shared.durability(), Durability::Store);
+            let chain = self.shared.chain();
+            let (head, refusal) = (chain.persisted, chain.written_refusal);
+            drop(chain);
             // Nobody is left to tell; the journal has what the store might not.
-            let _ = durability.end(self.shared.rows.store());
+            let _ = self.shared.durability.end(&self.shared.rows, head, refusal);
         }
+        self.shared.durability.stop();
     }
 }
 
@@ -500,39 +429,4 @@ impl std::fmt::Debug for Engine {
             .field("head", &self.head())
             .finish()
     }
-}
-
-/// Whether the journal in a directory is whole and goes on from a store at `head`.
-pub(crate) fn journal_serves(dir: &Path, head: &StoredHead) -> Result<bool, Error> {
-    match Durability::open(Arc::new(OsFiles), dir, head, 0) {
-        Ok(_) => Ok(true),
-        Err(Error::State(StateError::Store(error))) if error.kind() != StoreErrorKind::Corrupt => {
-            Err(error.into())
-        }
-        Err(_) => Ok(false),
-    }
-}
-
-/// Refuses a store in which a batch could be there in part.
-fn require_atomic_batches(store: &dyn Store, who: &str) -> Result<(), StoreError> {
-    if store.capabilities().atomic_batches {
-        return Ok(());
-    }
-    let problem = format!("store `{}` does not apply batches as one unit, which {who} needs", store.name());
-    Err(StoreError::new(StoreErrorKind::Unsupported, problem))
-}
-
-fn open_or_create(store: &dyn Store, layout: &dyn Layout) -> Result<StoredHead, Error> {
-    let identity = Identity::of(layout);
-    if let Some(stored) = meta::read_identity(store)? {
-        identity.check(&stored)?;
-        return meta::read_head(store);
-    }
-    let head = StoredHead::default();
-    let mut batch = WriteBatch::default();
-    meta::put_identity(&mut batch, &identity);
-    meta::put_head(&mut batch, &head);
-    store.write(&batch)?;
-    store.sync()?;
-    Ok(head)
 }

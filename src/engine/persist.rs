@@ -33,17 +33,15 @@ impl Shared {
         }
     }
 
-    /// Steps 3 to 5 of [`durable`](super::durable).
+    /// Steps 4 to 6 of [`durable`](super::durable).
     fn write(&self, unwritten: &[Unwritten]) -> Result<(), Error> {
         let layers: Vec<&Layer> = unwritten.iter().map(|unwritten| &unwritten.layer).collect();
         let blocks: u32 = unwritten.iter().map(|unwritten| unwritten.blocks.len() as u32).sum();
-        let head = unwritten.last().and_then(|unwritten| unwritten.head);
-        self.durability().prepare()?;
-        self.rows.write(&layers, |store, batch| store.write(batch))?; // 3
-        let sync_is_due = self.durability().sync_is_due(blocks);
-        if sync_is_due {
-            self.rows.store().sync()?; // 4
-            self.durability().synced(head)?; // 5
+        let Some(Unwritten { head, refusal, .. }) = unwritten.last() else { return Ok(()) };
+        self.rows.write(&layers, |store, batch| store.write(batch))?; // 4
+        if self.durability.sync_is_due(blocks) {
+            self.rows.sync()?; // 5
+            self.durability.synced(*head, *refusal)?; // 6
         }
         let mut chain = self.chain();
         chain.recent.extend(unwritten.iter().flat_map(|written| &written.blocks).map(Closed::without_blobs));
@@ -55,7 +53,13 @@ impl Shared {
         // At one instant: who finds nothing unwritten may go back, and then says itself what is persisted.
         let mut chain = self.chain();
         chain.unwritten.drain(..unwritten.len());
-        chain.persisted = head;
+        for unwritten in unwritten {
+            if let Some(shown) = unwritten.to_show {
+                self.show_committed(&mut chain, unwritten.head, shown);
+            }
+        }
+        chain.persisted = *head;
+        chain.written_refusal = *refusal;
         drop(chain);
         self.changed.notify_all();
         Ok(())

@@ -40,7 +40,8 @@ impl Engine {
         let shared = &self.shared;
         shared.in_turn(|| {
             let head = shared.await_turn(Chain::is_at_rest)?.head();
-            Ok(read(shared, head, shared.durability().journal())?)
+            let journal = shared.durability.look().transpose().map_err(Error::from)?;
+            Ok(read(shared, head, journal.as_ref())?)
         })
     }
 }

@@ -88,7 +88,6 @@ impl View {
 
     /// Like [`View::value`], if that is in memory; `None` if the layout has to be asked, or the view does not answer.
     pub fn known(&self, subject: &Subject) -> Option<Felt> {
-        self.shared.check_running().ok()?;
         if let Some(Past::Kept(_)) = self.past {
             return None;
         }
@@ -104,8 +103,10 @@ impl View {
     /// # Errors
     /// [`Error::State`] if reading fails.
     pub fn blob(&self, key: &[u8]) -> Result<Option<Arc<[u8]>>, Error> {
-        self.shared.check_running()?;
-        let recent = || self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        let recent = || {
+            let blobs = self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner);
+            blobs.get(key).and_then(|brought| brought.last()).map(|(_, bytes)| Arc::clone(bytes))
+        };
         if let Some(blob) = recent() {
             return Ok(Some(blob));
         }
@@ -120,7 +121,6 @@ impl View {
     /// # Errors
     /// As [`View::storage_at`].
     pub fn value(&self, subject: &Subject) -> Result<Felt, Error> {
-        self.shared.check_running()?;
         if let Some(Past::Kept(roots)) = self.past {
             let kept = |state: StateAt<'_>| self.shared.layout.value(StateAt { roots, ..state }, subject);
             return Ok(self.shared.rows.read(kept)?);
@@ -133,7 +133,6 @@ impl View {
             Lookup::Expired => None,
             Lookup::Unknown(vacancy) => {
                 let answer = self.shared.rows.read(|state| self.shared.layout.value(state, subject));
-                self.shared.check_running()?;
                 self.shared.values.fill(vacancy, answer?)
             }
         };

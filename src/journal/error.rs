@@ -98,6 +98,14 @@ pub enum JournalError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no room on the disk. Nothing that was acknowledged is touched, and the journal goes on once there is room.
+    #[error("no room on the disk for {path}: {source}; make room and try again: nothing of what was acknowledged is touched", path = .path.display())]
+    Full {
+        /// The segment that was to be written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// An earlier write or sync failed. After that neither the disk's content nor the page cache is known, so nothing
     /// is tried again.
     #[error("the journal has stopped after a failure ({cause}); open it again to continue")]
@@ -105,6 +113,9 @@ pub enum JournalError {
         /// The failure.
         cause: String,
     },
+    /// It was opened for looking only.
+    #[error("the journal was opened for looking only, and takes nothing")]
+    LookingOnly,
     /// A block does not follow the last one.
     #[error("block {got} does not follow: the next block of the journal is {expected}")]
     NotConsecutive {
@@ -161,6 +172,8 @@ pub enum JournalError {
 pub enum JournalErrorKind {
     /// The operating system refused, now or earlier.
     Io,
+    /// The disk is full.
+    Full,
     /// The caller's block or range does not fit.
     Input,
     /// What is on the disk is damaged.
@@ -174,8 +187,10 @@ impl JournalError {
     pub const fn kind(&self) -> JournalErrorKind {
         match self {
             Self::Io { .. } | Self::Poisoned { .. } => JournalErrorKind::Io,
+            Self::Full { .. } => JournalErrorKind::Full,
             Self::NotConsecutive { .. }
             | Self::NoSuccessor { .. }
+            | Self::LookingOnly
             | Self::NotHeld { .. }
             | Self::TooLarge { .. } => JournalErrorKind::Input,
             Self::Corrupt(_) => JournalErrorKind::Corrupt,
@@ -202,6 +217,7 @@ impl From<JournalError> for StoreError {
     fn from(error: JournalError) -> Self {
         let kind = match error.kind() {
             JournalErrorKind::Io => StoreErrorKind::Io,
+            JournalErrorKind::Full => StoreErrorKind::Full,
             JournalErrorKind::Corrupt => StoreErrorKind::Corrupt,
             JournalErrorKind::Input | JournalErrorKind::Format => StoreErrorKind::Unsupported,
         };

@@ -350,6 +350,10 @@ impl Files for FaultyFiles {
         Ok(Box::new(FaultyFile { files: self.clone(), id, boot: disk.boot }))
     }
 
+    fn open_read(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
+        self.open(path)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut disk = self.disk();
         disk.step()?;
@@ -386,6 +390,11 @@ struct FaultyFile {
 }
 
 impl OpenFile for FaultyFile {
+    fn is_linked(&mut self) -> io::Result<bool> {
+        let disk = self.files.disk();
+        Ok(disk.entries.values().any(|entry| *entry == Entry::File(self.id)))
+    }
+
     fn size(&mut self) -> io::Result<u64> {
         let mut disk = self.files.disk();
         disk.step()?;

@@ -8,6 +8,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use crate::disk;
+
 /// A directory tree of files.
 pub trait Files: Send + Sync + fmt::Debug {
     /// Makes a directory if it is not there; its parent must be.
@@ -34,6 +36,12 @@ pub trait Files: Send + Sync + fmt::Debug {
     /// What the system says.
     fn open(&self, path: &Path) -> io::Result<Box<dyn OpenFile>>;
 
+    /// Opens a file that is there, for reading alone.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn open_read(&self, path: &Path) -> io::Result<Box<dyn OpenFile>>;
+
     /// Gives a file another name in the same directory.
     ///
     /// # Errors
@@ -55,6 +63,13 @@ pub trait Files: Send + Sync + fmt::Debug {
 
 /// An open file. Reads and writes may be short, as the system's are.
 pub trait OpenFile: Send + Sync + fmt::Debug {
+    /// Whether it still has a name. What is written to a file that was deleted is gone with its process, however well it is
+    /// synced.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn is_linked(&mut self) -> io::Result<bool>;
+
     /// Its length in bytes.
     ///
     /// # Errors
@@ -148,6 +163,10 @@ impl Files for OsFiles {
         Ok(Box::new(OsFile(OpenOptions::new().read(true).write(true).open(path)?)))
     }
 
+    fn open_read(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
+        Ok(Box::new(OsFile(File::open(path)?)))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
@@ -157,7 +176,7 @@ impl Files for OsFiles {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        disk::sync_dir(dir)
     }
 }
 
@@ -165,6 +184,10 @@ impl Files for OsFiles {
 struct OsFile(File);
 
 impl OpenFile for OsFile {
+    fn is_linked(&mut self) -> io::Result<bool> {
+        disk::is_linked(&self.0)
+    }
+
     fn size(&mut self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

@@ -3,9 +3,11 @@
 use flagstone_core::codec::{DecodeError, Reader};
 use flagstone_core::types::BlockNumber;
 
+use super::lineage::{DatabaseId, Position, Refusal};
+
 /// Format version of segments.
-pub const FORMAT: u32 = 1;
-pub const HEADER_BYTES: u64 = 64;
+pub const FORMAT: u32 = 2;
+pub const HEADER_BYTES: u64 = 128;
 pub const FRAME_HEAD_BYTES: u64 = 40;
 /// Frames begin at multiples of this, so that a search for them has few places to look at.
 pub const ALIGN: u64 = 8;
@@ -13,6 +15,11 @@ pub const MARKER: [u8; 4] = *b"FRAM";
 
 const MAGIC: [u8; 8] = *b"FLAGJRNL";
 const FLAG_NEXT_KNOWN: u32 = 1;
+const FLAG_REFUSED: u32 = 2;
+const FLAG_TRIMMED: u32 = 4;
+/// Where a header's checksum stands: since version 2, and in version 1.
+const SUM_AT: usize = HEADER_BYTES as usize - 4;
+const SUM_AT_V1: usize = 60;
 
 const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN) && FRAME_HEAD_BYTES.is_multiple_of(ALIGN));
 
@@ -28,11 +35,17 @@ pub struct SegmentKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub key: SegmentKey,
+    /// The database that the journal belongs to.
+    pub database: DatabaseId,
     /// The block that comes next when the segment begins; `None` if any may.
     pub next: Option<BlockNumber>,
     /// Length of the segment before it, 0 if there was none.
     pub previous_end: u64,
     pub previous_salt: u64,
+    /// The last refusal before it, also if its frame is trimmed.
+    pub refusal: Option<Refusal>,
+    /// The block up to which segments had been trimmed when it began.
+    pub trimmed: Option<BlockNumber>,
 }
 
 /// Why a header could not be read.
@@ -50,44 +63,75 @@ impl From<DecodeError> for HeaderFlaw {
 
 impl Header {
     pub fn encode(&self) -> Vec<u8> {
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        let flags = flag(self.next.is_some(), FLAG_NEXT_KNOWN)
+            | flag(self.refusal.is_some(), FLAG_REFUSED)
+            | flag(self.trimmed.is_some(), FLAG_TRIMMED);
+        let refusal = self.refusal.unwrap_or_default();
         let mut out = Vec::with_capacity(HEADER_BYTES as usize);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&FORMAT.to_be_bytes());
-        out.extend_from_slice(&u32::from(self.next.is_some()).to_be_bytes());
-        out.extend_from_slice(&self.key.sequence.to_be_bytes());
-        out.extend_from_slice(&self.key.salt.to_be_bytes());
-        out.extend_from_slice(&self.next.unwrap_or_default().0.to_be_bytes());
-        out.extend_from_slice(&self.previous_end.to_be_bytes());
-        out.extend_from_slice(&self.previous_salt.to_be_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&flags.to_be_bytes());
+        let numbers = [self.key.sequence, self.key.salt];
+        numbers.iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
+        out.extend_from_slice(&self.database.0);
+        let numbers = [
+            self.next.unwrap_or_default().0,
+            self.previous_end,
+            self.previous_salt,
+            refusal.at.sequence,
+            refusal.at.offset,
+            refusal.block.0,
+            self.trimmed.unwrap_or_default().0,
+        ];
+        numbers.iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
+        out.resize(SUM_AT, 0);
         let sum = crc32fast::hash(&out);
         out.extend_from_slice(&sum.to_be_bytes());
         out
     }
 
-    /// Reads the first bytes of a file. Magic and checksum stand at the same place in every version, so that another
-    /// version is told from damage.
+    /// Reads the first bytes of a file. Another version is told from damage.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderFlaw> {
         let mut whole = Reader::new(bytes);
-        let summed = whole.bytes("header", HEADER_BYTES as usize - 4)?;
-        let sum = whole.u32("header checksum")?;
-        let mut from = Reader::new(summed);
-        if from.array::<8>("magic")? != MAGIC {
+        if whole.array::<8>("magic")? != MAGIC {
             return Err(HeaderFlaw::Damaged("it does not begin as a journal segment".into()));
         }
-        if sum != crc32fast::hash(summed) {
+        let format = whole.u32("format")?;
+        if format == 1 && is_summed(bytes, SUM_AT_V1) {
+            return Err(HeaderFlaw::Format(format));
+        }
+        if !is_summed(bytes, SUM_AT) {
             return Err(HeaderFlaw::Damaged("the header does not match its checksum".into()));
         }
-        let format = from.u32("format")?;
         if format != FORMAT {
             return Err(HeaderFlaw::Format(format));
         }
-        let flags = from.u32("flags")?;
-        let key = SegmentKey { sequence: from.u64("sequence")?, salt: from.u64("salt")? };
-        let next = BlockNumber(from.u64("next block")?);
-        let (previous_end, previous_salt) = (from.u64("previous end")?, from.u64("previous salt")?);
-        Ok(Self { key, next: (flags & FLAG_NEXT_KNOWN != 0).then_some(next), previous_end, previous_salt })
+        let flags = whole.u32("flags")?;
+        let key = SegmentKey { sequence: whole.u64("sequence")?, salt: whole.u64("salt")? };
+        let database = DatabaseId(whole.array("database")?);
+        let next = BlockNumber(whole.u64("next block")?);
+        let (previous_end, previous_salt) = (whole.u64("previous end")?, whole.u64("previous salt")?);
+        let at = Position { sequence: whole.u64("refusal")?, offset: whole.u64("refusal")? };
+        let refusal = Refusal { block: BlockNumber(whole.u64("refused block")?), at };
+        let trimmed = BlockNumber(whole.u64("trimmed block")?);
+        Ok(Self {
+            key,
+            database,
+            next: (flags & FLAG_NEXT_KNOWN != 0).then_some(next),
+            previous_end,
+            previous_salt,
+            refusal: (flags & FLAG_REFUSED != 0).then_some(refusal),
+            trimmed: (flags & FLAG_TRIMMED != 0).then_some(trimmed),
+        })
     }
+}
+
+/// Whether a checksum at a place is that of all bytes before it.
+fn is_summed(bytes: &[u8], at: usize) -> bool {
+    let sum = bytes.get(at..).and_then(|rest| rest.first_chunk().copied());
+    let summed = bytes.get(..at).map(crc32fast::hash);
+    sum.map(u32::from_be_bytes).zip(summed).is_some_and(|(stated, computed)| stated == computed)
 }
 
 /// What a frame says.
@@ -99,6 +143,8 @@ pub enum Kind {
     Refused,
     /// Nothing; it only carries the synced position of an orderly end.
     Mark,
+    /// Computed roots of the block, which a frame before this one holds or a store has.
+    Roots,
 }
 
 impl Kind {
@@ -107,11 +153,12 @@ impl Kind {
             Self::Block => 1,
             Self::Refused => 2,
             Self::Mark => 3,
+            Self::Roots => 4,
         }
     }
 
     fn from_code(code: u32) -> Option<Self> {
-        [Self::Block, Self::Refused, Self::Mark].into_iter().find(|kind| kind.code() == code)
+        [Self::Block, Self::Refused, Self::Mark, Self::Roots].into_iter().find(|kind| kind.code() == code)
     }
 }
 

@@ -30,7 +30,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Format, version 1
+//! # Format, version 2
 //!
 //! Segments are files `DIR/00000000000000000042.seg`, named by a sequence number without gaps: block numbers can come
 //! twice, when blocks were refused. All numbers are big-endian. A segment is a header and then frames without gaps,
@@ -39,14 +39,21 @@
 //! ```text
 //!   0        8          12        16           24       32
 //!   +--------+----------+---------+------------+--------+
-//!   | magic  | format   | flags   | sequence   | salt   |    flags: 1 = next block is known
-//!   | 8 B    | u32      | u32     | u64        | u64    |    salt: drawn for this segment
+//!   | magic  | format   | flags   | sequence   | salt   |    flags: 1 = next block is known, 2 = refusal is there,
+//!   | 8 B    | u32      | u32     | u64        | u64    |    4 = trimmed is there; salt: drawn for this segment
 //!   +--------+----------+---------+------------+--------+
-//!   | next block | previous end | previous salt | 0      | crc32  |   crc32 over the 60 bytes before
-//!   | u64        | u64          | u64           | u32    | u32    |
-//!   +------------+--------------+---------------+--------+--------+
-//!   32           40             48              56       60       64
+//!   | database id | next block | previous end | previous salt |
+//!   | 16 B        | u64        | u64          | u64           |
+//!   +-------------+------------+--------------+---------------+
+//!   32            48           56             64              72
+//!   | last refusal: sequence, offset, block | trimmed | zeros | crc32  |   crc32 over the 124 bytes before
+//!   | u64, u64, u64                         | u64     | 20 B  | u32    |
+//!   +---------------------------------------+---------+-------+--------+
+//!   72                                      96        104     124      128
 //! ```
+//!
+//! *Last refusal* is the last one before the segment, also if its frame is trimmed: a store that does not take account of
+//! it is on blocks that were abandoned. *Trimmed* is the block up to which segments had been let go: a store had synced it.
 //!
 //! A frame begins at a multiple of 8:
 //!
@@ -61,6 +68,7 @@
 //!   kind 1   the block and its payload
 //!   kind 2   block and all after it are refused: not to be replayed; the next block has this number
 //!   kind 3   a mark at an orderly end; block is 0
+//!   kind 4   roots that were computed for the block: a replay must come to the same
 //! ```
 //!
 //! *Place* is the segment's salt, its sequence and the frame's offset, so the same bytes elsewhere (an older file's
@@ -76,8 +84,8 @@
 //! 2. `fdatasync` of the segment: all frames before are *synced*, and only now may they be acknowledged. One call serves
 //!    as many appends as came before it.
 //!
-//! When the segment is full, or none was begun since the journal was opened (or earlier, when nobody waits:
-//! [`Journal::roll_ahead`]):
+//! When the segment is full, or the journal was opened ([`Journal::begin`]), or earlier, when nobody waits
+//! ([`Journal::roll_ahead`]):
 //!
 //! 3. The old segment is cut to its end and synced, with all frames that were not yet.
 //! 4. The new one is written under the name `….seg.new`: header, synced.
@@ -90,19 +98,24 @@
 //! 7. What is not synced is synced (a refusal may be why a segment is not needed).
 //! 8. The oldest is removed,
 //! 9. and the directory is synced, before the next is removed: so none is ever missing in the middle. The newest segment
-//!    always stays; it knows which block comes next.
+//!    always stays; it knows which block comes next. A refusal that the store does not take account of stays, too.
+//!
+//! 8 and 9 need nothing of the journal ([`Released::remove`]), so nobody who appends waits for them.
 //!
 //! Opening:
 //!
-//! 10. Everything is read and checked. Nothing is changed if anything is wrong.
+//! 10. Everything is read and checked. Nothing is changed if anything is wrong; [`Journal::inspect`] ends here, and changes
+//!     nothing at all.
 //! 11. Segments `….seg.new` are removed.
 //! 12. The last segment is cut behind its last whole frame, what is not known to be synced is written once more, and it
 //!     is synced. (A process whose sync failed leaves pages that the system takes for written and that never were.
 //!     Writing them again makes them dirty, so that this sync is worth something.)
-//! 13. The directory is synced. Only now are blocks handed out for replay. New frames go to a new segment, so no place in
+//! 13. The directory is synced. Only now is what was read known to stay. New frames go to a new segment, so no place in
 //!     a segment is ever written with two different things.
+//! 14. [`Journal::begin`] begins that segment (steps 4 to 6) before anything else of the database is changed. So the mark of an
+//!     orderly end is the last frame there is only until somebody opens the database again.
 //!
-//! Any crash in 10 to 13 leaves what a second opening deals with in the same way. A write or sync that fails poisons the
+//! Any crash in 10 to 14 leaves what a second opening deals with in the same way. A write or sync that fails poisons the
 //! journal, and nothing is tried again: after a failed `fsync` neither disk nor page cache is known.
 //!
 //! # Torn tail or damage?
@@ -116,8 +129,9 @@
 //! - otherwise no frame was written after a sync that covered `c`: a **torn tail**, which is cut.
 //!
 //! The third case has one blind spot. If the last sync before the end covered `c` and nothing was written after it, then
-//! no frame tells. A tear there cannot come from a crash, but rot could. Two things close it: [`Journal::close`] leaves
-//! a mark that tells; and whoever notes elsewhere which block was acknowledged last gives it to [`Journal::open`].
+//! no frame tells. A tear there cannot come from a crash, but rot could. Three things close it: [`Journal::close`] leaves
+//! a mark that tells; the next opening begins another segment; and whoever notes elsewhere which block was acknowledged
+//! last gives it to [`Journal::open`]. What is cut all the same is told ([`Recovery::cut`]).
 //!
 //! We rely on this of a disk: a write that is interrupted leaves each byte old or new.
 //!
@@ -132,27 +146,31 @@ mod error;
 pub mod faulty;
 mod files;
 mod format;
+mod lineage;
 mod recovery;
+mod salvage;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use flagstone_core::types::BlockNumber;
 
+use crate::disk;
 pub use error::{BlockRange, Damage, JournalError, JournalErrorKind, Lost};
 pub use files::{Files, OpenFile, OsFiles};
-pub use recovery::{Acknowledged, Cut, Recovery, Refusal};
+pub(crate) use lineage::fresh_salt;
+pub use lineage::{Acknowledged, DatabaseId, Position, Refusal};
+pub use recovery::{Cut, Recovery};
+pub use salvage::Salvaged;
 
 use files::{read_full, write_full};
 use format::{FRAME_HEAD_BYTES, FrameHead, HEADER_BYTES, Header, Kind, SegmentKey, padded, put_frame};
+use recovery::Unsettled;
 
 /// Frames longer than this part of a preallocation step are not preallocated for.
 const PREALLOCATED_FRAMES_MIN: u64 = 8;
@@ -174,15 +192,6 @@ impl Default for JournalConfig {
     }
 }
 
-/// A place in the journal. Later places are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Position {
-    /// The segment.
-    pub sequence: u64,
-    /// The byte in it.
-    pub offset: u64,
-}
-
 /// A block read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovered {
@@ -190,6 +199,8 @@ pub struct Recovered {
     pub block: BlockNumber,
     /// The bytes that were appended for it.
     pub payload: Vec<u8>,
+    /// The bytes that were appended as its roots, if they were known.
+    pub roots: Option<Vec<u8>>,
 }
 
 /// A segment of which no more is to be known.
@@ -199,11 +210,13 @@ struct Segment {
     end: u64,
 }
 
-/// A block that is held, and where.
+/// A block that is held, and where; and where its roots are. (Those that were found when the journal was opened: what this
+/// process appends, it need not read.)
 #[derive(Debug, Clone, Copy)]
 struct Held {
     sequence: u64,
     head: FrameHead,
+    roots: Option<(u64, FrameHead)>,
 }
 
 /// The segment that is written to: the last one of [`Journal::segments`].
@@ -220,12 +233,21 @@ pub struct Journal {
     files: Arc<dyn Files>,
     dir: PathBuf,
     config: JournalConfig,
+    /// What the segments say; drawn with the first of them if nobody names one.
+    database: Option<DatabaseId>,
     /// In order, without gaps.
     segments: VecDeque<Segment>,
     current: Option<Current>,
     /// In order, without gaps; a few dozen bytes for each block.
     held: VecDeque<Held>,
     next: Option<BlockNumber>,
+    /// Those in the segments, in order.
+    refusals: Vec<Refusal>,
+    /// The last one there ever was.
+    refusal: Option<Refusal>,
+    trimmed: Option<BlockNumber>,
+    /// What steps 11 to 13 are still to be done for.
+    unsettled: Option<Unsettled>,
     frame: Vec<u8>,
     poisoned: Option<String>,
 }
@@ -254,22 +276,67 @@ impl Journal {
         config: JournalConfig,
         acknowledged: Option<Acknowledged>,
     ) -> Result<(Self, Recovery), JournalError> {
-        files.create_dir(dir).map_err(|source| io_error("create", dir, source))?;
-        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        files.sync_dir(parent).map_err(|source| io_error("sync", parent, source))?;
+        let (mut journal, recovery) = Self::inspect(files, dir, config, acknowledged)?;
+        journal.settle()?;
+        Ok((journal, recovery))
+    }
+
+    /// Reads the journal in a directory and changes nothing, whatever is found; it cannot be appended to before
+    /// [`Journal::settle`]. A directory that is not there is a journal that is empty.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn inspect(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        config: JournalConfig,
+        acknowledged: Option<Acknowledged>,
+    ) -> Result<(Self, Recovery), JournalError> {
         let recovered = recovery::recover(files.as_ref(), dir, acknowledged)?;
         let journal = Self {
             files,
             dir: dir.to_owned(),
             config,
+            database: recovered.report.database,
             segments: recovered.segments.into(),
             current: None,
             held: recovered.held.into(),
             next: recovered.next,
+            refusals: recovered.report.refusals.clone(),
+            refusal: recovered.refusal,
+            trimmed: recovered.report.trimmed,
+            unsettled: Some(recovered.unsettled),
             frame: Vec::new(),
             poisoned: None,
         };
         Ok((journal, recovered.report))
+    }
+
+    /// Makes what was read last, and cuts what is torn: steps 11 to 13. Nothing happens if that was done.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`] if the system refuses.
+    pub fn settle(&mut self) -> Result<(), JournalError> {
+        let Some(unsettled) = &self.unsettled else { return Ok(()) };
+        let (files, dir) = (self.files.as_ref(), &self.dir);
+        files.create_dir(dir).map_err(|source| io_error("create", dir, source))?;
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        files.sync_dir(parent).map_err(|source| io_error("sync", parent, source))?;
+        recovery::settle(files, dir, unsettled)?;
+        self.unsettled = None;
+        Ok(())
+    }
+
+    /// Settles, and begins the segment that new frames go to: from here on the database counts as open until
+    /// [`Journal::close`]. `database` is the id of a journal that has none yet.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`] or [`JournalError::Poisoned`] if writing failed.
+    pub fn begin(&mut self, database: DatabaseId) -> Result<(), JournalError> {
+        self.settle()?;
+        self.check_running()?;
+        self.database.get_or_insert(database);
+        if self.current.is_none() { self.roll() } else { Ok(()) }
     }
 
     /// Begins a journal in a directory for blocks behind one that the store has from elsewhere; nothing happens if that
@@ -282,12 +349,14 @@ impl Journal {
         files: Arc<dyn Files>,
         dir: &Path,
         config: JournalConfig,
+        database: DatabaseId,
         block: BlockNumber,
     ) -> Result<(), JournalError> {
         let next = block.next().ok_or(JournalError::NoSuccessor { block })?;
         let (mut journal, _) = Self::open(files, dir, config, None)?;
         if journal.segments.is_empty() {
             journal.next = Some(next);
+            journal.database = Some(database);
             return journal.roll();
         }
         match journal.next {
@@ -302,8 +371,23 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::NotConsecutive`], [`JournalError::NoSuccessor`] or [`JournalError::TooLarge`] if it cannot be
-    /// taken; [`JournalError::Io`] or [`JournalError::Poisoned`] if writing failed.
+    /// taken; [`JournalError::Full`] if there is no room for it; [`JournalError::Io`] or [`JournalError::Poisoned`] if
+    /// writing failed.
     pub fn append(&mut self, block: BlockNumber, payload: &[u8]) -> Result<Position, JournalError> {
+        self.append_with_roots(block, payload, None)
+    }
+
+    /// [`Journal::append`], with the roots that were computed for the block as [`Journal::append_roots`] has them. Both are
+    /// there or neither.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub fn append_with_roots(
+        &mut self,
+        block: BlockNumber,
+        payload: &[u8],
+        roots: Option<&[u8]>,
+    ) -> Result<Position, JournalError> {
         self.check_running()?;
         if let Some(expected) = self.next.filter(|expected| *expected != block) {
             return Err(JournalError::NotConsecutive { expected, got: block });
@@ -313,10 +397,25 @@ impl Journal {
         if bytes > max {
             return Err(JournalError::TooLarge { block, bytes, max });
         }
-        let (sequence, head) = self.put(Kind::Block, block, payload)?;
-        self.held.push_back(Held { sequence, head });
+        let frames = [(Kind::Block, payload)].into_iter().chain(roots.map(|roots| (Kind::Roots, roots)));
+        let (sequence, head) = self.put(block, frames)?;
+        self.held.push_back(Held { sequence, head, roots: None });
         self.next = Some(after);
         Ok(self.position())
+    }
+
+    /// Writes the roots that were computed for a block; a later frame of the same block takes their place. Durable only after
+    /// [`Journal::sync`].
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`] if the journal has never had the block, [`JournalError::Io`] or
+    /// [`JournalError::Poisoned`] if writing failed.
+    pub fn append_roots(&mut self, block: BlockNumber, roots: &[u8]) -> Result<(), JournalError> {
+        self.check_running()?;
+        if self.next.is_none_or(|next| block >= next) {
+            return Err(JournalError::NotHeld { block, held: self.held() });
+        }
+        self.put(block, [(Kind::Roots, roots)]).map(drop)
     }
 
     /// The longest payload that is taken for one block.
@@ -335,10 +434,13 @@ impl Journal {
         if self.next.is_none_or(|next| block >= next) {
             return Err(JournalError::NotHeld { block, held: self.held() });
         }
-        let (sequence, head) = self.put(Kind::Refused, block, &[])?;
+        let (sequence, head) = self.put(block, [(Kind::Refused, &[][..])])?;
         self.held.truncate(self.held.partition_point(|held| held.head.block < block));
         self.next = Some(block);
-        Ok(Position { sequence, offset: head.offset })
+        let at = Position { sequence, offset: head.offset };
+        self.refusals.push(Refusal { block, at });
+        self.refusal = Some(Refusal { block, at });
+        Ok(at)
     }
 
     /// Returns when everything that was appended is on the disk; up to the returned place it may be acknowledged.
@@ -352,7 +454,10 @@ impl Journal {
         if let Some(current) = &mut self.current
             && current.synced < end.offset
         {
-            let synced = current.file.sync_data();
+            let synced = current.file.sync_data().and_then(|()| match current.file.is_linked()? {
+                true => Ok(()),
+                false => Err(disk::deleted()),
+            });
             self.or_poison("sync", self.path(end.sequence), synced)?;
             if let Some(current) = &mut self.current {
                 current.synced = end.offset;
@@ -375,30 +480,39 @@ impl Journal {
         Ok(rolls)
     }
 
-    /// Removes the segments, oldest first, of which no block after `through` is held; never the newest. The caller
-    /// promises that a store has synced these blocks. Returns how many it removed.
+    /// Lets go of the segments, oldest first, of which no block after `through` is held, nor a refusal after `refusal`; never
+    /// of the newest. The caller promises that a store has synced these blocks, and takes account of these refusals.
+    /// The files are there until [`Released::remove`].
     ///
     /// # Errors
     /// [`JournalError::Io`] if the system refuses, which poisons the journal; [`JournalError::Poisoned`] after that.
-    pub fn trim(&mut self, through: BlockNumber) -> Result<usize, JournalError> {
+    pub fn release(&mut self, through: BlockNumber, refusal: Position) -> Result<Released, JournalError> {
         self.sync()?;
         let kept = self.held.partition_point(|held| held.head.block <= through);
         let needed = self.held.get(kept).map_or(u64::MAX, |held| held.sequence);
-        let mut removed = 0;
+        let unaccounted = self.refusals.iter().find(|known| known.at > refusal);
+        let needed = needed.min(unaccounted.map_or(u64::MAX, |known| known.at.sequence));
+        let mut paths = Vec::new();
         while let Some(oldest) = self.segments.front().copied()
             && oldest.key.sequence < needed
             && self.segments.len() > 1
         {
-            let path = self.path(oldest.key.sequence);
-            let gone = self.files.remove(&path);
-            self.or_poison("remove", path, gone)?;
-            let synced = self.files.sync_dir(&self.dir);
-            self.or_poison("sync", self.dir.clone(), synced)?;
+            paths.push(self.path(oldest.key.sequence));
             self.segments.pop_front();
             self.held.drain(..self.held.partition_point(|held| held.sequence <= oldest.key.sequence));
-            removed += 1;
+            self.refusals.retain(|known| known.at.sequence > oldest.key.sequence);
+            self.trimmed = self.trimmed.max(Some(through));
         }
-        Ok(removed)
+        Ok(Released { files: Arc::clone(&self.files), dir: self.dir.clone(), paths })
+    }
+
+    /// [`Journal::release`], with the files removed. Returns how many.
+    ///
+    /// # Errors
+    /// As [`Journal::release`] and [`Released::remove`].
+    pub fn trim(&mut self, through: BlockNumber, refusal: Position) -> Result<usize, JournalError> {
+        let removed = self.release(through, refusal)?.remove();
+        removed.inspect_err(|error| self.poisoned = Some(error.to_string()))
     }
 
     /// Syncs, and leaves a mark by which the next opening can tell damage to the last blocks from a torn tail.
@@ -408,7 +522,7 @@ impl Journal {
     pub fn close(mut self) -> Result<(), JournalError> {
         self.sync()?;
         if self.current.is_some() {
-            self.put(Kind::Mark, BlockNumber(0), &[])?;
+            self.put(BlockNumber(0), [(Kind::Mark, &[][..])])?;
             self.sync()?;
         }
         Ok(())
@@ -434,6 +548,33 @@ impl Journal {
     pub fn held(&self) -> Option<BlockRange> {
         let (first, last) = (self.held.front()?, self.held.back()?);
         Some(BlockRange { first: first.head.block, last: last.head.block })
+    }
+
+    /// Begins a journal of nothing in a directory, for blocks from `next` on, any if there is none. The directory's parent must
+    /// be there.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub(crate) fn begin_at(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        database: DatabaseId,
+        next: Option<BlockNumber>,
+    ) -> Result<Self, JournalError> {
+        let (mut journal, _) = Self::open(files, dir, JournalConfig::default(), None)?;
+        journal.next = journal.next.or(next);
+        journal.begin(database)?;
+        Ok(journal)
+    }
+
+    /// The database that it belongs to; `None` if it has no segment yet.
+    pub const fn database(&self) -> Option<DatabaseId> {
+        self.database
+    }
+
+    /// The last refusal there ever was, also if its frame is trimmed.
+    pub const fn refusal(&self) -> Option<Refusal> {
+        self.refusal
     }
 
     /// Whether it holds every block that was ever appended and not refused: nothing was trimmed yet.
@@ -479,6 +620,9 @@ impl Journal {
     }
 
     fn check_running(&self) -> Result<(), JournalError> {
+        if self.unsettled.is_some() {
+            return Err(JournalError::LookingOnly);
+        }
         match &self.poisoned {
             Some(cause) => Err(JournalError::Poisoned { cause: cause.clone() }),
             None => Ok(()),
@@ -498,14 +642,15 @@ impl Journal {
         })
     }
 
-    /// Writes a frame at the end; returns where it is.
-    fn put(
+    /// Writes frames at the end, all into one segment; returns where the first is.
+    fn put<'a>(
         &mut self,
-        kind: Kind,
         block: BlockNumber,
-        payload: &[u8],
+        frames: impl IntoIterator<Item = (Kind, &'a [u8]), IntoIter: Clone>,
     ) -> Result<(u64, FrameHead), JournalError> {
-        let bytes = FRAME_HEAD_BYTES + padded(payload.len() as u64);
+        let frames = frames.into_iter();
+        let length = |(_, payload): (Kind, &[u8])| FRAME_HEAD_BYTES + padded(payload.len() as u64);
+        let bytes: u64 = frames.clone().map(length).sum();
         if self.current.is_none() || self.is_full_for(bytes) {
             self.roll()?;
         }
@@ -520,13 +665,34 @@ impl Journal {
             return Err(JournalError::Poisoned { cause: "no segment is open".into() });
         };
         frame.clear();
-        let head = put_frame(frame, segment.key, (offset, current.synced), (kind, block), payload);
-        let written = current.write(offset, frame, step);
-        if written.is_ok() {
-            segment.end = offset + bytes;
+        let mut first = None;
+        for (kind, payload) in frames {
+            let at = offset + frame.len() as u64;
+            let head = put_frame(frame, segment.key, (at, current.synced), (kind, block), payload);
+            first.get_or_insert(head);
         }
-        self.or_poison("append to", path, written)?;
+        match current.write(offset, frame, step) {
+            Ok(()) => segment.end = offset + bytes,
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                return Err(self.give_up_segment(path, error));
+            }
+            Err(error) => self.or_poison("append to", path, Err(error))?,
+        }
+        let head = first.ok_or(JournalError::Poisoned { cause: "no frame was to be written".into() })?;
         Ok((sequence, head))
+    }
+
+    /// After a frame that did not fit on the disk: its segment ends before it, so that the next append begins another. What was
+    /// written of the frame is cut, for which there is always room; until that is synced, nothing may be appended.
+    fn give_up_segment(&mut self, path: PathBuf, source: io::Error) -> JournalError {
+        let end = self.position().offset;
+        if let Some(mut current) = self.current.take() {
+            let ended = current.file.set_size(end).and_then(|()| current.file.sync_all());
+            if let Err(error) = self.or_poison("end", path.clone(), ended) {
+                return error;
+            }
+        }
+        JournalError::Full { path, source }
     }
 
     /// Whether a frame of so many bytes belongs into the next segment.
@@ -547,7 +713,10 @@ impl Journal {
         let key = SegmentKey { sequence, salt: fresh_salt() };
         let header = Header {
             key,
+            database: *self.database.get_or_insert_with(DatabaseId::fresh),
             next: self.next,
+            refusal: self.refusal,
+            trimmed: self.trimmed,
             previous_end: previous.map_or(0, |previous| previous.end),
             previous_salt: previous.map_or(0, |previous| previous.key.salt),
         };
@@ -561,8 +730,13 @@ impl Journal {
             self.files.sync_dir(&self.dir)?;
             Ok(file)
         };
-        let begun = begin();
-        let file = self.or_poison("begin", path, begun)?;
+        let file = match begin() {
+            // Nothing has the segment's name yet, or it has a whole header: the next try begins it anew.
+            Err(source) if source.kind() == io::ErrorKind::StorageFull => {
+                return Err(JournalError::Full { path, source });
+            }
+            begun => self.or_poison("begin", path, begun)?,
+        };
         self.segments.push_back(Segment { key, end: HEADER_BYTES });
         self.current = Some(Current { file, synced: HEADER_BYTES, allocated: HEADER_BYTES });
         Ok(())
@@ -583,6 +757,30 @@ impl Current {
     }
 }
 
+/// Segments that are not needed any more, and whose files are still there.
+#[derive(Debug)]
+#[must_use = "the files are still there"]
+pub struct Released {
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    /// Oldest first.
+    paths: Vec<PathBuf>,
+}
+
+impl Released {
+    /// Removes the files: steps 8 and 9. Returns how many.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`] if the system refuses. Which files are gone for good is not known then.
+    pub fn remove(self) -> Result<usize, JournalError> {
+        for path in &self.paths {
+            self.files.remove(path).map_err(|source| io_error("remove", path, source))?;
+            self.files.sync_dir(&self.dir).map_err(|source| io_error("sync", &self.dir, source))?;
+        }
+        Ok(self.paths.len())
+    }
+}
+
 /// Blocks of a journal in order; what [`Journal::replay`] returns.
 #[derive(Debug)]
 pub struct Replay<'a> {
@@ -597,12 +795,12 @@ impl Iterator for Replay<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let held = *self.journal.held.get(self.at)?;
         self.at += 1;
-        let path = self.journal.path(held.sequence);
-        Some(match self.payload(&held, &path) {
-            Ok(Some(payload)) => Ok(Recovered { block: held.head.block, payload }),
-            Ok(None) => Err(self.damage(&held, path)),
-            Err(source) => Err(io_error("read", &path, source)),
-        })
+        let block = held.head.block;
+        let roots = held.roots.map(|(sequence, head)| self.payload(block, sequence, &head)).transpose();
+        Some(roots.and_then(|roots| {
+            let payload = self.payload(block, held.sequence, &held.head)?;
+            Ok(Recovered { block, payload, roots })
+        }))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -612,23 +810,36 @@ impl Iterator for Replay<'_> {
 }
 
 impl Replay<'_> {
-    /// The payload, if it is what it was when its head was read.
-    fn payload(&mut self, held: &Held, path: &Path) -> io::Result<Option<Vec<u8>>> {
-        if self.file.as_ref().is_none_or(|(sequence, _)| *sequence != held.sequence) {
-            self.file = Some((held.sequence, self.journal.files.open(path)?));
+    /// A frame's payload, which must be what it was when its head was read.
+    fn payload(
+        &mut self,
+        block: BlockNumber,
+        sequence: u64,
+        head: &FrameHead,
+    ) -> Result<Vec<u8>, JournalError> {
+        let path = self.journal.path(sequence);
+        match self.read(sequence, head, &path) {
+            Ok(Some(payload)) => Ok(payload),
+            Ok(None) => Err(self.damage(block, head.offset, path)),
+            Err(source) => Err(io_error("read", &path, source)),
+        }
+    }
+
+    fn read(&mut self, sequence: u64, head: &FrameHead, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        if self.file.as_ref().is_none_or(|(open, _)| *open != sequence) {
+            self.file = Some((sequence, self.journal.files.open_read(path)?));
         }
         let Some((_, file)) = &mut self.file else { return Ok(None) };
-        let (padded, length) = (usize::try_from(held.head.padded()), usize::try_from(held.head.length));
+        let (padded, length) = (usize::try_from(head.padded()), usize::try_from(head.length));
         let (Ok(padded), Ok(length)) = (padded, length) else { return Ok(None) };
         let mut payload = vec![0; padded];
-        let read = read_full(file.as_mut(), held.head.payload_offset(), &mut payload)?;
-        let whole = read == padded && crc32fast::hash(&payload) == held.head.payload_sum;
+        let read = read_full(file.as_mut(), head.payload_offset(), &mut payload)?;
+        let whole = read == padded && crc32fast::hash(&payload) == head.payload_sum;
         payload.truncate(length);
         Ok(whole.then_some(payload))
     }
 
-    fn damage(&self, held: &Held, segment: PathBuf) -> JournalError {
-        let block = held.head.block;
+    fn damage(&self, block: BlockNumber, offset: u64, segment: PathBuf) -> JournalError {
         let all = self.journal.held();
         let to = |last: Option<BlockNumber>| {
             let first = all?.first;
@@ -640,7 +851,7 @@ impl Replay<'_> {
         };
         Damage {
             segment,
-            offset: held.head.offset,
+            offset,
             problem: format!("the payload of block {block} does not match its checksum, and did before"),
             before: to(block.0.checked_sub(1).map(BlockNumber)),
             lost: Lost::Blocks(BlockRange { first: block, last: block }),
@@ -666,10 +877,4 @@ fn parse_name(name: &str) -> Option<u64> {
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> JournalError {
     JournalError::Io { what, path: path.to_owned(), source }
-}
-
-/// Sixty-four bits that no other segment has, as far as chance goes: the standard library's hash keys come from the
-/// system's randomness.
-fn fresh_salt() -> u64 {
-    RandomState::new().hash_one(SystemTime::now())
 }

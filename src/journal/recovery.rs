@@ -12,7 +12,8 @@ use super::format::{
     ALIGN, FORMAT, FRAME_HEAD_BYTES, FrameHead, HEADER_BYTES, Header, HeaderFlaw, Kind, MARKER, SegmentKey,
     padded,
 };
-use super::{Held, Position, Segment, io_error, parse_name, segment_path};
+use super::lineage::{Acknowledged, DatabaseId, Position, Refusal};
+use super::{Held, Segment, io_error, parse_name, segment_path};
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 18;
@@ -20,34 +21,24 @@ const CHUNK_BYTES: usize = 1 << 18;
 /// What opening a journal found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recovery {
+    /// The database it belongs to; `None` if there is no segment.
+    pub database: Option<DatabaseId>,
     /// Segments there are.
     pub segments: usize,
     /// Blocks to replay.
     pub held: Option<BlockRange>,
     /// Refusals that were found, in order.
     pub refusals: Vec<Refusal>,
+    /// The last refusal before the segments there are. A store that does not take account of it is on abandoned blocks.
+    pub trimmed_refusal: Option<Refusal>,
+    /// The block up to which segments had been trimmed, as far as that is noted.
+    pub trimmed: Option<BlockNumber>,
+    /// Whether the last frame is the mark of an orderly end; or there is no frame at all.
+    pub orderly: bool,
     /// The torn tail, if there was one. Nothing of it had been acknowledged, as far as the journal can tell.
     pub cut: Option<Cut>,
     /// Whether a segment was found whose creation had been interrupted; it is removed, and held nothing.
     pub unfinished_segment: bool,
-}
-
-/// A block and all after it were taken back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
-    /// The first block that was taken back.
-    pub block: BlockNumber,
-    /// Where the journal says so.
-    pub at: Position,
-}
-
-/// What the caller knows from elsewhere that the journal must have reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Acknowledged {
-    /// The last block that was acknowledged.
-    pub block: BlockNumber,
-    /// The last refusal that this takes account of; a later one may have taken the block back.
-    pub refusal: Position,
 }
 
 /// A torn tail that was cut off.
@@ -66,23 +57,24 @@ pub struct Cut {
 }
 
 /// The first thing in a segment that is not a whole frame.
-struct Flaw {
-    problem: String,
+pub(super) struct Flaw {
+    pub problem: String,
     /// Whole frames behind it.
-    after: Vec<FrameHead>,
+    pub after: Vec<FrameHead>,
     /// The furthest synced position that a frame behind it claims.
     claimed: u64,
 }
 
-struct Scan {
-    header: Header,
+/// What a segment holds.
+pub(super) struct Scan {
+    pub header: Header,
     /// The whole frames from the beginning, without a gap.
-    frames: Vec<FrameHead>,
+    pub frames: Vec<FrameHead>,
     /// Where they end.
-    end: u64,
+    pub end: u64,
     /// Length of the file.
     size: u64,
-    flaw: Option<Flaw>,
+    pub flaw: Option<Flaw>,
 }
 
 /// What the journal begins with.
@@ -90,7 +82,25 @@ pub(super) struct Recovered {
     pub segments: Vec<Segment>,
     pub held: Vec<Held>,
     pub next: Option<BlockNumber>,
+    pub refusal: Option<Refusal>,
     pub report: Recovery,
+    pub unsettled: Unsettled,
+}
+
+/// What was read and is not known to be on the disk, and what is to go.
+#[derive(Debug, Default)]
+pub(super) struct Unsettled {
+    unfinished: Vec<PathBuf>,
+    last: Option<LastSegment>,
+}
+
+/// The last segment: its length, where its whole frames end, and up to where they claim that it is on the disk.
+#[derive(Debug)]
+struct LastSegment {
+    path: PathBuf,
+    size: u64,
+    end: u64,
+    claimed: u64,
 }
 
 struct Replay<'a> {
@@ -100,16 +110,22 @@ struct Replay<'a> {
     recovered: Recovered,
 }
 
-/// Reads the segments of a directory, cuts a torn tail, and makes what is left durable.
+/// Reads the segments of a directory. Changes nothing.
 pub(super) fn recover(
     files: &dyn Files,
     dir: &Path,
     acknowledged: Option<Acknowledged>,
 ) -> Result<Recovered, JournalError> {
-    let report = Recovery::default();
-    let recovered = Recovered { segments: Vec::new(), held: Vec::new(), next: None, report };
-    let mut replay = Replay { files, dir, sequences: Vec::new(), recovered };
-    let unfinished = replay.list()?;
+    let recovered = Recovered {
+        segments: Vec::new(),
+        held: Vec::new(),
+        next: None,
+        refusal: None,
+        report: Recovery { orderly: true, ..Recovery::default() },
+        unsettled: Unsettled::default(),
+    };
+    let (sequences, unfinished) = list(files, dir)?;
+    let mut replay = Replay { files, dir, sequences, recovered };
     let mut last = None;
     for position in 0..replay.sequences.len() {
         last = Some(replay.segment(position)?);
@@ -117,17 +133,13 @@ pub(super) fn recover(
     if let Some(acknowledged) = acknowledged {
         replay.check_acknowledged(acknowledged, last.as_ref())?;
     }
-    // Only now that nothing is wrong is anything changed.
-    for path in &unfinished {
-        files.remove(path).map_err(|source| io_error("remove", path, source))?;
-    }
     if let Some(last) = last {
-        replay.settle(&last)?;
+        replay.note_last(&last);
     }
-    files.sync_dir(dir).map_err(|source| io_error("sync", dir, source))?;
-    let Recovered { segments, held, report, .. } = &mut replay.recovered;
+    let Recovered { segments, held, report, unsettled, .. } = &mut replay.recovered;
     report.segments = segments.len();
     report.unfinished_segment = !unfinished.is_empty();
+    unsettled.unfinished = unfinished;
     report.held = held
         .first()
         .zip(held.last())
@@ -135,22 +147,50 @@ pub(super) fn recover(
     Ok(replay.recovered)
 }
 
-impl Replay<'_> {
-    /// Finds the segments; returns paths of those whose creation was interrupted.
-    fn list(&mut self) -> Result<Vec<PathBuf>, JournalError> {
-        let names = self.files.list(self.dir).map_err(|source| io_error("list", self.dir, source))?;
-        let mut unfinished = Vec::new();
-        for name in names {
-            if name.strip_suffix(".new").and_then(parse_name).is_some() {
-                unfinished.push(self.dir.join(name));
-            } else if let Some(sequence) = parse_name(&name) {
-                self.sequences.push(sequence);
-            }
+/// Sequence numbers of the segments, ascending, and paths of those whose creation was interrupted.
+pub(super) fn list(files: &dyn Files, dir: &Path) -> Result<(Vec<u64>, Vec<PathBuf>), JournalError> {
+    let names = match files.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(|source| io_error("list", dir, source))?,
+    };
+    let (mut sequences, mut unfinished) = (Vec::new(), Vec::new());
+    for name in names {
+        if name.strip_suffix(".new").and_then(parse_name).is_some() {
+            unfinished.push(dir.join(name));
+        } else if let Some(sequence) = parse_name(&name) {
+            sequences.push(sequence);
         }
-        self.sequences.sort_unstable();
-        Ok(unfinished)
     }
+    sequences.sort_unstable();
+    Ok((sequences, unfinished))
+}
 
+/// Cuts a torn tail, and makes what is left durable.
+pub(super) fn settle(files: &dyn Files, dir: &Path, unsettled: &Unsettled) -> Result<(), JournalError> {
+    for path in &unsettled.unfinished {
+        files.remove(path).map_err(|source| io_error("remove", path, source))?;
+    }
+    if let Some(last) = &unsettled.last {
+        last.settle(files).map_err(|source| io_error("settle", &last.path, source))?;
+    }
+    files.sync_dir(dir).map_err(|source| io_error("sync", dir, source))
+}
+
+impl LastSegment {
+    /// Cuts it behind its whole frames and makes them durable. A frame claims that what is before some place is on the disk. Of
+    /// the rest it is not known: the failed sync of an earlier process may have left it in the page cache alone, where it
+    /// counts as written.
+    fn settle(&self, files: &dyn Files) -> io::Result<()> {
+        let mut file = files.open(&self.path)?;
+        if self.size > self.end {
+            file.set_size(self.end)?;
+        }
+        rewrite(file.as_mut(), self.claimed, self.end)?;
+        file.sync_all()
+    }
+}
+
+impl Replay<'_> {
     fn path(&self, sequence: u64) -> PathBuf {
         segment_path(self.dir, sequence)
     }
@@ -175,7 +215,13 @@ impl Replay<'_> {
             }
         };
         self.check_header(&scan, sequence, position)?;
+        if self.recovered.segments.is_empty() {
+            let Recovered { refusal, report, .. } = &mut self.recovered;
+            (*refusal, report.trimmed_refusal) = (scan.header.refusal, scan.header.refusal);
+            report.database = Some(scan.header.database);
+        }
         self.recovered.next = scan.header.next;
+        self.recovered.report.trimmed = scan.header.trimmed;
         for head in &scan.frames {
             if let Err(problem) = self.apply(scan.header.key, head) {
                 return Err(self.damage(path, head.offset, &problem, &[], position + 1));
@@ -200,6 +246,12 @@ impl Replay<'_> {
             return Err(self.damage(self.path(sequence), 0, &problem, &[], position + 1));
         }
         let Some(previous) = self.recovered.segments.last() else { return Ok(()) };
+        if Some(header.database) != self.recovered.report.database {
+            let database = self.recovered.report.database.map_or_else(String::new, |id| id.to_string());
+            let problem =
+                format!("it belongs to database {}, the segment before it to {database}", header.database);
+            return Err(self.damage(self.path(sequence), 0, &problem, &[], position + 1));
+        }
         if (header.previous_end, header.previous_salt) != (previous.end, previous.key.salt) {
             let problem = format!(
                 "it ends at byte {}, the segment after it says that it ended at byte {}",
@@ -217,20 +269,35 @@ impl Replay<'_> {
             );
             return Err(self.damage(self.path(sequence), 0, &problem, &[], position + 1));
         }
+        if header.refusal != self.recovered.refusal {
+            let problem = "the last refusal that it names is not the one before it";
+            return Err(self.damage(self.path(sequence), 0, problem, &[], position + 1));
+        }
         Ok(())
     }
 
     fn apply(&mut self, key: SegmentKey, head: &FrameHead) -> Result<(), String> {
-        let Recovered { held, next, report, .. } = &mut self.recovered;
+        let Recovered { held, next, report, refusal, .. } = &mut self.recovered;
         match head.kind {
             Kind::Mark => {}
+            Kind::Roots => {
+                if next.is_none_or(|next| head.block >= next) {
+                    return Err(format!("it has roots of block {}, which was not there", head.block));
+                }
+                // The block itself need not be held: its segment may be trimmed.
+                if let Ok(at) = held.binary_search_by_key(&head.block, |held| held.head.block)
+                    && let Some(held) = held.get_mut(at)
+                {
+                    held.roots = Some((key.sequence, *head));
+                }
+            }
             Kind::Block => {
                 if let Some(expected) = next.filter(|expected| *expected != head.block) {
                     return Err(format!("block {} is where block {expected} must be", head.block));
                 }
                 let after = head.block.next();
                 *next = Some(after.ok_or_else(|| format!("no block could follow block {}", head.block))?);
-                held.push(Held { sequence: key.sequence, head: *head });
+                held.push(Held { sequence: key.sequence, head: *head, roots: None });
             }
             Kind::Refused => {
                 // The block itself need not be held: its segment may be trimmed.
@@ -241,6 +308,7 @@ impl Replay<'_> {
                 *next = Some(head.block);
                 let at = Position { sequence: key.sequence, offset: head.offset };
                 report.refusals.push(Refusal { block: head.block, at });
+                *refusal = Some(Refusal { block: head.block, at });
             }
         }
         Ok(())
@@ -250,6 +318,7 @@ impl Replay<'_> {
         let Acknowledged { block: acknowledged, refusal } = known;
         let taken_back = |later: &Refusal| later.at > refusal && later.block <= acknowledged;
         if self.recovered.next.is_some_and(|next| next > acknowledged)
+            || self.recovered.report.trimmed_refusal.iter().any(taken_back)
             || self.recovered.report.refusals.iter().any(taken_back)
         {
             return Ok(());
@@ -272,11 +341,14 @@ impl Replay<'_> {
         .into())
     }
 
-    /// Cuts the last segment behind its whole frames and makes them durable.
-    fn settle(&mut self, last: &Scan) -> Result<(), JournalError> {
+    /// Notes how the journal ends, and what is to be settled there.
+    fn note_last(&mut self, last: &Scan) {
         let path = self.path(last.header.key.sequence);
+        let Recovered { report, unsettled, .. } = &mut self.recovered;
+        report.orderly =
+            last.flaw.is_none() && last.frames.last().is_some_and(|head| head.kind == Kind::Mark);
         if let Some(flaw) = &last.flaw {
-            self.recovered.report.cut = Some(Cut {
+            report.cut = Some(Cut {
                 segment: path.clone(),
                 offset: last.end,
                 bytes: last.size - last.end,
@@ -284,19 +356,9 @@ impl Replay<'_> {
                 whole: blocks_of(&flaw.after),
             });
         }
-        // A frame claims that what is before this place is on the disk. Of the rest it is not known: the failed sync
-        // of an earlier process may have left it in the page cache alone, where it counts as written.
         let claims = last.frames.iter().map(|head| head.synced);
         let claimed = claims.max().unwrap_or_default().max(HEADER_BYTES);
-        let settle = || -> io::Result<()> {
-            let mut file = self.files.open(&path)?;
-            if last.size > last.end {
-                file.set_size(last.end)?;
-            }
-            rewrite(file.as_mut(), claimed, last.end)?;
-            file.sync_all()
-        };
-        settle().map_err(|source| io_error("settle", &path, source))
+        unsettled.last = Some(LastSegment { path, size: last.size, end: last.end, claimed });
     }
 
     fn before(&self) -> Option<BlockRange> {
@@ -364,8 +426,8 @@ fn rewrite(file: &mut dyn OpenFile, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn scan(files: &dyn Files, path: &Path) -> io::Result<Result<Scan, HeaderFlaw>> {
-    let mut file = files.open(path)?;
+pub(super) fn scan(files: &dyn Files, path: &Path) -> io::Result<Result<Scan, HeaderFlaw>> {
+    let mut file = files.open_read(path)?;
     let file = file.as_mut();
     let size = file.size()?;
     let mut bytes = [0; HEADER_BYTES as usize];

@@ -12,7 +12,10 @@ use super::format::{FrameHead, HeaderFlaw};
 use super::*;
 
 const SMALL: JournalConfig =
-    JournalConfig { segment_bytes: 1_400, preallocate_bytes: 1_024, payload_bytes_max: 4_096 };
+    JournalConfig { segment_bytes: 1_464, preallocate_bytes: 1_024, payload_bytes_max: 4_096 };
+
+/// Of a store that takes account of all refusals.
+const ALL: Position = Position { sequence: u64::MAX, offset: 0 };
 
 fn dir() -> PathBuf {
     PathBuf::from("/data/journal")
@@ -145,7 +148,7 @@ impl Model {
             }
             Step::Trim(kept) => {
                 self.trimmed = self.trimmed.max(next - 1 - kept);
-                journal.trim(BlockNumber(next - 1 - kept))?;
+                journal.trim(BlockNumber(next - 1 - kept), ALL)?;
                 self.synced();
             }
             Step::RollAhead => drop(journal.roll_ahead()?),
@@ -243,7 +246,7 @@ fn every_operation_that_fails_poisons_and_nothing_acknowledged_is_lost() {
             let poisoned = |error| matches!(error, JournalError::Poisoned { .. });
             assert!(poisoned(journal.append(next, b"more").unwrap_err()), "{context}");
             assert!(poisoned(journal.sync().unwrap_err()), "{context}");
-            assert!(poisoned(journal.trim(next).unwrap_err()), "{context}");
+            assert!(poisoned(journal.trim(next, ALL).unwrap_err()), "{context}");
             assert!(poisoned(journal.refuse_from(next).unwrap_err()), "{context}");
             assert!(poisoned(journal.close().unwrap_err()), "{context}");
         }
@@ -371,16 +374,16 @@ fn flip_all(closed: bool) -> BTreeMap<u64, usize> {
 
 #[test]
 fn each_flipped_bit_is_noticed() {
-    // The frames of the last group, at 64 + 344, + 144 and the zeros behind them.
+    // The frames of the last group, at 128 + 344, + 144 and the zeros behind them.
     let cut_at = flip_all(false);
-    assert_eq!(cut_at.keys().copied().collect::<Vec<_>>(), [408, 552, 672]);
+    assert_eq!(cut_at.keys().copied().collect::<Vec<_>>(), [472, 616, 736]);
 }
 
 #[test]
 fn after_an_orderly_end_each_flipped_bit_in_a_block_is_damage() {
     // Only the mark itself, and zeros behind it.
     let cut_at = flip_all(true);
-    assert_eq!(cut_at.keys().copied().collect::<Vec<_>>(), [672, 712]);
+    assert_eq!(cut_at.keys().copied().collect::<Vec<_>>(), [736, 776]);
 }
 
 fn known(block: u64) -> Option<Acknowledged> {
@@ -393,7 +396,7 @@ fn blocks_that_are_trimmed_can_be_refused_and_are_then_not_missed() {
     let steps: Vec<Step> = [Step::Append(600), Step::Sync].into_iter().cycle().take(16).collect();
     let mut journal = Model::new().run(&files, &steps).unwrap().unwrap();
     assert_eq!(journal.held().unwrap().to_string(), "blocks 1 to 8");
-    journal.trim(BlockNumber(6)).unwrap();
+    journal.trim(BlockNumber(6), ALL).unwrap();
     assert!(journal.held().unwrap().first > BlockNumber(4));
     let at = journal.refuse_from(BlockNumber(4)).unwrap();
     journal.sync().unwrap();
@@ -414,15 +417,15 @@ fn blocks_that_are_trimmed_can_be_refused_and_are_then_not_missed() {
 #[test]
 fn a_block_that_was_acknowledged_elsewhere_is_missed() {
     let (files, _) = three_segments(false);
-    flip(&files, &segment(3), 560, 0);
+    flip(&files, &segment(3), 624, 0);
     let acknowledged = known(9);
     let error = Journal::open(Arc::new(files.clone()), &dir(), SMALL, acknowledged).unwrap_err();
     let damage = error.damage().unwrap();
-    assert_eq!((damage.offset, damage.before.unwrap().to_string().as_str()), (552, "blocks 1 to 8"));
+    assert_eq!((damage.offset, damage.before.unwrap().to_string().as_str()), (616, "blocks 1 to 8"));
     assert_eq!(damage.lost.to_string(), "block 9");
     // Nothing was cut, so what is there can still be looked at.
     let (journal, recovery) = Journal::open(Arc::new(files.clone()), &dir(), SMALL, known(8)).unwrap();
-    assert_eq!(recovery.cut.unwrap().offset, 552);
+    assert_eq!(recovery.cut.unwrap().offset, 616);
     assert_eq!(journal.last_block(), Some(BlockNumber(8)));
     let empty = Journal::open(Arc::new(disk()), &dir(), SMALL, acknowledged).unwrap_err();
     assert_eq!(empty.kind(), JournalErrorKind::Corrupt);
@@ -432,15 +435,15 @@ fn a_block_that_was_acknowledged_elsewhere_is_missed() {
 fn damage_says_what_is_lost() {
     let (files, _) = three_segments(false);
     // In the payload of block 2, of three in the first segment.
-    flip(&files, &segment(1), 64 + 344 + 100, 3);
+    flip(&files, &segment(1), 128 + 344 + 100, 3);
     let found = damage(&files);
-    assert_eq!((found.segment.clone(), found.offset), (segment(1), 64 + 344));
+    assert_eq!((found.segment.clone(), found.offset), (segment(1), 128 + 344));
     assert_eq!(found.lost.to_string(), "block 2");
     assert_eq!(found.before.unwrap().to_string(), "block 1");
     assert_eq!(found.after.unwrap().to_string(), "blocks 3 to 9");
     assert_eq!(
         found.to_string(),
-        "journal segment /data/journal/00000000000000000001.seg is damaged at byte 408: the payload of block 2 does \
+        "journal segment /data/journal/00000000000000000001.seg is damaged at byte 472: the payload of block 2 does \
          not match its checksum, and it had been synced; readable before it: block 1; lost: block 2; readable after \
          it, but of no use without the lost: blocks 3 to 9; restore the file from a copy; or go on from the last block \
          that the store has, with `flagstone recover`; or rebuild the store from a snapshot and feed the blocks after it \
@@ -448,14 +451,14 @@ fn damage_says_what_is_lost() {
     );
     // The frames' lengths gone, the next ones are still found.
     let (files, _) = three_segments(false);
-    flip(&files, &segment(2), 64 + 24, 0);
+    flip(&files, &segment(2), 128 + 24, 0);
     let found = damage(&files);
-    assert_eq!((found.segment, found.offset, found.lost.to_string().as_str()), (segment(2), 64, "block 4"));
+    assert_eq!((found.segment, found.offset, found.lost.to_string().as_str()), (segment(2), 128, "block 4"));
     // In the last segment, the next sync tells.
     let (files, _) = three_segments(false);
-    flip(&files, &segment(3), 64 + 60, 0);
+    flip(&files, &segment(3), 128 + 60, 0);
     let found = damage(&files);
-    assert_eq!((found.segment, found.offset, found.lost.to_string().as_str()), (segment(3), 64, "block 7"));
+    assert_eq!((found.segment, found.offset, found.lost.to_string().as_str()), (segment(3), 128, "block 7"));
 }
 
 #[test]
@@ -469,12 +472,12 @@ fn a_missing_cut_or_foreign_segment_is_damage() {
     // Cut at a frame's end, so that each frame left is whole.
     let (files, _) = three_segments(false);
     let bytes = files.content(&segment(2)).unwrap();
-    files.set_content(&segment(2), &bytes[..64 + 344]);
+    files.set_content(&segment(2), &bytes[..128 + 344]);
     let found = damage(&files);
-    assert_eq!((found.segment, found.offset), (segment(2), 64 + 344));
+    assert_eq!((found.segment, found.offset), (segment(2), 128 + 344));
     assert_eq!(found.lost.to_string(), "blocks 5 to 6");
 
-    for bytes in [&b""[..], b"FLAGJRNL", &[0; 64], &[0xa5; 5_000]] {
+    for bytes in [&b""[..], b"FLAGJRNL", &[0; 128], &[0xa5; 5_000]] {
         for sequence in 1..=3 {
             let (files, _) = three_segments(false);
             files.set_content(&segment(sequence), bytes);
@@ -489,9 +492,9 @@ fn a_missing_cut_or_foreign_segment_is_damage() {
     let (files, _) = three_segments(false);
     let (first, mut second) = (files.content(&segment(1)).unwrap(), files.content(&segment(2)).unwrap());
     let length = second.len();
-    second[64..].copy_from_slice(&first[64..length]);
+    second[128..].copy_from_slice(&first[128..length]);
     files.set_content(&segment(2), &second);
-    assert_eq!((damage(&files).segment, damage(&files).offset), (segment(2), 64));
+    assert_eq!((damage(&files).segment, damage(&files).offset), (segment(2), 128));
 
     // Another journal's segment, in itself whole.
     let ((files, _), (other, _)) = (three_segments(false), three_segments(false));
@@ -511,13 +514,13 @@ fn frames_that_arrive_before_an_earlier_one_are_a_torn_tail() {
     drop(journal);
     // Block 2 did not reach the disk, blocks 3 and 4 did.
     let mut bytes = files.content(&segment(1)).unwrap();
-    bytes[208..208 + 144].fill(0);
+    bytes[272..272 + 144].fill(0);
     files.set_content(&segment(1), &bytes);
     let (journal, recovery) = open(&files).unwrap();
     let cut = recovery.cut.unwrap();
-    assert_eq!((cut.offset, cut.whole.unwrap().to_string().as_str()), (208, "blocks 3 to 4"));
+    assert_eq!((cut.offset, cut.whole.unwrap().to_string().as_str()), (272, "blocks 3 to 4"));
     assert_eq!(journal.next_block(), Some(BlockNumber(2)));
-    assert_eq!(files.content(&segment(1)).unwrap().len(), 208);
+    assert_eq!(files.content(&segment(1)).unwrap().len(), 272);
     drop(journal);
     assert_eq!(open(&files).unwrap().1.cut, None);
 }
@@ -531,15 +534,15 @@ fn refused_blocks_stay_refused_when_segments_go() {
     assert_eq!(journal.held().unwrap().to_string(), "blocks 1 to 4");
     // Blocks 1 and 2 share a segment; 3 to 5 as they were first written are refused.
     let segments = journal.segments();
-    assert_eq!(journal.trim(BlockNumber(1)).unwrap(), 0);
-    assert!(journal.trim(BlockNumber(2)).unwrap() >= 2);
+    assert_eq!(journal.trim(BlockNumber(1), ALL).unwrap(), 0);
+    assert!(journal.trim(BlockNumber(2), ALL).unwrap() >= 2);
     assert!(journal.segments() < segments);
     assert_eq!(journal.held().unwrap().to_string(), "blocks 3 to 4");
     drop(journal);
     let (mut journal, recovery) = open(&files).unwrap();
     assert_eq!(recovery.held.unwrap().to_string(), "blocks 3 to 4");
     // All of it trimmed, the newest segment still knows what comes next.
-    journal.trim(BlockNumber(4)).unwrap();
+    journal.trim(BlockNumber(4), ALL).unwrap();
     assert_eq!((journal.segments(), journal.next_block()), (1, Some(BlockNumber(5))));
     drop(journal);
     assert_eq!(open(&files).unwrap().0.next_block(), Some(BlockNumber(5)));
@@ -549,7 +552,7 @@ fn refused_blocks_stay_refused_when_segments_go() {
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let files = disk();
     let (mut journal, recovery) = open(&files).unwrap();
-    assert_eq!(recovery, Recovery::default());
+    assert_eq!(recovery, Recovery { orderly: true, ..Recovery::default() });
     assert_eq!((journal.bytes(), journal.segments(), journal.last_block()), (0, 0, None));
     let too_large = journal.append(BlockNumber(5), &[0; 4_097]).unwrap_err();
     assert_eq!(
@@ -569,9 +572,9 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert!(journal.append(BlockNumber(6), b"six").unwrap() > first);
     assert_eq!(journal.read(BlockNumber(6)).unwrap(), b"six");
     assert_eq!(journal.read(BlockNumber(7)).unwrap_err().kind(), JournalErrorKind::Input);
-    assert_eq!(journal.bytes(), 64 + 48 + 48);
+    assert_eq!(journal.bytes(), 128 + 48 + 48);
     // Zeros ahead do not count.
-    assert_eq!(files.content(&segment(1)).unwrap().len(), 64 + 1_024);
+    assert_eq!(files.content(&segment(1)).unwrap().len(), 128 + 1_024);
 }
 
 #[test]
@@ -592,7 +595,7 @@ fn files_of_others_and_unfinished_segments_are_no_segments() {
 fn rot_under_an_open_journal_is_noticed() {
     let (files, _) = three_segments(false);
     let (journal, _) = open(&files).unwrap();
-    flip(&files, &segment(1), 64 + 344 + 100, 3);
+    flip(&files, &segment(1), 128 + 344 + 100, 3);
     let results: Vec<_> = journal.replay().collect();
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 8);
     let error = journal.read(BlockNumber(2)).unwrap_err();
@@ -603,37 +606,56 @@ fn rot_under_an_open_journal_is_noticed() {
 #[test]
 fn the_format_stays_what_it_is() {
     let key = SegmentKey { sequence: 2, salt: 0x0123_4567_89ab_cdef };
-    let header = Header { key, next: Some(BlockNumber(42)), previous_end: 1_000, previous_salt: 9 };
+    let refusal = Refusal { block: BlockNumber(40), at: Position { sequence: 1, offset: 800 } };
+    let header = Header {
+        key,
+        database: DatabaseId([0xd5; 16]),
+        next: Some(BlockNumber(42)),
+        previous_end: 1_000,
+        previous_salt: 9,
+        refusal: Some(refusal),
+        trimmed: Some(BlockNumber(30)),
+    };
     let bytes = header.encode();
     assert_eq!(Header::decode(&bytes), Ok(header));
     let mut frame = Vec::new();
-    let head = put_frame(&mut frame, key, (64, 64), (Kind::Block, BlockNumber(42)), b"payload");
-    assert_eq!(FrameHead::decode(&frame, key, 64), Ok(head));
-    assert_eq!(head.end(), 64 + 48);
-    assert!(FrameHead::decode(&frame, key, 72).is_err());
-    assert!(FrameHead::decode(&frame, SegmentKey { salt: 0, ..key }, 64).is_err());
+    let head = put_frame(&mut frame, key, (128, 128), (Kind::Block, BlockNumber(42)), b"payload");
+    assert_eq!(FrameHead::decode(&frame, key, 128), Ok(head));
+    assert_eq!(head.end(), 128 + 48);
+    assert!(FrameHead::decode(&frame, key, 136).is_err());
+    assert!(FrameHead::decode(&frame, SegmentKey { salt: 0, ..key }, 128).is_err());
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     assert_eq!(hex(&bytes), GOLDEN_HEADER);
     assert_eq!(hex(&frame), GOLDEN_FRAME);
 
-    // Another version is not damage.
-    let mut other = bytes;
-    other[11] = 2;
-    let sum = crc32fast::hash(&other[..60]);
-    other[60..].copy_from_slice(&sum.to_be_bytes());
-    assert_eq!(Header::decode(&other), Err(HeaderFlaw::Format(2)));
-    let files = disk();
-    drop(open(&files).unwrap());
-    files.set_content(&segment(1), &other);
-    let error = open(&files).unwrap_err();
-    assert_eq!(error.kind(), JournalErrorKind::Format);
-    assert!(error.to_string().contains("export its state there"), "{error}");
+    // Other versions, later ones and the first, are not damage.
+    let mut later = bytes;
+    later[11] = 3;
+    let sum = crc32fast::hash(&later[..124]);
+    later[124..].copy_from_slice(&sum.to_be_bytes());
+    let first: Vec<u8> = (0..HEADER_V1.len() / 2)
+        .map(|at| u8::from_str_radix(&HEADER_V1[2 * at..2 * at + 2], 16).unwrap())
+        .collect();
+    for (other, version) in [(later, 3), (first, 1)] {
+        assert_eq!(Header::decode(&other), Err(HeaderFlaw::Format(version)));
+        let files = disk();
+        drop(open(&files).unwrap());
+        files.set_content(&segment(1), &other);
+        let error = open(&files).unwrap_err();
+        assert_eq!(error.kind(), JournalErrorKind::Format);
+        assert!(error.to_string().contains("export its state there"), "{error}");
+    }
 }
 
-const GOLDEN_HEADER: &str = "464c41474a524e4c000000010000000100000000000000020123456789abcdef\
+/// As the first version wrote it.
+const HEADER_V1: &str = "464c41474a524e4c000000010000000100000000000000020123456789abcdef\
     000000000000002a00000000000003e8000000000000000900000000887ef3cd";
+const GOLDEN_HEADER: &str = "464c41474a524e4c000000020000000700000000000000020123456789abcdef\
+    d5d5d5d5d5d5d5d5d5d5d5d5d5d5d5d5000000000000002a00000000000003e8\
+    000000000000000900000000000000010000000000000320000000000000002800000000\
+    0000001e0000000000000000000000000000000000000000c143ebee";
 const GOLDEN_FRAME: &str =
-    "4652414d00000001000000000000002a00000000000000400000000000000007bf9d270c72c6e2697061796c6f616400";
+    "4652414d00000001000000000000002a00000000000000800000000000000007bf9d270c9ba1cb0a7061796c6f616400";
 
 #[test]
 fn a_segment_begun_ahead_takes_the_next_frame() {
@@ -659,6 +681,141 @@ fn a_segment_begun_ahead_takes_the_next_frame() {
 }
 
 #[test]
+fn roots_come_back_with_their_block_and_go_with_it() {
+    let files = disk();
+    let (mut journal, _) = open(&files).unwrap();
+    assert_eq!(journal.append_roots(BlockNumber(1), b"x").unwrap_err().kind(), JournalErrorKind::Input);
+    for block in 1..=3 {
+        journal.append(BlockNumber(block), &payload(block, 0, 600)).unwrap();
+    }
+    for (block, roots) in [(1, "one"), (2, "two"), (2, "two, later"), (3, "three")] {
+        journal.append_roots(BlockNumber(block), roots.as_bytes()).unwrap();
+    }
+    journal.refuse_from(BlockNumber(3)).unwrap();
+    let error = journal.append_roots(BlockNumber(3), b"x").unwrap_err();
+    assert_eq!(error.kind(), JournalErrorKind::Input, "{error}");
+    journal.append(BlockNumber(3), b"another").unwrap();
+    journal.sync().unwrap();
+    drop(journal);
+    let roots = |journal: &Journal| -> Vec<Option<String>> {
+        let text =
+            |read: Result<Recovered, _>| read.unwrap().roots.map(|roots| String::from_utf8(roots).unwrap());
+        journal.replay().map(text).collect()
+    };
+    let (mut journal, _) = open(&files).unwrap();
+    assert_eq!(roots(&journal), [Some("one".into()), Some("two, later".into()), None]);
+    // Roots of blocks that are trimmed are of no account.
+    assert!(journal.trim(BlockNumber(2), ALL).unwrap() > 0);
+    drop(journal);
+    assert_eq!(roots(&open(&files).unwrap().0), [None]);
+}
+
+#[test]
+fn looking_changes_nothing_and_an_opening_begins_a_segment() {
+    let bytes = |files: &FaultyFiles| -> Vec<_> {
+        files.paths().into_iter().map(|path| (files.content(&path), path)).collect()
+    };
+    let inspect =
+        |files: &FaultyFiles| Journal::inspect(Arc::new(files.clone()), &dir(), SMALL, None).unwrap();
+    let (mut journal, recovery) = inspect(&disk());
+    assert!(recovery.orderly && journal.database().is_none());
+    assert_eq!(
+        journal.append(BlockNumber(1), b"x").unwrap_err().to_string(),
+        "the journal was opened for looking only, and takes nothing"
+    );
+
+    // With a torn tail, and a segment whose creation was interrupted.
+    let (files, blocks) = three_segments(false);
+    files.set_content(&dir().join("00000000000000000004.seg.new"), b"FLAG");
+    flip(&files, &segment(3), 624, 0);
+    let before = bytes(&files);
+    let (mut journal, recovery) = inspect(&files);
+    assert!(recovery.cut.is_some() && recovery.unfinished_segment && !recovery.orderly);
+    assert_eq!(replayed(&journal).len(), blocks.len() - 1);
+    assert!(bytes(&files) == before);
+
+    // For writing: a segment of its own, so that all before it is known to have been synced.
+    let database = journal.database().unwrap();
+    journal.begin(DatabaseId::fresh()).unwrap();
+    assert_eq!((journal.database(), journal.segments()), (Some(database), 4));
+    drop(journal);
+    let last = files.content(&segment(3)).unwrap().len();
+    flip(&files, &segment(3), last - 1, 0);
+    assert_eq!(damage(&files).offset, 472, "the last frame of the segment before");
+    flip(&files, &segment(3), last - 1, 0);
+    // It was not closed in an orderly way; once it is, the mark is the last thing there is until somebody begins again.
+    let (mut journal, recovery) = open(&files).unwrap();
+    assert!(!recovery.orderly);
+    journal.begin(database).unwrap();
+    journal.close().unwrap();
+    assert!(inspect(&files).1.orderly);
+    let (mut journal, recovery) = open(&files).unwrap();
+    assert!(recovery.orderly);
+    journal.begin(database).unwrap();
+    assert!(!inspect(&files).1.orderly);
+}
+
+#[test]
+fn segments_of_another_database_and_refusals_that_were_trimmed_are_noticed() {
+    let files = disk();
+    let mut journal = open(&files).unwrap().0;
+    let database = DatabaseId([7; 16]);
+    journal.begin(database).unwrap();
+    for block in 1..=6 {
+        journal.append(BlockNumber(block), &payload(block, 0, 600)).unwrap();
+    }
+    let at = journal.refuse_from(BlockNumber(4)).unwrap();
+    for block in 4..=9 {
+        journal.append(BlockNumber(block), &payload(block, 1, 600)).unwrap();
+    }
+    // A store that does not take account of the refusal needs it.
+    journal.trim(BlockNumber(9), Position { offset: at.offset - 1, ..at }).unwrap();
+    let known = Refusal { block: BlockNumber(4), at };
+    let recovery = Journal::inspect(Arc::new(files.clone()), &dir(), SMALL, None).unwrap().1;
+    assert_eq!((recovery.refusals, recovery.trimmed_refusal), (vec![known], None));
+    journal.trim(BlockNumber(9), at).unwrap();
+    drop(journal);
+    let (journal, recovery) = open(&files).unwrap();
+    assert_eq!((recovery.refusals, recovery.trimmed_refusal), (vec![], Some(known)));
+    assert_eq!((recovery.database, journal.refusal()), (Some(database), Some(known)));
+    assert!(recovery.trimmed.is_none(), "the last segment was begun before the trim");
+    drop(journal);
+    let mut journal = open(&files).unwrap().0;
+    journal.trim(BlockNumber(9), at).unwrap();
+    journal.begin(database).unwrap();
+    drop(journal);
+
+    // A segment of another database, with this one's predecessor.
+    let last = *files
+        .paths()
+        .last()
+        .map(|path| parse_name(path.file_name().unwrap().to_str().unwrap()))
+        .iter()
+        .flatten()
+        .next()
+        .unwrap();
+    let mut bytes = files.content(&segment(last)).unwrap();
+    bytes[32] ^= 1;
+    let sum = crc32fast::hash(&bytes[..124]);
+    bytes[124..128].copy_from_slice(&sum.to_be_bytes());
+    files.set_content(&segment(last), &bytes);
+    assert!(damage(&files).problem.contains("it belongs to database 06070707"), "{}", damage(&files));
+}
+
+#[test]
+fn a_segment_that_is_deleted_while_it_is_open_is_noticed() {
+    let files = disk();
+    let mut journal = open(&files).unwrap().0;
+    journal.append(BlockNumber(1), b"one").unwrap();
+    journal.sync().unwrap();
+    files.lose(&segment(1));
+    journal.append(BlockNumber(2), b"two").unwrap();
+    let error = journal.sync().unwrap_err();
+    assert_eq!(error.kind(), JournalErrorKind::Io);
+    assert!(error.to_string().contains("deleted while it was open"), "{error}");
+}
+
+#[test]
 fn real_files_work_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("journal");
@@ -672,7 +829,7 @@ fn real_files_work_the_same() {
             journal.sync().unwrap();
         }
     }
-    assert!(journal.trim(BlockNumber(20)).unwrap() > 0);
+    assert!(journal.trim(BlockNumber(20), ALL).unwrap() > 0);
     let first = journal.held().unwrap().first.0;
     assert!((1..=20).contains(&first), "{first}");
     journal.close().unwrap();

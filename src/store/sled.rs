@@ -78,6 +78,7 @@ use flagstone_core::store::{
 };
 
 use self::units::{Progress, Units};
+use crate::disk::{create_dirs, deleted, is_linked, sync_dir};
 
 /// Longest row the store takes, in bytes.
 ///
@@ -190,7 +191,8 @@ pub struct SledStore {
     units: Mutex<Units>,
     /// Why nothing more is done until a reopen.
     stopped: OnceLock<StoreError>,
-    verify_closed: bool,
+    /// Whether closing takes a checksum.
+    sums_at_closing: bool,
 }
 
 struct Trees {
@@ -241,9 +243,16 @@ impl SledStore {
             file,
             units: Mutex::new(Units::new(dir, progress)),
             stopped: OnceLock::new(),
-            verify_closed: config.verify_closed,
+            sums_at_closing: config.verify_closed,
         };
         store.finish_unit(progress)?;
+        Ok(store)
+    }
+
+    /// Opens a copy of a store's files that nobody needs when it is closed.
+    pub(crate) fn open_copy(dir: &Path, config: SledConfig) -> Result<Self, StoreError> {
+        let mut store = Self::open(dir, config)?;
+        store.sums_at_closing = false;
         Ok(store)
     }
 
@@ -337,7 +346,9 @@ impl SledStore {
 
     fn sync_units(&self, units: &mut Units) -> Result<(), StoreError> {
         self.call("sync", |trees| trees.db.flush())?;
-        self.file.sync_data().map_err(|err| from_io(&self.dir, "sync", &err))?;
+        let synced = self.file.sync_data().and_then(|()| is_linked(&self.file));
+        let synced = synced.and_then(|is_linked| if is_linked { Ok(()) } else { Err(deleted()) });
+        synced.map_err(|err| from_io(&self.dir, "sync", &err))?;
         units.synced().map_err(|err| from_io(&self.dir, "remove a logged unit in", &err))
     }
 }
@@ -403,7 +414,7 @@ impl Drop for SledStore {
         if !close(trees) || !lock_within(&self.file, UNLOCK_MAX) {
             return;
         }
-        if self.verify_closed && self.stopped.get().is_none() {
+        if self.sums_at_closing && self.stopped.get().is_none() {
             let _ = write_closed(&self.dir, &self.file);
         }
         let _ = self.file.unlock();
@@ -447,18 +458,6 @@ fn check_lengths(batch: &WriteBatch) -> Result<(), StoreError> {
 fn too_long(what: &str, bytes: usize, bytes_max: usize) -> StoreError {
     let text = format!("{what} too long: it has {bytes} bytes, sled takes at most {bytes_max}; split it");
     StoreError::new(StoreErrorKind::Unsupported, text)
-}
-
-/// Makes a directory and those above it. Returns every directory that has got a new entry.
-fn create_dirs(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let missing = dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
-    let parents = missing.filter_map(Path::parent).map(|parent| match parent.as_os_str().is_empty() {
-        true => PathBuf::from("."),
-        false => parent.to_owned(),
-    });
-    let parents = parents.collect();
-    fs::create_dir_all(dir)?;
-    Ok(parents)
 }
 
 fn open_data_file(dir: &Path) -> io::Result<File> {
@@ -594,17 +593,6 @@ fn sync_created(dir: &Path, file: &File, parents: &[PathBuf]) -> io::Result<()> 
     parents.iter().try_for_each(|parent| sync_dir(parent))
 }
 
-#[cfg(unix)]
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// Directories cannot be opened as files elsewhere, and need not be.
-#[cfg(not(unix))]
-fn sync_dir(_dir: &Path) -> io::Result<()> {
-    Ok(())
-}
-
 fn is_locked(file: &File) -> bool {
     match file.try_lock() {
         Ok(()) => file.unlock().is_err(),
@@ -654,7 +642,11 @@ fn from_io(dir: &Path, what: &str, err: &io::Error) -> StoreError {
     match err.kind() {
         // A file is shorter than what points into it.
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => corrupt(dir, what, &err.to_string()),
-        _ => StoreError::new(StoreErrorKind::Io, format!("sled could not {what} {}: {err}", dir.display())),
+        kind => {
+            let kind =
+                if kind == io::ErrorKind::StorageFull { StoreErrorKind::Full } else { StoreErrorKind::Io };
+            StoreError::new(kind, format!("sled could not {what} {}: {err}", dir.display()))
+        }
     }
 }
 

@@ -50,10 +50,23 @@ fn blocks() -> Vec<StateUpdate> {
 
 /// Rows as the engine wrote them, without their seals, after so many blocks.
 fn rows_after(layout: &LayoutEntry, count: usize) -> Rows {
+    rows_after_each(layout, count).pop().unwrap()
+}
+
+/// The same after no block, one, and so on up to so many.
+fn rows_after_each(layout: &LayoutEntry, count: usize) -> Vec<Rows> {
     let store = Arc::new(MemoryStore::new());
     let engine = Engine::open(Box::new(Arc::clone(&store)), layout.make(), config()).unwrap();
-    blocks().iter().take(count).for_each(|update| drop(engine.close_block(update).unwrap()));
-    drop(engine);
+    let mut after = vec![rows_of(&store)];
+    for update in blocks().iter().take(count) {
+        engine.close_block(update).unwrap();
+        engine.sync().unwrap();
+        after.push(rows_of(&store));
+    }
+    after
+}
+
+fn rows_of(store: &MemoryStore) -> Rows {
     let mut rows = Rows::new();
     store
         .scan(&[], &mut |key, row| {
@@ -116,7 +129,13 @@ fn every_changed_or_removed_row_is_found() {
                 put(&store, key, Some(&changed));
                 // A change of what takes a block back may leave what it leads to as it was; then it is no damage.
                 let found = !is_sound(layout, &store);
-                assert!(found || key[0] == keyspace::UNDO, "{}: byte {at} of {key:02x?}", layout.name);
+                // Which database and which states these are, only a journal can tell.
+                let is_id = key == b"\0id" || key[0] == keyspace::BLOCK && at >= 96;
+                assert!(
+                    found || is_id || key[0] == keyspace::UNDO,
+                    "{}: byte {at} of {key:02x?}",
+                    layout.name
+                );
                 undo_changes.extend((key[0] == keyspace::UNDO).then_some(found));
             }
             put(&store, key, None);
@@ -192,10 +211,11 @@ fn every_added_row_is_found() {
 fn every_row_of_an_older_time_is_found() {
     for layout in LAYOUTS {
         let count = blocks().len();
-        let rows = rows_after(layout, count);
+        let mut older = rows_after_each(layout, count);
+        let rows = older.pop().unwrap();
         let store = sealed(&rows);
         let mut seen = 0;
-        for older in (1..count).map(|count| rows_after(layout, count)) {
+        for older in older.into_iter().skip(1) {
             let keys = rows.keys().chain(older.keys()).collect::<std::collections::BTreeSet<_>>();
             for key in keys.into_iter().filter(|key| rows.get(*key) != older.get(*key)) {
                 // Rows that were not there yet are those of `every_changed_or_removed_row_is_found`.
@@ -277,34 +297,18 @@ fn the_command_checks_and_says_so_by_its_exit_code() {
     assert_eq!(lines(&out)[0]["summary"]["journal_blocks"], 8);
     run(&["check", "--data", dir.path().join("none").to_str().unwrap()], 3);
 
-    // The journal of another history.
-    let mut others = blocks();
-    others[5] = StateUpdate { diff: StateDiff::default(), ..others[5].clone() };
-    let other = database(dir.path(), "other", 2, &others);
-    let roots: Vec<_> = {
-        let engine = database::open(Path::new(&other), None, config()).unwrap();
-        (0..8).map(|number| engine.block_root(BlockNumber(number)).unwrap().unwrap().commitment).collect()
-    };
-    let stated = others
-        .iter()
-        .zip(&roots)
-        .map(|(update, root)| StateUpdate { new_root: Some(*root), ..update.clone() });
-    let stated = database(dir.path(), "stated", 2, &stated.collect::<Vec<_>>());
+    // The journal of another database.
+    let other = database(dir.path(), "other", 2, &blocks());
     fs::remove_dir_all(Path::new(&sound).join("journal")).unwrap();
-    fs::rename(Path::new(&stated).join("journal"), Path::new(&sound).join("journal")).unwrap();
+    fs::rename(Path::new(&other).join("journal"), Path::new(&sound).join("journal")).unwrap();
     let (out, _) = run(&["check", "--json", "--data", &sound], 1);
     let (summary, findings) = {
         let mut all = lines(&out);
         (all.pop().unwrap(), all)
     };
     assert_eq!(summary["summary"]["findings"], findings.len() as u64);
-    let problems = |block: u64| {
-        let of_block = findings.iter().filter(move |finding| finding["finding"]["block"] == block);
-        of_block.map(|finding| finding["finding"]["problem"].as_str().unwrap())
-    };
-    assert!(problems(5).any(|found| found.starts_with("its frame in the journal states root")), "{out}");
-    // What block 5 sets in the store is what an earlier one set in that journal.
-    assert!(problems(0).any(|found| found.starts_with("its frame in the journal sets")), "{out}");
+    let problem = findings[0]["finding"]["problem"].as_str().unwrap();
+    assert!(problem.contains("and the journal is of database"), "{out}");
 }
 
 #[test]

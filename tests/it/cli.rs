@@ -628,8 +628,14 @@ fn the_way_out_of_a_damaged_journal_leads_out() {
 
     let output = flagstone(["recover", "--data", &db]);
     check(&output, 0);
-    let expected = format!("the journal is now {db}/journal.aside-1; the database goes on from block 5");
+    let expected = "the database goes on from block 5, built from the store and the journal and checked; no block is lost";
     assert_eq!(stdout(&output).trim(), expected);
+    assert!(
+        stderr(&output).contains(&format!("{db}/store.aside-1, {db}/journal.aside-1")),
+        "{}",
+        stderr(&output)
+    );
+    assert!(stderr(&output).contains("found: "), "{}", stderr(&output));
     assert_eq!(bench.root(), stated_root(5));
     check(&flagstone(["check", "--data", &db]), 0);
     bench.input(&mainnet_lines(6..9));
@@ -655,11 +661,11 @@ fn a_lost_journal_is_begun_again_only_when_asked_for() {
     assert!(stderr(&output).contains("`flagstone recover`"), "{}", stderr(&output));
     let output = flagstone(["recover", "--data", &db]);
     check(&output, 0);
-    assert!(stdout(&output).starts_with("there was no journal"), "{}", stdout(&output));
-    // A journal that is whole can have blocks that the store has not: it is not put aside.
+    assert!(stdout(&output).starts_with("the database goes on from block 3"), "{}", stdout(&output));
+    // What is sound stays as it is.
     let output = flagstone(["recover", "--data", &db]);
     check(&output, 2);
-    assert!(stderr(&output).contains("is whole"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is sound, so nothing is to be recovered"), "{}", stderr(&output));
     assert_eq!(bench.root(), stated_root(3));
     bench.input(&mainnet_lines(4..6));
     check(&bench.replay(&[]), 0);

@@ -7,7 +7,7 @@ use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::Blob;
 use flagstone::journal::faulty::FaultyFiles;
-use flagstone::store::MemoryStore;
+use flagstone::store::{MemoryStore, Store, StoreRead, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, View};
 use flagstone_testkit::reference::ReferenceState;
 use flagstone_testkit::strategies::blocks;
@@ -445,19 +445,6 @@ impl Machine {
     }
 }
 
-/// A store that is not the one that the journal goes on from is noticed, though no root was stated.
-#[test]
-fn a_replay_must_come_to_the_root_that_was_known() {
-    for (layout, _) in layouts() {
-        let one = Machine::with_blocks(layout, Cadence::AtClose, 10, 3);
-        let other = Machine::with_blocks(layout, Cadence::AtClose, 20, 2);
-        let engine = Machine { store: other.store, files: one.files }.open(layout, Cadence::AtClose);
-        assert_eq!(engine.head().closed, Some(BlockNumber(2)));
-        let error = engine.commit().unwrap_err();
-        assert!(matches!(error, Error::RootMismatch { block: BlockNumber(2), .. }), "{layout}: {error}");
-    }
-}
-
 #[test]
 fn states_that_the_layout_keeps_are_there_beyond_the_history() {
     for (layout, made) in layouts().filter(|(_, layout)| layout.keeps_old_states()) {
@@ -495,17 +482,74 @@ fn states_that_the_layout_keeps_are_there_beyond_the_history() {
     }
 }
 
+/// Damage while the engine runs, as an opening would have brought it right.
 #[test]
 fn the_check_holds_the_journals_values_against_the_stores() {
+    let machine = Machine::with_blocks("flat", Cadence::EVERY_BLOCK, 10, 3);
+    let engine = machine.open("flat", Cadence::EVERY_BLOCK);
+    check_whole(&engine);
+    let mut values = Vec::new();
+    machine
+        .store
+        .scan(&[0x10], &mut |key, _| {
+            values.push(key.to_vec());
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    let mut batch = WriteBatch::default();
+    batch.delete(&values[0]);
+    machine.store.write(&batch).unwrap();
+    let report = engine.check(&|_| ()).unwrap();
+    let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    let expected =
+        "block 0: its frame in the journal sets storage 0xa of contract 0x1 to 0x7, the store has 0x0";
+    assert!(findings.contains(&expected.to_owned()), "{findings:?}");
+}
+
+/// Classes go with the block that brought them, and an earlier one under the same key is there again; closed, committed and
+/// persisted blocks alike, also when a crash comes before the store has the revert.
+#[test]
+fn blobs_are_taken_back_with_their_block() {
+    let blob = |key: &str, byte: u8| Blob { key: key.as_bytes().to_vec(), bytes: vec![byte; 10_000].into() };
     for (layout, _) in layouts() {
-        let one = Machine::with_blocks(layout, Cadence::EVERY_BLOCK, 10, 3);
-        check_whole(&one.open(layout, Cadence::EVERY_BLOCK));
-        let other = Machine::with_blocks(layout, Cadence::EVERY_BLOCK, 11, 3);
-        let engine = Machine { store: other.store, files: one.files }.open(layout, Cadence::EVERY_BLOCK);
-        let report = engine.check(&|_| ()).unwrap();
-        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
-        let expected =
-            "block 0: its frame in the journal sets storage 0xa of contract 0x1 to 0x7, the store has 0x0";
-        assert_eq!(findings, [expected], "{layout}");
+        for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
+            let machine = Machine::default();
+            let engine = machine.open(layout, cadence);
+            let close = |engine: &Engine, number: u64, blobs: &[Blob]| {
+                engine.close_block_with(&block(number), blobs).unwrap();
+            };
+            close(&engine, 0, &[blob("a", 1), blob("b", 1)]);
+            settle(&engine);
+            close(&engine, 1, &[blob("a", 2)]);
+            close(&engine, 2, &[blob("a", 3), blob("c", 3)]);
+            close(&engine, 3, &[blob("a", 4)]);
+            let has = |engine: &Engine, a: Option<u8>, b: Option<u8>, c: Option<u8>, what: &str| {
+                for (key, byte) in [("a", a), ("b", b), ("c", c)] {
+                    let found = engine.view().blob(key.as_bytes()).unwrap();
+                    assert_eq!(
+                        found,
+                        byte.map(|byte| blob(key, byte).bytes),
+                        "{layout}, {cadence:?}, {what}: {key}"
+                    );
+                }
+            };
+            has(&engine, Some(4), Some(1), Some(3), "closed");
+            engine.revert_to(BlockNumber(2)).unwrap();
+            has(&engine, Some(3), Some(1), Some(3), "back to 2");
+            settle(&engine);
+            engine.revert_to(BlockNumber(0)).unwrap();
+            has(&engine, Some(1), Some(1), None, "back to 0");
+            check_whole(&engine);
+            // Refused blocks' go, too, and what they covered is there again.
+            if cadence != Cadence::AtClose {
+                close(&engine, 1, &[blob("a", 5)]);
+                let wrong = StateUpdate { new_root: Some(0xbad.into()), ..block(2) };
+                engine.close_block_with(&wrong, &[blob("a", 6), blob("c", 6)]).unwrap();
+                engine.commit().unwrap_err();
+                has(&engine, Some(5), Some(1), None, "refused");
+            }
+            drop(engine);
+            check_whole(&machine.open(layout, cadence));
+        }
     }
 }

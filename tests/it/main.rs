@@ -16,8 +16,10 @@ mod cli_outputs;
 mod cli_proofs;
 mod crash;
 mod engine;
+mod failures;
 mod history;
 mod kills;
+mod lineage;
 #[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]
@@ -25,6 +27,7 @@ mod moving;
 mod proofs;
 mod properties;
 mod read_cache;
+mod recover;
 #[cfg(feature = "blockifier")]
 mod sequencer;
 mod snapshot;

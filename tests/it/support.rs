@@ -122,3 +122,16 @@ pub fn replay(engine: &Engine, updates: &[StateUpdate]) -> Vec<StateCommitment> 
     take(engine.commit().unwrap());
     roots
 }
+
+/// A copy of a directory as it is, as a kill would leave it.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_dir(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}

@@ -31,8 +31,10 @@ pub mod keyspace {
 /// What kind of failure a store had, for callers that branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StoreErrorKind {
-    /// The operating system refused, or the disk is full.
+    /// The operating system refused.
     Io,
+    /// The disk is full. Nothing that was durable is touched.
+    Full,
     /// Bytes are not what was written.
     Corrupt,
     /// Another process has the store open.

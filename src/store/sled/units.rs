@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use flagstone_core::codec::{DecodeError, Reader};
 use flagstone_core::store::WriteBatch;
 
-use super::sync_dir;
+use crate::disk::sync_dir;
 
 const MAGIC: [u8; 8] = *b"FLAGUNIT";
 const FORMAT: u32 = 1;

@@ -1,0 +1,612 @@
+//! Databases in directories.
+//!
+//! ```text
+//! DIR/LOCK        who has it open (`lock.rs`); taken before anything else is looked at
+//! DIR/FLAGSTONE   what the database is: layout, formats, scheme, store, and its id
+//! DIR/store/      the store's own files
+//! DIR/journal/    blocks that the store may not have yet; journal.aside-N and store.aside-N if they were damaged and put aside
+//! DIR/recovering/ what a recovery is building; DIR/recovered/ what it has built, until it has its place (`recover.rs`)
+//! DIR/import-S/   instead of all these: files of the store S while an import into it is not finished
+//! ```
+//!
+//! `FLAGSTONE` says what must be found in the store, the journal how far it must have come. A store that turns up empty,
+//! different, or further behind than the journal reaches is damage, not a new database: nothing is created over what was
+//! there. Creation makes `DIR/store.new`, then writes `FLAGSTONE`, then renames the store; a creation that was
+//! interrupted before `FLAGSTONE` is begun again, one after it is finished. An import does the same with `DIR/import-S`,
+//! but is never begun again by anything but an import.
+//!
+//! Who only looks ([`open_read_only`]) changes no byte: the store is opened as a private copy in a temporary place, and blocks
+//! that only the journal has are replayed there.
+
+mod recover;
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flagstone_core::error::StateError;
+use flagstone_core::hash::Bulk;
+use tempfile::TempDir;
+
+use crate::disk::sync_dir;
+use crate::engine::import::{self, ImportProgress, Imported};
+use crate::engine::opening::{House, Opening};
+use crate::engine::{CheckReport, Engine, EngineConfig, Identity, meta};
+use crate::error::Error;
+use crate::journal::{DatabaseId, Journal, JournalConfig, OsFiles};
+use crate::lock::{DirLock, LOCK, create_dirs, io_error};
+use crate::registry::{self, LayoutEntry};
+use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
+
+pub use recover::{RecoverOptions, Recovery, Source, recover};
+
+/// Most bytes of trie records that a database in a directory keeps decoded, unless
+/// [`EngineConfig::record_cache_bytes`] says otherwise. A record that its store has to look up costs more than its hashes.
+pub const RECORD_CACHE_BYTES: usize = 256 << 20;
+
+const MARKER: &str = "FLAGSTONE";
+const JOURNAL: &str = "journal";
+const STORE: &str = "store";
+const MARKER_NEW: &str = "FLAGSTONE.new";
+const STORE_NEW: &str = "store.new";
+const IMPORT: &str = "import-";
+const RECOVERING: &str = "recovering";
+const RECOVERED: &str = "recovered";
+
+/// A store that can live in a directory.
+#[derive(Clone, Copy)]
+pub struct StoreEntry {
+    /// Its name.
+    pub name: &'static str,
+    /// One line for people.
+    pub about: &'static str,
+    open: fn(&Path) -> Result<Box<dyn Store>, StoreError>,
+    /// Opens a private copy of its files, which nobody needs afterwards.
+    open_copy: fn(&Path) -> Result<Box<dyn Store>, StoreError>,
+    /// The same, whatever is known of damage to them: every row is then to be distrusted.
+    open_damaged: fn(&Path) -> Result<Box<dyn Store>, StoreError>,
+}
+
+/// All stores that live in a directory; the first one is the default.
+pub const STORES: &[StoreEntry] = &[StoreEntry {
+    name: "sled",
+    about: "embedded ordered tree in one directory, for one process",
+    open: |dir| Ok(Box::new(SledStore::open(dir, SledConfig::default())?)),
+    open_copy: |dir| Ok(Box::new(SledStore::open_copy(dir, SledConfig::default())?)),
+    open_damaged: |dir| {
+        let config = SledConfig { verify_closed: false, ..SledConfig::default() };
+        Ok(Box::new(SledStore::open_copy(dir, config)?))
+    },
+}];
+
+/// What a directory says its database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marker {
+    /// What the store must say, too.
+    pub identity: Identity,
+    /// Name of the store.
+    pub store: String,
+    /// The database's id, as store and journal must have it, too. `None` only in a marker of an earlier format.
+    pub database: Option<DatabaseId>,
+}
+
+impl Marker {
+    fn text(&self) -> String {
+        let database = self.database.map_or_else(String::new, |id| format!("id: {id}\n"));
+        format!("{}store: {}\n{database}", self.identity, self.store)
+    }
+
+    /// Reads what a directory says; `None` if it says nothing.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the file is there and cannot be read or understood.
+    pub fn read(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = dir.join(MARKER);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("cannot read", &path, &error)),
+        };
+        let fact = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+        let (store, id) = (fact("store: ").map(str::to_owned), fact("id: "));
+        let database = id.and_then(DatabaseId::parse);
+        if id.is_some() && database.is_none() {
+            return Err(Error::damaged(path.display(), "its id is not 32 hex digits"));
+        }
+        match (Identity::parse(&text), store) {
+            (Some(identity), Some(store)) => Ok(Some(Self { identity, store, database })),
+            _ => Err(Error::damaged(path.display(), "it does not say layout, formats, scheme and store")),
+        }
+    }
+
+    fn write(&self, dir: &Path) -> Result<(), Error> {
+        let (path, temporary) = (dir.join(MARKER), dir.join(MARKER_NEW));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(self.text().as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            sync_dir(dir)
+        };
+        write().map_err(|error| io_error("cannot write", &path, &error))
+    }
+}
+
+/// Whether a directory has a database in it, or the beginning of an import.
+pub fn is_in(dir: &Path) -> bool {
+    let is_marked = || match Marker::read(dir) {
+        Ok(marker) => marker.is_some(),
+        Err(_) => dir.join(STORE).is_dir(),
+    };
+    unfinished_import(dir).is_some() || is_marked()
+}
+
+/// Opens the database in a directory.
+///
+/// # Errors
+/// [`Error::NoDatabase`] if there is none; a [`StoreErrorKind::Locked`] one if another process has it open; else as
+/// [`Engine::open_journaled`].
+pub fn open(dir: &Path, layout: Option<&LayoutEntry>, config: EngineConfig) -> Result<Engine, Error> {
+    marker_of(dir)?;
+    let lock = DirLock::exclusive(dir)?;
+    open_marked(dir, &marker_of(dir)?, layout, config, lock)
+}
+
+/// Opens the database in a directory for looking: no byte of it is changed, whatever is found. It may be on a read-only or
+/// a full disk. Blocks that only the journal has are there as they would be after [`open`], and are committed in a private copy of
+/// the store, which is made in the temporary directory (or in `/dev/shm` if there is no room) and removed with the engine. So
+/// the copy's size is what looking costs: see [`Opened::copied_bytes`](crate::engine::Opened). No block can be closed or taken
+/// back.
+///
+/// # Errors
+/// As [`open`]; a [`StoreErrorKind::Full`] one if there is nowhere room for the copy.
+pub fn open_read_only(
+    dir: &Path,
+    layout: Option<&LayoutEntry>,
+    config: EngineConfig,
+) -> Result<Engine, Error> {
+    marker_of(dir)?;
+    look(dir, layout, config, DirLock::shared(dir)?)
+}
+
+/// [`open_read_only`], with the lock that it takes.
+fn look(
+    dir: &Path,
+    layout: Option<&LayoutEntry>,
+    config: EngineConfig,
+    lock: Option<DirLock>,
+) -> Result<Engine, Error> {
+    finish_recovery(dir, false)?;
+    let marker = marker_of(dir)?;
+    let layout = layout_of(&marker, layout)?.make();
+    let journal_dir = journal_of(dir)?;
+    let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
+    let store = Sealed::from_box((self::store(&marker.store)?.open_copy)(copy.path())?);
+    check_store(dir, &marker, &store)?;
+    let house = House { lock, copy: Some(copy), copied_bytes: bytes };
+    let opening = Opening::new(store, layout, with_cache(config), Box::new(Bulk))?;
+    opening.in_house(house).start_looking(Arc::new(OsFiles), &journal_dir)
+}
+
+/// Copies a store's files to a place of their own; says how many bytes they are.
+fn copy_store(from: &Path) -> Result<(TempDir, u64), Error> {
+    let places = [std::env::temp_dir(), PathBuf::from("/dev/shm")];
+    let mut refused = None;
+    for place in places.iter().filter(|place| place.is_dir()) {
+        let copied = tempfile::Builder::new().prefix("flagstone-look-").tempdir_in(place).and_then(|copy| {
+            let bytes = copy_files(from, copy.path())?;
+            Ok((copy, bytes))
+        });
+        match copied {
+            Ok(copied) => return Ok(copied),
+            Err(error) => refused = Some(error),
+        }
+    }
+    let error = refused.unwrap_or_else(|| ErrorKind::NotFound.into());
+    let what = "no place for a copy to look at (TMPDIR names one) of the store in";
+    Err(io_error(what, from, &error))
+}
+
+/// Copies files and the directories they are in.
+fn copy_files(from: &Path, to: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir(&target)?;
+            bytes += copy_files(&entry.path(), &target)?;
+        } else {
+            // Not `fs::copy`, which takes over permissions: the copy is written to.
+            bytes += io::copy(&mut File::open(entry.path())?, &mut File::create(&target)?)?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// What a directory with a database says.
+fn marker_of(dir: &Path) -> Result<Marker, Error> {
+    if let Some(marker) = Marker::read(dir)? {
+        return Ok(marker);
+    }
+    refuse_unfinished(dir)?;
+    Err(Error::NoDatabase(format!(
+        "no flagstone database in {}; `flagstone replay --data` or `flagstone import --data` makes one",
+        dir.display()
+    )))
+}
+
+/// Checks the database in a directory, whatever is wrong with it: what an opening would refuse is a finding as well. No byte
+/// is changed. Blocks that only the journal has are committed first, in memory. `progress` is told of storage entries now
+/// and then.
+///
+/// # Errors
+/// [`Error::NoDatabase`] if there is none; [`Error::State`] if the store cannot be opened at all, or the system refuses.
+pub fn check(
+    dir: &Path,
+    config: EngineConfig,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<CheckReport, Error> {
+    marker_of(dir)?;
+    let _lock = DirLock::shared(dir)?;
+    check_locked(dir, config, progress)
+}
+
+/// [`check`], for who has a lock.
+fn check_locked(
+    dir: &Path,
+    config: EngineConfig,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<CheckReport, Error> {
+    let looked = look(dir, None, config, None).and_then(|engine| {
+        engine.commit()?;
+        Ok(engine)
+    });
+    match looked {
+        Ok(engine) => engine.check(progress),
+        Err(error) if is_damage(&error) => {
+            let problem = error.to_string();
+            Ok(look_alone(dir, config)?.check(progress)?.with(problem))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an error is that something in a database is not what it must be.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::State(StateError::Store(error)) => error.kind() == StoreErrorKind::Corrupt,
+        Error::State(_) | Error::Mixed { .. } | Error::RootMismatch { .. } | Error::WrongParent { .. } => {
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Opens the store of a database for looking, without the journal, whatever is known of damage to its files.
+fn look_alone(dir: &Path, config: EngineConfig) -> Result<Engine, Error> {
+    let marker = marker_of(dir)?;
+    let layout = layout_of(&marker, None)?.make();
+    let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
+    let store = Sealed::from_box((self::store(&marker.store)?.open_damaged)(copy.path())?);
+    if meta::read_identity(&store)?.is_none() {
+        return Err(lost_store(dir, "it is empty"));
+    }
+    let house = House { lock: None, copy: Some(copy), copied_bytes: bytes };
+    Opening::new(store, layout, with_cache(config), Box::new(Bulk))?.in_house(house).start_to_look_alone()
+}
+
+/// Ends a recovery that was interrupted after it was decided.
+fn finish_recovery(dir: &Path, write: bool) -> Result<Vec<PathBuf>, Error> {
+    recover::finish(dir, write)
+}
+
+/// Gives a directory, if it is there, a name that nothing has yet.
+fn put_aside(dir: &Path, from: &Path) -> Result<Option<PathBuf>, Error> {
+    if !from.is_dir() {
+        return Ok(None);
+    }
+    let names = (1u32..).map(|number| from.with_added_extension(format!("aside-{number}")));
+    let free = names.into_iter().find(|name| !name.exists()).unwrap_or_default();
+    let renamed = fs::rename(from, &free).and_then(|()| sync_dir(dir));
+    renamed.map_err(|error| io_error("cannot rename", from, &error))?;
+    Ok(Some(free))
+}
+
+/// Opens the database in a directory, or creates one if the directory is missing or empty.
+///
+/// # Errors
+/// [`Error::NoDatabase`] if the directory holds something else, otherwise as [`Engine::open`].
+pub fn open_or_create(
+    dir: &Path,
+    layout: Option<&LayoutEntry>,
+    store: Option<&StoreEntry>,
+    config: EngineConfig,
+) -> Result<Engine, Error> {
+    config.check()?;
+    if Marker::read(dir)?.is_none() {
+        refuse_unfinished(dir)?;
+        create_dirs(dir)?;
+        check_empty(dir, &begun_creation(dir))?;
+    }
+    let lock = DirLock::exclusive(dir)?;
+    // Somebody may have made one between the two looks.
+    if let Some(marker) = Marker::read(dir)? {
+        if let Some(store) = store.filter(|store| store.name != marker.store) {
+            let (stored, opened) = (format!("`{}`", marker.store), format!("`{}`", store.name));
+            return Err(Error::IdentityMismatch { what: "store", stored, opened });
+        }
+        return open_marked(dir, &marker, layout, config, lock);
+    }
+    refuse_unfinished(dir)?;
+    create(dir, layout.unwrap_or(&registry::LAYOUTS[0]), store.unwrap_or(&STORES[0]), config, lock)
+}
+
+/// Makes a database in a directory from a dump of a state, or goes on with an import of it that was interrupted. The
+/// directory must be missing or empty, or hold nothing but such an import.
+///
+/// # Errors
+/// As [`Engine::import`]; [`Error::NoDatabase`] if the directory holds something else.
+pub fn import(
+    dir: &Path,
+    layout: Option<&LayoutEntry>,
+    store: Option<&StoreEntry>,
+    dump: impl Read + Send,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(ImportProgress),
+) -> Result<Imported, Error> {
+    config.check()?;
+    refuse_database(dir)?;
+    create_dirs(dir)?;
+    check_empty(dir, &begun_import(dir))?;
+    let _lock = DirLock::exclusive(dir)?;
+    refuse_database(dir)?;
+    let begun = unfinished_import(dir);
+    let store = store.or(begun).unwrap_or(&STORES[0]);
+    let layout = match layout {
+        Some(layout) => layout,
+        None => begun_layout(dir, begun)?.unwrap_or(&registry::LAYOUTS[0]),
+    };
+    let filled = import_dir(dir, store.name);
+    check_empty(dir, &[filled.clone(), dir.join(JOURNAL), dir.join(MARKER_NEW)])?;
+
+    let made = layout.make();
+    let filling = Sealed::from_box((store.open)(&filled)?);
+    let imported = import::import(&filling, made.as_ref(), config, dump, progress)?;
+    let database = meta::read_database(&filling)?;
+    drop(filling);
+    let (block, journal) = (imported.header.block, dir.join(JOURNAL));
+    Journal::begin_after(Arc::new(OsFiles), &journal, JournalConfig::default(), database, block)?;
+    let (identity, store) = (Identity::of(made.as_ref()), store.name.to_owned());
+    Marker { identity, store, database: Some(database) }.write(dir)?;
+    finish_creation(dir, &filled)?;
+    Ok(imported)
+}
+
+fn refuse_database(dir: &Path) -> Result<(), Error> {
+    match Marker::read(dir)? {
+        None => Ok(()),
+        Some(_) => Err(Error::Config(format!(
+            "{} holds a database already, and an import makes a new one; name an empty or a new directory",
+            dir.display()
+        ))),
+    }
+}
+
+/// What an import that was interrupted may have left.
+fn begun_import(dir: &Path) -> Vec<PathBuf> {
+    let filled = STORES.iter().map(|store| import_dir(dir, store.name));
+    filled.chain([dir.join(JOURNAL), dir.join(MARKER_NEW)]).collect()
+}
+
+/// What a creation that was interrupted may have left.
+fn begun_creation(dir: &Path) -> Vec<PathBuf> {
+    vec![dir.join(STORE_NEW), dir.join(MARKER_NEW)]
+}
+
+/// Where an import keeps the files of the store that it fills.
+fn import_dir(dir: &Path, store: &str) -> PathBuf {
+    dir.join(format!("{IMPORT}{store}"))
+}
+
+/// The store that an unfinished import in a directory fills, if there is one.
+fn unfinished_import(dir: &Path) -> Option<&'static StoreEntry> {
+    STORES.iter().find(|store| import_dir(dir, store.name).is_dir())
+}
+
+fn refuse_unfinished(dir: &Path) -> Result<(), Error> {
+    match unfinished_import(dir) {
+        None => Ok(()),
+        Some(store) => Err(Error::NoDatabase(format!(
+            "an import into store `{}` has begun in {} and is not finished; run the same `flagstone import` again to \
+             finish it, or remove the directory",
+            store.name,
+            dir.display()
+        ))),
+    }
+}
+
+/// The layout that an unfinished import fills.
+fn begun_layout(
+    dir: &Path,
+    begun: Option<&'static StoreEntry>,
+) -> Result<Option<&'static LayoutEntry>, Error> {
+    let Some(store) = begun else { return Ok(None) };
+    let store = Sealed::from_box((store.open)(&import_dir(dir, store.name))?);
+    match import::read_unfinished(&store)? {
+        Some(unfinished) => registry::layout(&unfinished.identity.layout).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The store with a name.
+///
+/// # Errors
+/// [`Error::UnknownName`] with the names there are.
+pub fn store(name: &str) -> Result<&'static StoreEntry, Error> {
+    STORES
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| Error::unknown_name("store", name, STORES.iter().map(|entry| entry.name)))
+}
+
+fn open_marked(
+    dir: &Path,
+    marker: &Marker,
+    layout: Option<&LayoutEntry>,
+    config: EngineConfig,
+    lock: DirLock,
+) -> Result<Engine, Error> {
+    let layout = layout_of(marker, layout)?.make();
+    finish_recovery(dir, true)?;
+    finish_begun(dir, marker)?;
+    let store = open_store(dir, marker)?;
+    let journal_dir = journal_of(dir)?;
+    let opening = Opening::new(store, layout, with_cache(config), Box::new(Bulk))?;
+    opening.in_house(House::locked(lock)).start_with_journal(Arc::new(OsFiles), &journal_dir)
+}
+
+/// The layout to open a database with, which must be the one that wrote it.
+fn layout_of<'a>(marker: &Marker, layout: Option<&'a LayoutEntry>) -> Result<&'a LayoutEntry, Error> {
+    let written_by = registry::layout(&marker.identity.layout)?;
+    let layout = layout.unwrap_or(written_by);
+    Identity::of(layout.make().as_ref()).check(&marker.identity).map(|()| layout)
+}
+
+/// Where a database's journal is, which must be there if its store is.
+fn journal_of(dir: &Path) -> Result<PathBuf, Error> {
+    let journal_dir = dir.join(JOURNAL);
+    if dir.join(STORE).is_dir() && !journal_dir.is_dir() {
+        let problem = "it is missing, and with it blocks that the store may not have; `flagstone recover` goes on from the last \
+                       block that the store has";
+        return Err(Error::damaged(format!("the journal in {}", journal_dir.display()), problem));
+    }
+    Ok(journal_dir)
+}
+
+fn with_cache(config: EngineConfig) -> EngineConfig {
+    let record_cache_bytes = Some(config.record_cache_bytes.unwrap_or(RECORD_CACHE_BYTES));
+    EngineConfig { record_cache_bytes, ..config }
+}
+
+/// Ends a creation or an import that was interrupted when all but a name was there.
+fn finish_begun(dir: &Path, marker: &Marker) -> Result<(), Error> {
+    let found = store_dir_of(dir, marker);
+    if found.is_dir() && found != dir.join(STORE) { finish_creation(dir, &found) } else { Ok(()) }
+}
+
+/// Where a database's store is: it may not have its name yet.
+fn store_dir_of(dir: &Path, marker: &Marker) -> PathBuf {
+    let store_dir = dir.join(STORE);
+    let made = [dir.join(STORE_NEW), import_dir(dir, &marker.store)];
+    made.into_iter().find(|made| !store_dir.is_dir() && made.is_dir()).unwrap_or(store_dir)
+}
+
+/// Opens the store of a database, which must be one.
+fn open_store(dir: &Path, marker: &Marker) -> Result<Sealed<dyn Store>, Error> {
+    let store_dir = dir.join(STORE);
+    if !store_dir.is_dir() {
+        return Err(lost_store(dir, "it is missing"));
+    }
+    let store = Sealed::from_box((self::store(&marker.store)?.open)(&store_dir)?);
+    check_store(dir, marker, &store).map(|()| store)
+}
+
+/// Refuses a store that is not what the marker says.
+fn check_store(dir: &Path, marker: &Marker, store: &Sealed<dyn Store>) -> Result<(), Error> {
+    match meta::read_identity(store)? {
+        Some(stored) => marker.identity.check(&stored)?,
+        None => return Err(lost_store(dir, "it is empty")),
+    }
+    let stored = meta::read_database(store)?;
+    if marker.database == Some(stored) {
+        return Ok(());
+    }
+    let marked = marker.database.map_or_else(|| "no database".to_owned(), |id| format!("database {id}"));
+    Err(Error::mixed(format!(
+        "{} is of {marked}, and the store beside it is of database {stored}",
+        dir.join(MARKER).display()
+    )))
+}
+
+fn lost_store(dir: &Path, problem: &str) -> Error {
+    let what = format!("the store in {}", dir.join(STORE).display());
+    let problem = format!(
+        "{problem}, but {} says there is a database; restore it from a copy, or rebuild it with `flagstone recover`",
+        dir.join(MARKER).display()
+    );
+    Error::damaged(what, problem)
+}
+
+fn create(
+    dir: &Path,
+    layout: &LayoutEntry,
+    store: &StoreEntry,
+    config: EngineConfig,
+    lock: DirLock,
+) -> Result<Engine, Error> {
+    let leftover = dir.join(STORE_NEW);
+    check_empty(dir, &begun_creation(dir))?;
+    // A creation that was interrupted: nothing in it was ever acknowledged.
+    match fs::remove_dir_all(&leftover) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("cannot remove", &leftover, &error));
+        }
+        _ => {}
+    }
+    let layout = layout.make();
+    let identity = Identity::of(layout.as_ref());
+    let made = Engine::open((store.open)(&leftover)?, layout, config)?;
+    let marker = Marker { identity, store: store.name.to_owned(), database: Some(made.database()) };
+    drop(made);
+    marker.write(dir)?;
+    finish_creation(dir, &leftover)?;
+    open_marked(dir, &marker, None, config, lock)
+}
+
+/// Refuses a directory that holds anything but these.
+fn check_empty(dir: &Path, begun: &[PathBuf]) -> Result<(), Error> {
+    for entry in fs::read_dir(dir).map_err(|error| io_error("cannot read", dir, &error))? {
+        let path = entry.map_err(|error| io_error("cannot read", dir, &error))?.path();
+        if !begun.contains(&path) && path.file_name() != Some(LOCK.as_ref()) {
+            return Err(Error::NoDatabase(format!(
+                "{} holds {} and no flagstone database; name an empty or a new directory",
+                dir.display(),
+                path.file_name().unwrap_or_default().display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Gives the files of a store that is whole their name.
+fn finish_creation(dir: &Path, made: &Path) -> Result<(), Error> {
+    let store_dir = dir.join(STORE);
+    let renamed = fs::create_dir_all(dir.join(JOURNAL))
+        .and_then(|()| fs::rename(made, &store_dir))
+        .and_then(|()| sync_dir(dir));
+    renamed.map_err(|error| io_error("cannot create", &store_dir, &error))
+}
+
+/// Bytes of all files below a directory.
+///
+/// # Errors
+/// [`Error::State`] if a directory cannot be read.
+pub fn bytes_on_disk(dir: &Path) -> Result<u64, Error> {
+    let mut total = 0;
+    let mut open: Vec<PathBuf> = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        let failed = |error: io::Error| io_error("cannot read", &dir, &error);
+        for entry in fs::read_dir(&dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let meta = entry.metadata().map_err(failed)?;
+            if meta.is_dir() {
+                open.push(entry.path());
+            } else {
+                total += meta.len();
+            }
+        }
+    }
+    Ok(total)
+}
