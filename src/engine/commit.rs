@@ -47,7 +47,7 @@ impl Shared {
             let (unit, refused) = self.pool.install(|| self.stage(&base, &group, None))?;
             let kept = unit.as_ref().map_or(0, |unit| unit.blocks.len());
             if let Some(unit) = unit {
-                self.durability.note_roots(&unit.committed);
+                self.durability.note_roots(&unit.committed)?;
                 self.install(unit);
             }
             if let Some((error, first)) = refused.zip(group.get(kept)) {

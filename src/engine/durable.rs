@@ -47,7 +47,7 @@ use super::CommittedBlock;
 use super::base::Rows;
 use super::meta::{BlockRoot, PendingBlock};
 use crate::error::Error;
-use crate::journal::{Files, Journal, JournalConfig, JournalError, Position, Released};
+use crate::journal::{Files, Journal, JournalConfig, JournalError, JournalErrorKind, Position, Released};
 
 /// Bytes of frames after which the store is synced, however few blocks they are.
 const PERSIST_BYTES: u64 = 32 << 20;
@@ -81,7 +81,7 @@ type Answer<T> = SyncSender<Result<T, JournalError>>;
 /// What the journal's thread is asked to do, in the order asked.
 enum Job {
     Append { block: BlockNumber, payload: Vec<u8>, roots: Option<Vec<u8>>, done: Answer<()> },
-    Roots(Vec<(BlockNumber, Vec<u8>)>),
+    Roots { roots: Vec<(BlockNumber, Vec<u8>)>, done: Answer<()> },
     Refuse { first: BlockNumber, done: Answer<Option<Position>> },
     Release { through: BlockNumber, refusal: Position, done: Answer<Released> },
     End { through: Option<BlockNumber>, refusal: Position, done: Answer<()> },
@@ -122,11 +122,14 @@ impl Durability {
         Ok(())
     }
 
-    /// Has roots appended that were computed. A failure is told to who closes the next block.
-    pub fn note_roots(&self, committed: &[CommittedBlock]) {
-        if let Self::Journal(journaled) = self {
-            let roots = committed.iter().map(|block| (block.number, block.root.to_bytes())).collect();
-            journaled.send(Job::Roots(roots)); // 3
+    /// Appends roots that were computed, so that they are in the file before anybody is told. On a full disk they are not: what
+    /// is lost is that a replay is held against them, and no block.
+    pub fn note_roots(&self, committed: &[CommittedBlock]) -> Result<(), StoreError> {
+        let Self::Journal(journaled) = self else { return Ok(()) };
+        let roots = committed.iter().map(|block| (block.number, block.root.to_bytes())).collect();
+        match journaled.ask(|done| Job::Roots { roots, done }) {
+            Err(error) if error.kind() != JournalErrorKind::Full => Err(error.into()), // 3
+            _ => Ok(()),
         }
     }
 
@@ -253,10 +256,10 @@ fn serve(mut journal: Journal, jobs: &Receiver<Job>) {
                 // While nobody waits, so that the next append need not. The next append tells of a failure.
                 let _ = journal.roll_ahead();
             }
-            Job::Roots(roots) => {
-                for (block, roots) in roots {
-                    let _ = journal.append_roots(block, &roots);
-                }
+            Job::Roots { roots, done } => {
+                let mut roots = roots.iter();
+                let appended = roots.try_for_each(|(block, roots)| journal.append_roots(*block, roots));
+                let _ = done.send(appended);
             }
             Job::Refuse { first, done } => drop(done.send(refuse(&mut journal, first))),
             Job::Release { through, refusal, done } => drop(done.send(journal.release(through, refusal))),

@@ -182,7 +182,7 @@ impl ViewReader {
         }
         match class {
             Some(class) if is_it(&class) => Ok(Some(class)),
-            Some(class) => Err(ClassError::Other { class_hash, in_state, kept: class.hashes }),
+            Some(class) => Err(ClassError::Other { class_hash, in_state, kept: class.hashes.map(Box::new) }),
             None => Err(ClassError::Missing(class_hash)),
         }
     }

@@ -54,7 +54,7 @@ pub enum ClassError {
     #[error(
         "class {class_hash}: the compiled class that is kept for it is another than the declared one: the state has the \
          compiled class hash {in_state}, and what is kept has {}; put the declared one there",
-        kept.map_or("none, as a Cairo 0 class".to_owned(), |kept| format!("{} (v1) and {} (v2)", kept.v1, kept.v2))
+        kept.as_ref().map_or("none, as a Cairo 0 class".to_owned(), |kept| format!("{} (v1) and {} (v2)", kept.v1, kept.v2))
     )]
     Other {
         /// The class.
@@ -62,7 +62,7 @@ pub enum ClassError {
         /// Its compiled class hash in the state.
         in_state: CompiledClassHash,
         /// Those of what is kept.
-        kept: Option<CompiledClassHashes>,
+        kept: Option<Box<CompiledClassHashes>>,
     },
     /// The place where classes are kept failed.
     #[error("compiled classes: {0}")]

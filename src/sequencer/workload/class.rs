@@ -46,9 +46,12 @@ enum Answer {
 
 use Word::{Calldata, CalldataEnd, CalldataFrom, Zero};
 
-const CALL: (&str, &[Word], Answer) =
+/// A system call: its selector, its request, and what it answers.
+type Syscall = (&'static str, &'static [Word], Answer);
+
+const CALL: Syscall =
     ("CallContract", &[Calldata(0), Calldata(1), CalldataFrom(3), CalldataEnd], Answer::Returned);
-const SYSCALLS: [(&str, (&str, &[Word], Answer)); 6] = [
+const SYSCALLS: [(&str, Syscall); 6] = [
     ("write", ("StorageWrite", &[Zero, Calldata(0), Calldata(1)], Answer::Nothing)),
     ("replace", ("ReplaceClass", &[Calldata(0)], Answer::Nothing)),
     (

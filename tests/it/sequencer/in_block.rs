@@ -401,7 +401,7 @@ fn declarations_that_workers_repeat_give_the_same_block() {
         let view = expected.engine().view();
         let mut builder = Builder::new(&view, BlockNumber(number));
         let token = GENESIS.update.diff.contracts().iter().map(|one| one.address);
-        let strk = token.into_iter().find(|address| is_fee_token(address)).unwrap();
+        let strk = token.into_iter().find(is_fee_token).unwrap();
         for round in 0..3 {
             let class = small_class(1_000 * number + round).unwrap();
             let declarer = account(round);
