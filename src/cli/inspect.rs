@@ -43,7 +43,7 @@ fn open(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
 }
 
 /// Tells of what an opening found that is not as an orderly end leaves it.
-pub fn tell_opened(opened: &Opened, output: &mut Output) {
+fn tell_opened(opened: &Opened, output: &mut Output) {
     if let Some(Cut { segment, offset, bytes, problem, .. }) = &opened.cut {
         let segment = segment.display();
         output.note(&format!(

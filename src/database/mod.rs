@@ -177,7 +177,7 @@ fn look(
     config: EngineConfig,
     lock: Option<DirLock>,
 ) -> Result<Engine, Error> {
-    finish_recovery(dir, false)?;
+    recover::finish(dir, false)?;
     let marker = marker_of(dir)?;
     let layout = layout_of(&marker, layout)?.make();
     let journal_dir = journal_of(dir)?;
@@ -295,11 +295,6 @@ fn look_alone(dir: &Path, config: EngineConfig) -> Result<Engine, Error> {
     }
     let house = House { lock: None, copy: Some(copy), copied_bytes: bytes };
     Opening::new(store, layout, with_cache(config), Box::new(Bulk))?.in_house(house).start_to_look_alone()
-}
-
-/// Ends a recovery that was interrupted after it was decided.
-fn finish_recovery(dir: &Path, write: bool) -> Result<Vec<PathBuf>, Error> {
-    recover::finish(dir, write)
 }
 
 /// Gives a directory, if it is there, a name that nothing has yet.
@@ -459,7 +454,7 @@ fn open_marked(
     lock: DirLock,
 ) -> Result<Engine, Error> {
     let layout = layout_of(marker, layout)?.make();
-    finish_recovery(dir, true)?;
+    recover::finish(dir, true)?;
     finish_begun(dir, marker)?;
     let store = open_store(dir, marker)?;
     let journal_dir = journal_of(dir)?;

@@ -98,7 +98,7 @@ pub fn recover(dir: &Path, options: RecoverOptions<'_>) -> Result<Recovery, Erro
         true => DirLock::shared(dir)?,
         false => Some(DirLock::exclusive(dir)?),
     };
-    super::finish_recovery(dir, !options.dry_run)?;
+    finish(dir, !options.dry_run)?;
     let marker = marker_of(dir)?;
     let problem = what_is_wrong(dir)?;
     let salvaged = Salvaged::read(&OsFiles, &dir.join(JOURNAL))?;
@@ -109,7 +109,10 @@ pub fn recover(dir: &Path, options: RecoverOptions<'_>) -> Result<Recovery, Erro
     let place =
         temporary.as_ref().map_or_else(|| dir.join(RECOVERING), |place| place.path().join(RECOVERING));
     let rebuild = Rebuild { dir, marker: &marker, salvaged: &salvaged, dump: options.dump, place: &place };
-    let built = rebuild.best(&mut problems)?;
+    let built = rebuild.best(&mut problems).inspect_err(|_| {
+        // Nothing of it is of use, and it may be as large as the database.
+        let _ = fs::remove_dir_all(&place);
+    })?;
     let aside = match options.dry_run {
         true => Vec::new(),
         false => built.take_place(dir, &place)?,
@@ -345,7 +348,7 @@ impl Built {
     fn take_place(&self, dir: &Path, place: &Path) -> Result<Vec<PathBuf>, Error> {
         let decided = fs::rename(&self.at, dir.join(RECOVERED)).and_then(|()| sync_dir(dir));
         decided.map_err(|error| io_error("cannot rename", &self.at, &error))?;
-        let aside = super::finish_recovery(dir, true)?;
+        let aside = finish(dir, true)?;
         // Other ways that were tried.
         fs::remove_dir_all(place).map_err(|error| io_error("cannot remove", place, &error))?;
         Ok(aside)

@@ -152,6 +152,7 @@ fn a_store_that_is_gone_is_built_from_the_journal_or_from_a_dump_and_the_journal
         let error = bench.recover(RecoverOptions::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Store);
         assert!(error.to_string().contains("nothing sound can be built"), "{error}");
+        assert!(!bench.db().join("recovering").exists(), "what was tried is left over");
         let dump = bench.dir.path().join("dump");
         let done = bench.recover(RecoverOptions { dump: Some(&dump), dry_run: false }).unwrap();
         assert_eq!((done.source, done.block, done.lost), (Source::Dump, Some(BlockNumber(11)), None));
