@@ -711,6 +711,18 @@ mod tests {
         assert_eq!(store.get(b"key"), Err(err));
     }
 
+    /// What is written to a deleted file is gone with the process.
+    #[test]
+    #[cfg(unix)]
+    fn a_store_whose_file_is_deleted_syncs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store_with_one_row(dir.path());
+        fs::remove_file(dir.path().join("db")).unwrap();
+        let err = store.sync().unwrap_err();
+        assert!(err.to_string().contains("deleted while it was open"), "{err}");
+        assert_eq!(store.get(b"key"), Err(err));
+    }
+
     #[test]
     fn a_visitors_panic_is_its_own() {
         let dir = tempfile::tempdir().unwrap();
