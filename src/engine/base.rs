@@ -77,13 +77,17 @@ impl StoreRead for Layered<'_> {
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.scan_from(prefix, prefix, visit)
+    }
+
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let mut over: BTreeMap<&[u8], Option<&[u8]>> = BTreeMap::new();
         for layer in self.layers.iter().rev() {
-            over.extend(layer.range(prefix).take_while(|(key, _)| key.starts_with(prefix)));
+            over.extend(layer.range(from.max(prefix)).take_while(|(key, _)| key.starts_with(prefix)));
         }
         let mut over = over.into_iter().peekable();
         let mut stopped = false;
-        self.store.scan(prefix, &mut |key, row| {
+        self.store.scan_from(prefix, from, &mut |key, row| {
             while let Some((over_key, over_row)) = over.next_if(|(over_key, _)| *over_key < key) {
                 if over_row.is_some_and(|row| visit(over_key, row).is_break()) {
                     stopped = true;
@@ -186,10 +190,15 @@ impl Rows {
         loop {
             let base = self.base();
             let read = read(StateAt { store: &self.of(&base), roots: base.root.roots });
-            if self.applying.load(Ordering::SeqCst) <= base.generation {
+            if self.is_still(&base) {
                 return read;
             }
         }
+    }
+
+    /// Whether all that was read of a base until now is of its state: nothing after it has begun to be written.
+    pub fn is_still(&self, base: &Base) -> bool {
+        self.applying.load(Ordering::SeqCst) <= base.generation
     }
 
     /// Keeps the store from being written while the guard is held. What is committed meanwhile stays in memory. May be

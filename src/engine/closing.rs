@@ -194,6 +194,7 @@ impl Shared {
             let refused = self.blame(&base, &closed.block.diff, refused.unwrap_or(nothing));
             return Err(refused.unwrap_or_else(|damage| self.stop_and_tell(damage)));
         };
+        self.hold_replaced(&base, &unit.undo).map_err(|damage| self.stop_and_tell(damage))?;
         let witness = std::mem::take(&mut unit.witness);
         self.make_durable(closed, Some(&unit.root))?;
         self.install(unit);

@@ -16,6 +16,7 @@ use super::base::Base;
 use super::chain::{Chain, Closed, Ending, ToShow, Unwritten};
 use super::closing::check_parent;
 use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
+use super::scrub::Changes;
 use super::{CommittedBlock, Shared};
 use crate::error::{Error, ErrorKind};
 use crate::journal::Position;
@@ -32,7 +33,7 @@ pub struct Unit {
     pub root: BlockRoot,
     refusal: Position,
     /// What takes the blocks back, with the stamp of the last block of each.
-    undo: Vec<(u64, StateDiff)>,
+    pub undo: Vec<(u64, StateDiff)>,
     batch: WriteBatch,
     hashes: HashCounts,
     applied: Option<Box<dyn FnOnce() + Send>>,
@@ -47,6 +48,7 @@ impl Shared {
             let (unit, refused) = self.pool.install(|| self.stage(&base, &group, None))?;
             let kept = unit.as_ref().map_or(0, |unit| unit.blocks.len());
             if let Some(unit) = unit {
+                self.hold_replaced(&base, &unit.undo)?;
                 self.durability.note_roots(&unit.committed)?;
                 self.install(unit);
             }
@@ -205,6 +207,7 @@ impl Shared {
         let Some(last) = unit.blocks.last() else { return };
         let (head, stamp, state) = (Some(last.block.number), last.stamp, last.block.lineage.state);
         let after = Base { stamp, block: head, root: unit.root, state, ..Base::default() };
+        self.scrubbing.tell(Changes { stamp, blocks: unit.blocks.clone(), undo: unit.undo });
         let layer = self.rows.commit(unit.batch, after);
         unit.applied.into_iter().for_each(|applied| applied());
         self.forget_blobs(&unit.blocks);

@@ -17,6 +17,7 @@ use flagstone_core::types::BlockNumber;
 use super::base::Base;
 use super::chain::{Chain, Closed, Live, Unwritten};
 use super::meta::{self, Blob, BlockRoot, PendingBlock, StateId, StoredHead, Undo};
+use super::scrub::Changes;
 use super::values::each_value;
 use super::view::{Past, View};
 use super::{Engine, Shared};
@@ -303,13 +304,15 @@ impl Shared {
         let stamp = self.chain().stamp + 1;
         self.values.push(stamp, diff);
         staged.undo.iter().for_each(|redo| self.values.settle(stamp, redo));
+        let facts = PendingBlock { number: block.unwrap_or_default(), ..PendingBlock::default() };
+        let state = Arc::new(Closed::new(PendingBlock { diff: diff.clone(), ..facts }, stamp));
+        let undo = staged.undo.into_iter().map(|redo| (stamp, redo)).collect();
+        self.scrubbing.tell(Changes { stamp, blocks: vec![Arc::clone(&state)], undo });
         let layer = self
             .rows
             .commit(batch, Base { stamp, block: *block, root: *root, state: *id, ..Base::default() });
         staged.rows.applied.into_iter().for_each(|applied| applied());
 
-        let facts = PendingBlock { number: block.unwrap_or_default(), ..PendingBlock::default() };
-        let state = Arc::new(Closed::new(PendingBlock { diff: diff.clone(), ..facts }, stamp));
         let mut chain = self.chain();
         chain.closed = *block;
         chain.state = *id;

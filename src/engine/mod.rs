@@ -25,6 +25,7 @@ pub(crate) mod import;
 pub(crate) mod meta;
 pub(crate) mod opening;
 mod persist;
+mod scrub;
 mod tries;
 mod values;
 mod view;
@@ -48,6 +49,7 @@ pub use hints::HintStats;
 pub use import::{ImportProgress, Imported};
 pub use meta::{Blob, BlockRoot, Head, Identity};
 pub use opening::Opened;
+pub use scrub::ScrubStats;
 pub use values::ReadCacheStats;
 pub use view::View;
 
@@ -59,6 +61,7 @@ use chain::{Chain, Ending};
 use durable::Durability;
 use hints::Hints;
 use opening::{House, Opening, require_atomic_batches};
+use scrub::{Doubts, Scrubbing};
 use values::Values;
 
 /// A state database: a layout over a store.
@@ -81,6 +84,7 @@ pub struct Engine {
     committer: Option<JoinHandle<()>>,
     persister: Option<JoinHandle<()>>,
     reader_ahead: Option<JoinHandle<()>>,
+    scrubber: Option<JoinHandle<()>>,
 }
 
 /// What the engine's threads and its views share.
@@ -108,6 +112,8 @@ struct Shared {
     /// Blocks that can be taken back, ascending.
     history: Mutex<VecDeque<BlockNumber>>,
     taken_back: TakenBack,
+    scrubbing: Scrubbing,
+    doubts: Doubts,
     /// The failure after which nothing is closed, committed or written any more. What can be read stays so: rows that a failed
     /// unit may have written in part are in memory over the store.
     stopped: OnceLock<String>,
@@ -406,6 +412,8 @@ impl Drop for Engine {
         }
         drop(chain);
         self.shared.hints.end();
+        self.shared.scrubbing.end();
+        join(&mut self.scrubber, Ending::No);
         join(&mut self.reader_ahead, Ending::No);
         join(&mut self.committer, Ending::Committing);
         join(&mut self.persister, Ending::Writing);

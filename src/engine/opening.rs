@@ -24,6 +24,7 @@ use super::chain::Chain;
 use super::durable::{Durability, Journaled};
 use super::hints::{self, Hints};
 use super::meta::{self, BlockRoot, Identity, Lineage, PendingBlock, StateId, StoredHead};
+use super::scrub::{Doubts, Scrubbing};
 use super::values::{Values, each_value};
 use super::{Engine, EngineConfig, Shared, TakenBack, Tip};
 use crate::error::{Error, at};
@@ -222,6 +223,8 @@ impl Opening {
             ahead_of_store,
             history: Mutex::new(history),
             taken_back: TakenBack::default(),
+            scrubbing: Scrubbing::default(),
+            doubts: Doubts::default(),
             stopped: OnceLock::new(),
             opened,
             database: database.unwrap_or_else(DatabaseId::fresh),
@@ -253,7 +256,8 @@ impl Begun {
         let committer = Some(start("commit", |shared| shared.commit_waiting())?);
         let persister = Some(start("persist", |shared| shared.write_committed())?);
         let reader_ahead = Some(start("read-ahead", hints::follow)?);
-        Ok(Engine { shared: Arc::clone(shared), committer, persister, reader_ahead })
+        let scrubber = Some(start("scrub", |shared| shared.scrub())?);
+        Ok(Engine { shared: Arc::clone(shared), committer, persister, reader_ahead, scrubber })
     }
 }
 

@@ -143,6 +143,15 @@ pub struct Vacancy {
     key: Hashed,
 }
 
+/// What holding replaced values against known ones has found.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The first that is known to be another, with what is known and what was replaced.
+    pub contradiction: Option<(Subject, Felt, Felt)>,
+    /// Some of those that nothing is known of, with what was replaced.
+    pub unknown: Vec<(Subject, Felt)>,
+}
+
 /// A value that a block wrote.
 #[derive(Clone, Copy)]
 struct Version {
@@ -273,6 +282,15 @@ impl Entries {
             Some(recent) => recent.at(stamp),
             None => self.cached.get(key),
         }
+    }
+
+    /// The known value for a view that answered before the newest blocks; leaves the cache as it was.
+    fn at_earlier(&self, key: &Hashed, stamp: u64) -> Option<Felt> {
+        // What was cached when the first block wrote the key is under its versions until the value before them is settled.
+        self.recent.get(key).and_then(|recent| recent.at(stamp)).or_else(|| {
+            let unsettled = self.recent.get(key).is_none_or(|recent| recent.before.is_none());
+            self.cached.peek(key).filter(|_| unsettled)
+        })
     }
 
     /// Caches a value.
@@ -417,24 +435,45 @@ impl Values {
 
     /// Takes what the layout answered, zero if the key is absent, and returns the value for the view that asked; `None`
     /// if it has expired meanwhile.
-    pub fn fill(&self, vacancy: Vacancy, answer: Felt) -> Option<Felt> {
+    ///
+    /// # Errors
+    /// The value that is known, if the answer is another: nobody wrote the key between the two.
+    pub fn fill(&self, vacancy: Vacancy, answer: Felt) -> Result<Option<Felt>, Felt> {
         let Vacancy { stamp, key } = vacancy;
         let Shard { counters, .. } = self.shard(&key);
         let mut entries = self.shard(&key).lock();
         if stamp < entries.floor {
             counters.stale_fills.increment();
-            return None;
+            return Ok(None);
         }
         if let Some(recent) = entries.recent.get(&key) {
             counters.stale_fills.increment();
-            return Some(recent.at(stamp).unwrap_or(answer));
+            return Ok(Some(recent.at(stamp).unwrap_or(answer)));
         }
-        debug_assert!(
-            entries.cached.peek(&key).is_none_or(|known| known == answer),
-            "two readers read different values of a key that nobody wrote"
-        );
+        if let Some(known) = entries.cached.peek(&key).filter(|known| *known != answer) {
+            return Err(known);
+        }
         entries.cache(counters, key, answer);
-        Some(answer)
+        Ok(Some(answer))
+    }
+
+    /// Holds what a block replaced, as the diff that takes it back says, against what is known of the state before it, which
+    /// has this stamp. Of what is not known, some `unknown_max` are returned: the first in the order of keyed hashes.
+    pub fn hold(&self, stamp: u64, undo: &StateDiff, unknown_max: usize) -> Held {
+        let mut held = Held::default();
+        self.each_shard(undo, |_, entries, values| {
+            for (key, replaced) in values {
+                match entries.at_earlier(&key, stamp) {
+                    Some(known) if known != replaced => {
+                        held.contradiction.get_or_insert((key.key, known, replaced));
+                    }
+                    Some(_) => {}
+                    None if held.unknown.len() < unknown_max => held.unknown.push((key.key, replaced)),
+                    None => {}
+                }
+            }
+        });
+        held
     }
 
     /// Whether a view can still be answered.

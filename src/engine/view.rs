@@ -95,7 +95,8 @@ impl View {
             return Some(value);
         }
         let value = self.shared.values.recall(self.stamp, *subject);
-        value.filter(|_| !self.shared.is_taken_back(self.stamp))
+        let is_sound = || self.shared.doubts.check(subject).is_ok();
+        value.filter(|_| !self.shared.is_taken_back(self.stamp) && is_sound())
     }
 
     /// The blob of a key, if a block brought one: that of the last closed block that did, also if it is after this view's.
@@ -121,6 +122,7 @@ impl View {
     /// # Errors
     /// As [`View::storage_at`].
     pub fn value(&self, subject: &Subject) -> Result<Felt, Error> {
+        self.shared.doubts.check(subject)?;
         if let Some(Past::Kept(roots)) = self.past {
             let kept = |state: StateAt<'_>| self.shared.layout.value(StateAt { roots, ..state }, subject);
             return Ok(self.shared.rows.read(kept)?);
@@ -132,8 +134,9 @@ impl View {
             Lookup::Known(value) => Some(value),
             Lookup::Expired => None,
             Lookup::Unknown(vacancy) => {
-                let answer = self.shared.rows.read(|state| self.shared.layout.value(state, subject));
-                self.shared.values.fill(vacancy, answer?)
+                let answer = self.shared.rows.read(|state| self.shared.layout.value(state, subject))?;
+                let filled = self.shared.values.fill(vacancy, answer);
+                filled.map_err(|known| self.shared.doubt_read(subject, answer, known))?
             }
         };
         value

@@ -77,8 +77,12 @@ impl<S: Store + ?Sized> StoreRead for Sealed<S> {
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.scan_from(prefix, prefix, visit)
+    }
+
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let mut broken = None;
-        self.inner.scan(prefix, &mut |key, sealed| match unseal(key, sealed) {
+        self.inner.scan_from(prefix, from, &mut |key, sealed| match unseal(key, sealed) {
             Ok(row) => visit(key, row),
             Err(err) => {
                 broken = Some(err);

@@ -359,10 +359,14 @@ impl StoreRead for SledStore {
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        let mut rows = self.call("scan", |trees| Ok(trees.db.scan_prefix(prefix)))?;
+        self.scan_from(prefix, prefix, visit)
+    }
+
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let mut rows = self.call("scan", |trees| Ok(trees.db.range(from.max(prefix)..)))?;
         // The visitor is called outside of `call`: its panics are its own.
         while let Some((key, row)) = self.call("scan", |_| rows.next().transpose())? {
-            if visit(&key, &row) == ControlFlow::Break(()) {
+            if !key.starts_with(prefix) || visit(&key, &row) == ControlFlow::Break(()) {
                 break;
             }
         }

@@ -466,7 +466,7 @@ fn another_layout_than_the_databases_is_exit_3() {
     check(&bench.replay(&[]), 0);
     let output = bench.replay(&["--layout", "patricia-hash"]);
     check(&output, 3);
-    let expected = "layout mismatch: database was written by `flat` v1, opened as `patricia-hash` v1";
+    let expected = "layout mismatch: database was written by `flat` v2, opened as `patricia-hash` v1";
     assert!(stderr(&output).contains(expected), "{}", stderr(&output));
 }
 

@@ -47,13 +47,14 @@ const WAY_OUT: &str = "open it as what it is, with the version of this program t
 
 #[test]
 fn another_layout_is_refused_naming_both() {
-    for (written, _) in layouts() {
+    for (written, by) in layouts() {
         let place = Place::memory();
         replay(&place.open(written, EngineConfig::default()), &[block(0)]);
         for (opened, layout) in layouts().filter(|(opened, _)| *opened != written) {
+            let [old, new] = [by.format_version(), layout.format_version()];
             let error = Engine::open(place.store(), layout, EngineConfig::default()).unwrap_err();
             let expected = format!(
-                "layout mismatch: database was written by `{written}` v1, opened as `{opened}` v1; {WAY_OUT}"
+                "layout mismatch: database was written by `{written}` v{old}, opened as `{opened}` v{new}; {WAY_OUT}"
             );
             assert_eq!(error.to_string(), expected);
             assert_eq!(error.kind(), ErrorKind::Store);
@@ -86,9 +87,9 @@ fn check_identity(from: &str, to: &str, expected: &str) {
 #[test]
 fn another_format_version_or_scheme_is_refused_naming_both() {
     check_identity(
-        "layout-format: 1",
+        "layout-format: 2",
         "layout-format: 9",
-        "layout mismatch: database was written by `flat` v9, opened as `flat` v1",
+        "layout mismatch: database was written by `flat` v9, opened as `flat` v2",
     );
     check_identity(
         "engine-format: 3",

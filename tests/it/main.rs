@@ -28,6 +28,7 @@ mod proofs;
 mod properties;
 mod read_cache;
 mod recover;
+mod scrub;
 #[cfg(feature = "blockifier")]
 mod sequencer;
 mod snapshot;

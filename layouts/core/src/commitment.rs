@@ -142,13 +142,21 @@ impl ContractLeaf {
     /// [`DecodeError`] if bytes are missing, too many, or out of range.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
-        let leaf = Self {
+        let leaf = Self::read(&mut from)?;
+        from.end("contract leaf")?;
+        Ok(leaf)
+    }
+
+    /// Like [`ContractLeaf::decode`], where other bytes may follow.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if bytes are missing or out of range.
+    pub fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
             class_hash: ClassHash(from.short_felt("class hash")?),
             storage_root: StorageRoot(from.short_felt("storage root")?),
             nonce: Nonce(from.short_felt("nonce")?),
-        };
-        from.end("contract leaf")?;
-        Ok(leaf)
+        })
     }
 }
 

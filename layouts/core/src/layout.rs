@@ -12,6 +12,7 @@ use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
+use crate::scrub::{At, Scrub, Scrubbed};
 use crate::store::{StoreRead, WriteBatch};
 use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 use crate::witness::Witness;
@@ -175,6 +176,22 @@ pub trait Layout: Send + Sync {
         _findings: &Findings,
     ) -> Result<(), StateError> {
         Ok(())
+    }
+
+    /// Whether values are in rows of their own, beside the tries, so that one can be lost without the tries noticing.
+    fn has_value_rows(&self) -> bool {
+        false
+    }
+
+    /// Goes on with a scrub of value rows, over about `rows_max` of them: they are held against what each contract keeps of
+    /// their number and digest, and whatever else can be known without the tries. Rows that cannot be read are findings.
+    /// A layout whose values are in the tries has nothing to scrub.
+    ///
+    /// # Errors
+    /// [`StateError::Store`] if the store fails otherwise than by damage.
+    fn scrub(&self, _state: StateAt<'_>, scrub: &mut Scrub, _rows_max: u64) -> Result<Scrubbed, StateError> {
+        scrub.go_to(At::End);
+        Ok(Scrubbed::default())
     }
 
     /// Bounds the layout's cache of decoded records, between commitments from the next one on; zero turns it off. Does

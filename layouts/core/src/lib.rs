@@ -5,7 +5,7 @@
 //!
 //! In reading order: [`types`] and [`diff`] are the words, [`commitment`] the rules for roots, [`trie`] the
 //! algorithm, [`commit`] puts them together for a block, [`layout`] and [`store`] are the seams. [`proof`] and [`witness`]
-//! are what somebody without a store can check, [`audit`] and [`compare`] look at whole states.
+//! are what somebody without a store can check, [`audit`] and [`compare`] look at whole states, [`scrub`] at value rows.
 
 pub mod audit;
 pub mod codec;
@@ -18,6 +18,7 @@ pub mod felt;
 pub mod hash;
 pub mod layout;
 pub mod proof;
+pub mod scrub;
 pub mod store;
 pub mod trie;
 pub mod types;

@@ -99,6 +99,17 @@ pub trait StoreRead: Send + Sync {
     /// # Errors
     /// [`StoreError`] if the store fails.
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
+
+    /// Like [`StoreRead::scan`], from the first key on that is not below `from`. Stores that can begin there should.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.scan(prefix, &mut |key, row| match key < from {
+            true => ControlFlow::Continue(()),
+            false => visit(key, row),
+        })
+    }
 }
 
 /// Writing. Only the engine calls these.
@@ -131,6 +142,9 @@ impl<S: StoreRead + ?Sized> StoreRead for Arc<S> {
     }
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         (**self).scan(prefix, visit)
+    }
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        (**self).scan_from(prefix, from, visit)
     }
 }
 
@@ -237,8 +251,12 @@ impl StoreRead for MemoryStore {
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        let rows = self.rows();
-        let from = rows.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded)).map(Packed::split);
+        self.scan_from(prefix, prefix, visit)
+    }
+
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let (rows, from) = (self.rows(), from.max(prefix));
+        let from = rows.range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).map(Packed::split);
         for (key, row) in from.take_while(|(key, _)| key.starts_with(prefix)) {
             if visit(key, row).is_break() {
                 break;

@@ -10,12 +10,13 @@ use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::layout::StateAt;
+use flagstone_core::scrub::ValueDigest;
 use flagstone_core::trie::{Leaves, Node, Path, TrieId};
-use flagstone_core::types::{ClassHash, ContractAddress, TrieKey};
+use flagstone_core::types::{ClassHash, ContractAddress, StorageValue, TrieKey};
 
 use crate::cache::RecordCache;
 use crate::record::{Edits, Record, record_of, slot_of};
-use crate::rows;
+use crate::rows::{self, LeafRow};
 use crate::tries::Tries;
 
 /// Holds all rows of a state against its tries.
@@ -74,9 +75,11 @@ impl Audit<'_> {
     fn values(&self) -> Result<(), StateError> {
         let contract = |address: &ContractAddress| Place::leaf(TrieId::Contracts, address.trie_key());
         let leaf_row = |(address, leaf): (ContractAddress, ContractLeaf)| {
+            // What it says of the values is held against the leaves of their trie, further down.
+            let values = self.digest_of(&address);
             let row = ExpectedRow {
                 key: rows::contract_leaf(&address).to_vec(),
-                row: leaf.encode(),
+                row: LeafRow { leaf, values }.encode(),
                 of: contract(&address),
             };
             (!leaf.is_absent()).then_some(row)
@@ -106,12 +109,21 @@ impl Audit<'_> {
             "storage value",
             self.contracts().flat_map(|(address, leaf)| {
                 let trie = TrieId::Storage(address);
-                let leaves = Leaves::new(&self.tries, trie, leaf.storage_root.0).filter_map(Result::ok);
-                leaves.map(move |(key, value)| {
-                    felt_expected(rows::storage(&address, &key.into()), &value, Place::leaf(trie, &key))
-                })
+                let leaves = Leaves::new(&self.tries, trie, leaf.storage_root.0);
+                Slots {
+                    audit: self,
+                    address,
+                    leaves: Some(leaves),
+                    is_whole: true,
+                    digest: ValueDigest::default(),
+                }
             }),
         )
+    }
+
+    /// What a contract's leaf row says of its values; of none if it cannot be read.
+    fn digest_of(&self, address: &ContractAddress) -> ValueDigest {
+        LeafRow::at(self.state.store, address).map(|row| row.values).unwrap_or_default()
     }
 
     /// Records hold what is in the tries, and nothing else.
@@ -124,6 +136,43 @@ impl Audit<'_> {
             Records { tries: &self.tries, trie, ahead }
         });
         self.rows(rows::RECORD, "record", records.map(Some))
+    }
+}
+
+/// The slots of a contract as its trie has them, whose digest at their end must be that of the leaf's row.
+struct Slots<'a> {
+    audit: &'a Audit<'a>,
+    address: ContractAddress,
+    /// Gone at the end.
+    leaves: Option<Leaves<'a>>,
+    /// Whether all of the trie could be read.
+    is_whole: bool,
+    digest: ValueDigest,
+}
+
+impl Iterator for Slots<'_> {
+    type Item = Option<ExpectedRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let trie = TrieId::Storage(self.address);
+        loop {
+            match self.leaves.as_mut()?.next() {
+                Some(Ok((key, value))) => {
+                    self.digest.change(&key.into(), &StorageValue::default(), &StorageValue(value));
+                    let row = rows::storage(&self.address, &key.into());
+                    return Some(felt_expected(row, &value, Place::leaf(trie, &key)));
+                }
+                Some(Err(_)) => self.is_whole = false,
+                None => {
+                    self.leaves = None;
+                    if self.is_whole && self.audit.digest_of(&self.address) != self.digest {
+                        let of = Place::leaf(TrieId::Contracts, self.address.trie_key());
+                        let problem = "its row has not the number and digest of its storage values";
+                        self.audit.findings.add(of, problem);
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -22,13 +22,14 @@ use std::collections::{BTreeMap, HashMap, hash_map};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use flagstone_core::commitment::{ContractLeaf, Roots};
+use flagstone_core::commitment::Roots;
 use flagstone_core::layout::CacheCounters;
 use flagstone_core::trie::{Path, TrieId};
 use flagstone_core::types::ContractAddress;
 use foldhash::fast::RandomState;
 
 use crate::record::Record;
+use crate::rows::LeafRow;
 
 /// Records of one trie by their paths.
 pub type Records = HashMap<Path, Entry, RandomState>;
@@ -54,7 +55,7 @@ impl Entry {
 
 #[derive(Clone, Copy)]
 struct LeafEntry {
-    leaf: ContractLeaf,
+    leaf: LeafRow,
     used: u32,
 }
 
@@ -83,11 +84,11 @@ impl CachedState {
         entry.used.store(self.generation, Ordering::Relaxed);
     }
 
-    pub fn leaf(&self, address: &ContractAddress) -> Option<ContractLeaf> {
+    pub fn leaf(&self, address: &ContractAddress) -> Option<LeafRow> {
         self.leaves.get(address).map(|entry| entry.leaf)
     }
 
-    pub fn set_leaf(&mut self, address: ContractAddress, leaf: ContractLeaf) {
+    pub fn set_leaf(&mut self, address: ContractAddress, leaf: LeafRow) {
         let entry = LeafEntry { leaf, used: self.generation };
         if self.leaves.insert(address, entry).is_none() {
             self.bytes += LEAF_BYTES;
@@ -207,7 +208,7 @@ impl<'a> Look<'a> {
     }
 
     /// A contract's leaf; `None` if it is not known.
-    pub fn leaf(&self, address: &ContractAddress) -> Option<ContractLeaf> {
+    pub fn leaf(&self, address: &ContractAddress) -> Option<LeafRow> {
         self.states().find_map(|state| state.leaf(address))
     }
 }

@@ -4,6 +4,7 @@ mod audit;
 mod cache;
 mod record;
 mod rows;
+mod scrub;
 mod tries;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{CacheCounters, Layout, StagedCommitment, StateAt};
+use flagstone_core::scrub::{Scrub, Scrubbed};
 use flagstone_core::store::WriteBatch;
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 use flagstone_core::witness::{Witness, commit_with_witness};
@@ -69,7 +71,7 @@ impl Layout for Flat {
     }
 
     fn format_version(&self) -> u32 {
-        1
+        2
     }
 
     fn storage_at(
@@ -132,7 +134,7 @@ impl Layout for Flat {
         blocks: &[&StateDiff],
         hasher: &dyn Hasher,
     ) -> Result<StagedCommitment, StateError> {
-        let mut tries = Tries::new(state, &self.cache);
+        let mut tries = Tries::new(state, &self.cache, blocks);
         let staged = commit_blocks(&mut tries, state.roots, blocks, hasher, |_| {})?;
         Ok(self.staged(tries, staged))
     }
@@ -144,7 +146,8 @@ impl Layout for Flat {
         reads: &[Subject],
         hasher: &dyn Hasher,
     ) -> Result<(StagedCommitment, Witness), StateError> {
-        let mut tries = Tries::new(state, &self.cache);
+        let blocks = [block];
+        let mut tries = Tries::new(state, &self.cache, &blocks);
         let (staged, witness) = commit_with_witness(&mut tries, state.roots, block, reads, hasher, |_| {})?;
         Ok((self.staged(tries, staged), witness))
     }
@@ -161,6 +164,14 @@ impl Layout for Flat {
         findings: &Findings,
     ) -> Result<(), StateError> {
         audit::audit(state, findings)
+    }
+
+    fn has_value_rows(&self) -> bool {
+        true
+    }
+
+    fn scrub(&self, state: StateAt<'_>, scrub: &mut Scrub, rows_max: u64) -> Result<Scrubbed, StateError> {
+        scrub::scrub(state, scrub, rows_max)
     }
 
     fn set_cache_bytes(&self, bytes_max: usize) {

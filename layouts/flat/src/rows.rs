@@ -1,8 +1,10 @@
 //! Keys and rows, as the layout's README draws them.
 
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
+use flagstone_core::commitment::ContractLeaf;
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
+use flagstone_core::scrub::ValueDigest;
 use flagstone_core::store::keyspace::LAYOUT_FIRST;
 use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::trie::{Path, TrieId};
@@ -57,6 +59,38 @@ pub fn contract_leaf(address: &ContractAddress) -> ShortKey {
 
 pub fn class_leaf(class_hash: &[u8; 32]) -> ShortKey {
     key(CLASS_LEAF, class_hash)
+}
+
+/// What the row of a contract's leaf says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeafRow {
+    /// What the leaf commits to.
+    pub leaf: ContractLeaf,
+    /// The contract's value rows, at the height of the tries.
+    pub values: ValueDigest,
+}
+
+impl LeafRow {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut row = self.leaf.encode();
+        self.values.encode(&mut row);
+        row
+    }
+
+    pub fn decode(row: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Reader::new(row);
+        Ok(Self { leaf: ContractLeaf::read(&mut from)?, values: ValueDigest::decode(from)? })
+    }
+
+    /// The row at a contract; of an absent contract if there is none.
+    pub fn at(store: &dyn StoreRead, address: &ContractAddress) -> Result<Self, StateError> {
+        match store.get(&contract_leaf(address))? {
+            Some(row) => {
+                Self::decode(&row).map_err(StateError::undecodable(format!("leaf of contract {address}")))
+            }
+            None => Ok(Self::default()),
+        }
+    }
 }
 
 /// A trie's records are one range, in the order of their paths: a byte for each band, so that a record comes before those

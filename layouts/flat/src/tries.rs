@@ -6,15 +6,17 @@
 //! rows over. Work is spread over tries, and inside a large trie over its subtrees. Nothing here reads a value row.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, hash_map};
+use std::collections::{BTreeMap, HashMap, btree_map, hash_map};
 use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use flagstone_core::commit::{BlockChanges, CommitmentSource, GroupChanges, NamedLeaves, TrieRows, Wanted};
 use flagstone_core::commitment::{ContractLeaf, TRIE_HEIGHT};
+use flagstone_core::diff::StateDiff;
 use flagstone_core::error::StateError;
 use flagstone_core::layout::StateAt;
+use flagstone_core::scrub::ValueDigest;
 use flagstone_core::store::{Row, WriteBatch};
 use flagstone_core::trie::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieChanges, TrieId};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
@@ -23,7 +25,7 @@ use rayon::prelude::*;
 
 use crate::cache::{CachedState, Entry, Look, RecordCache, Records};
 use crate::record::{DEPTH, Edits, Record, Way, record_of, slot_of};
-use crate::rows;
+use crate::rows::{self, LeafRow};
 
 /// Records that one task reads at a time.
 const READ_CHUNK: usize = 64;
@@ -48,6 +50,10 @@ pub struct Tries<'a> {
     /// All rows that the blocks changed.
     batch: WriteBatch,
     recent: Recent,
+    /// The blocks to commit.
+    diffs: &'a [&'a StateDiff],
+    /// Rows of leaves that were read for them.
+    leaves: Mutex<HashMap<ContractAddress, LeafRow, RandomState>>,
 }
 
 /// Records that were read one at a time, for the next node that is in the same one: a walk asks for neighbours. Bounded
@@ -92,9 +98,9 @@ struct Missing {
 }
 
 impl<'a> Tries<'a> {
-    /// The tries of a state, with what the cache has of it.
-    pub fn new(state: StateAt<'a>, cache: &'a RecordCache) -> Self {
-        Self::with(state, cache, cache.take(&state.roots), false)
+    /// The tries of a state, with what the cache has of it, to commit these blocks.
+    pub fn new(state: StateAt<'a>, cache: &'a RecordCache, diffs: &'a [&'a StateDiff]) -> Self {
+        Self { diffs, ..Self::with(state, cache, cache.take(&state.roots), false) }
     }
 
     /// The tries of a state, beside the cache: they look into it, and a commitment is free to take it.
@@ -112,16 +118,31 @@ impl<'a> Tries<'a> {
             prepared: false,
             batch: WriteBatch::default(),
             recent: Recent::default(),
+            diffs: &[],
+            leaves: Mutex::default(),
         }
+    }
+
+    /// The row of a contract's leaf.
+    fn leaf_row(&self, address: &ContractAddress) -> Result<LeafRow, StateError> {
+        if let Some(leaf) = self.records.leaf(address) {
+            return Ok(leaf);
+        }
+        if self.apart
+            && let Some(leaf) = self.cache.look(&self.state.roots, |look| look.leaf(address))
+        {
+            return Ok(leaf);
+        }
+        LeafRow::at(self.state.store, address)
     }
 
     /// Reads what is on the way to these leaves, and is not in the cache. The leaves of contracts are read as well.
     pub fn read_ahead(mut self, named: NamedLeaves) -> Result<CachedState, StateError> {
         let mut leaves = CachedState::default();
         let wanted = named.wanted(self.state.roots, |address| {
-            let leaf = self.contract_leaf(address)?;
-            leaves.set_leaf(*address, leaf);
-            Ok(leaf)
+            let row = self.leaf_row(address)?;
+            leaves.set_leaf(*address, row);
+            Ok(row.leaf)
         })?;
         self.prepare(&wanted)?;
         for (trie, path) in std::mem::take(&mut self.read) {
@@ -188,8 +209,38 @@ impl<'a> Tries<'a> {
         (self.batch, self.records)
     }
 
+    /// What blocks do to the values of each of their contracts.
+    fn value_digests(
+        &self,
+        blocks: &[BlockChanges],
+    ) -> Result<BTreeMap<ContractAddress, ValueDigest>, StateError> {
+        let mut digests = BTreeMap::new();
+        for (diff, block) in self.diffs.iter().zip(blocks) {
+            for (contract, before) in diff.contracts().iter().zip(block.undo.contracts()) {
+                let digest = match digests.entry(contract.address) {
+                    btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                    btree_map::Entry::Vacant(place) => place.insert(self.values_before(&contract.address)?),
+                };
+                for ((key, after), (_, before)) in contract.storage.iter().zip(&before.storage) {
+                    digest.change(key, before, after);
+                }
+            }
+        }
+        Ok(digests)
+    }
+
+    /// The values of a contract before the blocks, as its leaf's row says.
+    fn values_before(&self, address: &ContractAddress) -> Result<ValueDigest, StateError> {
+        let leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        match leaves.get(address) {
+            Some(row) => Ok(row.values),
+            None => Ok(self.leaf_row(address)?.values),
+        }
+    }
+
     /// Takes in the leaves that blocks changed, and tells their rows.
-    fn absorb_leaves(&mut self, blocks: &[BlockChanges]) {
+    fn absorb_leaves(&mut self, blocks: &[BlockChanges]) -> Result<(), StateError> {
+        let digests = self.value_digests(blocks)?;
         let (mut contracts, mut classes) = (BTreeMap::new(), BTreeMap::new());
         for block in blocks {
             contracts.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
@@ -197,16 +248,18 @@ impl<'a> Tries<'a> {
             classes.extend(of_block.map(|class| (class.class_hash.to_be(), class.compiled_class_hash)));
         }
         for (address, leaf) in contracts {
-            self.records.set_leaf(address, leaf);
+            let row = LeafRow { leaf, values: digests.get(&address).copied().unwrap_or_default() };
+            self.records.set_leaf(address, row);
             if leaf.is_absent() {
                 self.batch.delete(rows::contract_leaf(&address));
             } else {
-                self.batch.put(rows::contract_leaf(&address), leaf.encode());
+                self.batch.put(rows::contract_leaf(&address), row.encode());
             }
         }
         for (class_hash, compiled) in classes {
             rows::put_felt(&mut self.batch, rows::class_leaf(&class_hash), &compiled.0);
         }
+        Ok(())
     }
 }
 
@@ -359,18 +412,11 @@ impl NodeReader for TrieReader<'_> {
 
 impl TrieRows for Tries<'_> {
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
-        if let Some(leaf) = self.records.leaf(address) {
-            return Ok(leaf);
+        let row = self.leaf_row(address)?;
+        if !self.diffs.is_empty() {
+            self.leaves.lock().unwrap_or_else(PoisonError::into_inner).insert(*address, row);
         }
-        if self.apart
-            && let Some(leaf) = self.cache.look(&self.state.roots, |look| look.leaf(address))
-        {
-            return Ok(leaf);
-        }
-        let Some(row) = self.state.store.get(&rows::contract_leaf(address))? else {
-            return Ok(ContractLeaf::default());
-        };
-        ContractLeaf::decode(&row).map_err(StateError::undecodable(format!("leaf of contract {address}")))
+        Ok(row.leaf)
     }
 
     fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
@@ -398,7 +444,7 @@ impl CommitmentSource for Tries<'_> {
 
     fn absorb(&mut self, group: &GroupChanges) -> Result<(), StateError> {
         // The order of keys: leaves of contracts, leaves of classes, records by trie and path.
-        self.absorb_leaves(&group.blocks);
+        self.absorb_leaves(&group.blocks)?;
         let mut changes: HashMap<TrieId, &TrieChanges> =
             group.tries.iter().map(|trie| (trie.trie, trie)).collect();
         for trie in changes.keys() {

@@ -31,8 +31,8 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use crate::reference::ReferenceState;
 use crate::strategies::blocks;
 pub use crate::whole_states::{
-    an_audit_passes_sound_states_and_finds_damage, differences_are_those_of_the_maps,
-    walks_visit_every_leaf_in_order,
+    a_scrub_finds_lost_and_old_value_rows, an_audit_passes_sound_states_and_finds_damage,
+    differences_are_those_of_the_maps, walks_visit_every_leaf_in_order,
 };
 
 /// Runs the whole suite on a layout, as one test for each fact.
@@ -61,6 +61,7 @@ macro_rules! conformance {
             walks_visit_every_leaf_in_order
             differences_are_those_of_the_maps
             an_audit_passes_sound_states_and_finds_damage
+            a_scrub_finds_lost_and_old_value_rows
         );
     };
     (@tests $layout:expr; $($name:ident)*) => {
@@ -166,6 +167,17 @@ impl<'a, L: Layout + ?Sized> Driver<'a, L> {
 
     pub(crate) fn rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         rows(&self.store)
+    }
+
+    pub(crate) const fn layout(&self) -> &'a L {
+        self.layout
+    }
+
+    /// The rows that hold values of the sample blocks.
+    pub(crate) fn touched_rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let of_blocks = sample_blocks().iter().fold(StateDiff::default(), |all, diff| all.then(diff));
+        let staged = self.layout.stage_values(&of_blocks);
+        self.rows().into_iter().filter(|(key, _)| staged.get(key).is_some()).collect()
     }
 }
 

@@ -55,7 +55,7 @@ impl Values {
     }
 
     fn fill_one(&self, stamp: u64, number: u64, value: u64) {
-        assert_eq!(self.fill(self.vacancy(stamp, number), value.into()), Some(value.into()));
+        assert_eq!(self.fill(self.vacancy(stamp, number), value.into()), Ok(Some(value.into())));
     }
 }
 
@@ -145,12 +145,12 @@ fn a_slow_reader_gets_its_own_blocks_value_and_leaves_none_behind() {
     let [before_settling, after_settling, after_retiring] = vacancies;
     values.push(1, &diff([(1, 11)]));
     // The rows it read did not have the block yet.
-    assert_eq!(values.fill(before_settling, 10.into()), Some(10.into()));
+    assert_eq!(values.fill(before_settling, 10.into()), Ok(Some(10.into())));
     values.settle(1, &diff([(1, 10)]));
     // The rows it read may have had the block.
-    assert_eq!(values.fill(after_settling, 11.into()), Some(10.into()));
+    assert_eq!(values.fill(after_settling, 11.into()), Ok(Some(10.into())));
     values.retire(1, &diff([(1, 11)]));
-    assert_eq!(values.fill(after_retiring, 10.into()), None);
+    assert_eq!(values.fill(after_retiring, 10.into()), Ok(None));
     assert_eq!(values.known(1, 1), Some(11.into()));
     assert_eq!(values.stats().stale_fills, 3);
 }
@@ -333,7 +333,7 @@ impl Model {
                 let answer = match self.values.get(stamp, key(number)) {
                     Lookup::Known(value) => Some(value),
                     Lookup::Expired => None,
-                    Lookup::Unknown(vacancy) => self.values.fill(vacancy, self.row(number).into()),
+                    Lookup::Unknown(vacancy) => self.values.fill(vacancy, self.row(number).into()).unwrap(),
                 };
                 self.check(stamp, number, answer);
             }
@@ -345,7 +345,7 @@ impl Model {
             }
             Op::FillSlow => {
                 for (stamp, number, vacancy, row) in std::mem::take(&mut self.slow) {
-                    let answer = self.values.fill(vacancy, row.into());
+                    let answer = self.values.fill(vacancy, row.into()).unwrap();
                     self.check(stamp, number, answer);
                 }
             }
@@ -361,7 +361,17 @@ impl Model {
             Op::Settle if self.settled + 1 < self.blocks.len() => {
                 let [before, block] = &self.blocks[self.settled..self.settled + 2] else { unreachable!() };
                 let undo = block.sets.keys().map(|key| (*key, *before.after.get(key).unwrap_or(&0)));
-                self.values.settle(block.stamp, &diff(undo));
+                let undo = diff(undo);
+                let held = self.values.hold(before.stamp, &undo, usize::MAX);
+                assert_eq!(held.contradiction, None);
+                let beside = diff(block.sets.keys().map(|key| (*key, 1_000_000)));
+                let wrong = self.values.hold(before.stamp, &beside, 2);
+                let known = block.sets.len() - held.unknown.len();
+                assert_eq!(
+                    (wrong.contradiction.is_some(), wrong.unknown.len()),
+                    (known > 0, held.unknown.len().min(2))
+                );
+                self.values.settle(block.stamp, &undo);
                 self.settled += 1;
             }
             Op::Write if self.written < self.settled => self.written += 1,
@@ -379,6 +389,14 @@ impl Model {
             _ => {}
         }
     }
+}
+
+#[test]
+fn two_rows_of_one_value_are_a_contradiction() {
+    let values = Values::new(bytes_for(10));
+    let [quick, slow] = [0; 2].map(|stamp| values.vacancy(stamp, 1));
+    assert_eq!(values.fill(quick, 5.into()), Ok(Some(5.into())));
+    assert_eq!(values.fill(slow, 6.into()), Err(5.into()));
 }
 
 proptest! {
@@ -432,7 +450,7 @@ fn readers_beside_a_writer_get_only_their_blocks_values() {
                             if step & 7 == 0 {
                                 std::thread::yield_now();
                             }
-                            values.fill(vacancy, row.into())
+                            values.fill(vacancy, row.into()).unwrap()
                         }
                     };
                     let Some(answer) = answer else { break };
