@@ -122,7 +122,7 @@ fn roots(engine: &Engine, workload: &mut WorkloadS) {
     for slots in [100, 1_000, 10_000] {
         let one = |_| {
             let block = update(workload.block(slots));
-            let number = engine.close_block(&block).expect("blocks follow").closed.unwrap_or_default();
+            let number = engine.close_block(&block).expect("blocks follow").number();
             let waited = timed(|| {
                 engine.wait_for_root(number).expect("no root is stated");
             });

@@ -6,7 +6,7 @@ use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::store::StoreError;
 use flagstone_core::trie::TrieId;
-use flagstone_core::types::{BlockNumber, StateCommitment};
+use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 
 use crate::snapshot::SnapshotError;
 
@@ -24,7 +24,8 @@ pub enum ErrorKind {
 }
 
 /// An error of the engine.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Reading or committing failed.
     #[error(transparent)]
@@ -53,6 +54,56 @@ pub enum Error {
         stated: StateCommitment,
         /// The commitment of the state it was to be applied to.
         actual: StateCommitment,
+    },
+    /// The block was executed on another state than the last decided one. Nothing of it is kept.
+    #[error(
+        "block {block} was executed on state {parent}, and the tip is state {tip}, {now}; execute it on a view of that",
+        now = after(.now)
+    )]
+    WrongState {
+        /// The block.
+        block: BlockNumber,
+        /// The state it was executed on.
+        parent: StateId,
+        /// The state of the tip.
+        tip: StateId,
+        /// The block of the tip.
+        now: Option<BlockNumber>,
+    },
+    /// The candidate cannot be decided any more.
+    #[error(
+        "candidate {state}, of block {block}, is none any more: it was decided, or another block was in its place or below it"
+    )]
+    CandidateGone {
+        /// Its number.
+        block: BlockNumber,
+        /// Its state.
+        state: StateId,
+    },
+    /// As many blocks are proposed and not decided as can be.
+    #[error(
+        "{count} candidates are there, at most {count_max} can be, and with this one they would take {bytes} bytes of \
+         {bytes_max}; decide or drop some"
+    )]
+    TooManyCandidates {
+        /// How many there are.
+        count: usize,
+        /// How many there can be.
+        count_max: usize,
+        /// Bytes that they would take.
+        bytes: usize,
+        /// Bytes that they may take.
+        bytes_max: usize,
+    },
+    /// The block was taken back with one before it.
+    #[error("block {block} was taken back with block {with}: {cause}")]
+    TakenBack {
+        /// The block.
+        block: BlockNumber,
+        /// The block for which both were taken back.
+        with: BlockNumber,
+        /// Why that was.
+        cause: String,
     },
     /// The block does not follow the last one.
     #[error("block {got} does not follow: the next block of this database is {expected}")]
@@ -193,12 +244,15 @@ pub enum Error {
         /// The layout.
         layout: String,
     },
-    /// An earlier write failed and its outcome is not known.
-    #[error("the engine has stopped after a failed write ({cause}); open the database again to continue")]
+    /// After an earlier failure nothing is closed, committed or written any more.
+    #[error("the engine has stopped ({cause}); open the database again to continue")]
     Stopped {
         /// The failure.
         cause: String,
     },
+    /// The engine was closed.
+    #[error("the engine was closed; open the database again to continue")]
+    Ended,
     /// A setting cannot work.
     #[error("{0}")]
     Config(String),
@@ -238,6 +292,11 @@ fn gone(block: BlockNumber, oldest: &Option<BlockNumber>, newest: &Option<BlockN
     "is not kept"
 }
 
+/// Which state, for the middle of a sentence.
+fn after(block: &Option<BlockNumber>) -> String {
+    block.map_or_else(|| "the empty one".to_owned(), |block| format!("after block {block}"))
+}
+
 /// A state, for the middle of a sentence.
 pub(crate) fn at(block: &Option<BlockNumber>) -> String {
     block.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"))
@@ -247,8 +306,12 @@ impl Error {
     /// Its kind.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::RootMismatch { .. } | Self::ImportRefused { .. } => ErrorKind::Root,
+            Self::RootMismatch { .. } | Self::TakenBack { .. } | Self::ImportRefused { .. } => {
+                ErrorKind::Root
+            }
             Self::WrongParent { .. }
+            | Self::WrongState { .. }
+            | Self::TooManyCandidates { .. }
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
             | Self::BlockTooLarge { .. }
@@ -258,13 +321,16 @@ impl Error {
             | Self::Snapshot(_)
             | Self::OtherImport { .. }
             | Self::Config(_) => ErrorKind::Input,
-            Self::ViewExpired { .. } | Self::HistoryGone { .. } => ErrorKind::Expired,
+            Self::ViewExpired { .. } | Self::HistoryGone { .. } | Self::CandidateGone { .. } => {
+                ErrorKind::Expired
+            }
             Self::State(_)
             | Self::IdentityMismatch { .. }
             | Self::Mixed { .. }
             | Self::NoDatabase(_)
             | Self::UnfinishedImport { .. }
-            | Self::Stopped { .. } => ErrorKind::Store,
+            | Self::Stopped { .. }
+            | Self::Ended => ErrorKind::Store,
         }
     }
 
@@ -283,6 +349,9 @@ impl Error {
         match self {
             Self::RootMismatch { block, .. }
             | Self::WrongParent { block, .. }
+            | Self::WrongState { block, .. }
+            | Self::CandidateGone { block, .. }
+            | Self::TakenBack { block, .. }
             | Self::WrongNumber { got: block, .. }
             | Self::VersionNeeded { block }
             | Self::BlockTooLarge { block, .. }

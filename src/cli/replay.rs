@@ -174,8 +174,8 @@ impl Replayer<'_> {
         match self.engine.wait_for_root(number) {
             Ok(_) => self.print_committed(),
             Err(error) => {
-                let failure = self.refused(&error, None);
-                self.finish(Some(failure))
+                self.output.end_progress();
+                Err(self.refused(&error, None))
             }
         }
     }

@@ -17,14 +17,14 @@ use std::sync::Arc;
 use std::thread;
 
 use flagstone_core::hash::Bulk;
-use flagstone_core::types::BlockNumber;
+use flagstone_core::types::{BlockNumber, StateId};
 
 use super::{
     JOURNAL, Marker, RECOVERED, RECOVERING, STORE, check_locked, copy_files, marker_of, put_aside, store,
 };
 use crate::disk::sync_dir;
 use crate::engine::import::{self, ImportProgress};
-use crate::engine::meta::{self, PendingBlock, StateId, StoredHead};
+use crate::engine::meta::{self, PendingBlock, StoredHead};
 use crate::engine::opening::{House, Opening};
 use crate::engine::{CheckReport, EngineConfig};
 use crate::error::Error;

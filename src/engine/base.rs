@@ -11,12 +11,15 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use flagstone_core::layout::StateAt;
-use flagstone_core::store::{Row, Store, StoreError, StoreRead, Visit, WriteBatch};
-use flagstone_core::types::BlockNumber;
+use flagstone_core::store::{
+    Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
+};
+use flagstone_core::types::{BlockNumber, StateId};
 
-use super::meta::{BlockRoot, StateId, StoredHead};
+use super::meta::{BlockRoot, StoredHead};
 
 /// A committed state: its rows are the store's with the layers over them.
 #[derive(Clone, Default)]
@@ -45,13 +48,13 @@ pub struct Layer {
 }
 
 /// A store with batches over it that it may not have yet.
-pub struct Layered<'a> {
+pub struct Layered<'a, S> {
     /// Newest first.
     pub layers: &'a [Arc<WriteBatch>],
-    pub store: &'a dyn Store,
+    pub store: S,
 }
 
-impl Layered<'_> {
+impl<S> Layered<'_, S> {
     /// What the layers say of a row, if they say anything.
     fn in_layers(&self, key: &[u8]) -> Option<Row> {
         let mut said = self.layers.iter().filter_map(|layer| layer.get(key));
@@ -59,7 +62,7 @@ impl Layered<'_> {
     }
 }
 
-impl StoreRead for Layered<'_> {
+impl<S: StoreRead> StoreRead for Layered<'_, S> {
     fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
         self.in_layers(key).map_or_else(|| self.store.get(key), Ok)
     }
@@ -111,6 +114,44 @@ impl StoreRead for Layered<'_> {
     }
 }
 
+/// In the place of a store that was closed.
+struct EndedStore {
+    name: &'static str,
+    capabilities: Capabilities,
+}
+
+impl EndedStore {
+    fn refuse<T>() -> Result<T, StoreError> {
+        let problem =
+            "the engine was closed, and what is asked for is not in memory; open the database again";
+        Err(StoreError::new(StoreErrorKind::Unsupported, problem))
+    }
+}
+
+impl StoreRead for EndedStore {
+    fn get(&self, _: &[u8]) -> Result<Row, StoreError> {
+        Self::refuse()
+    }
+    fn scan(&self, _: &[u8], _: &mut Visit<'_>) -> Result<(), StoreError> {
+        Self::refuse()
+    }
+}
+
+impl Store for EndedStore {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn write(&self, _: &WriteBatch) -> Result<(), StoreError> {
+        Self::refuse()
+    }
+    fn sync(&self) -> Result<(), StoreError> {
+        Self::refuse()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+}
+
 /// Keeps the store as it is; see [`Rows::hold`].
 pub struct Hold<'a>(&'a Rows);
 
@@ -123,7 +164,7 @@ impl Drop for Hold<'_> {
 
 /// The store with what is on its way there.
 pub struct Rows {
-    store: Box<dyn Store>,
+    current: RwLock<Arc<dyn Store>>,
     base: RwLock<Arc<Base>>,
     /// Generation up to which batches are in the store, or are being applied to it.
     applying: AtomicU64,
@@ -140,7 +181,7 @@ impl Rows {
         let StoredHead { block, root, state, .. } = *head;
         let base = Base { block, root, state, ..Base::default() };
         Self {
-            store,
+            current: RwLock::new(store.into()),
             base: RwLock::new(Arc::new(base)),
             applying: AtomicU64::new(0),
             holding: Mutex::new(0),
@@ -150,13 +191,19 @@ impl Rows {
     }
 
     /// The store, without what is on its way.
-    pub fn store(&self) -> &dyn StoreRead {
-        self.store.as_ref()
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The store's name.
-    pub fn store_name(&self) -> &'static str {
-        self.store.name()
+    /// Lets go of the store, once nobody reads it. What asks for rows from now on is refused.
+    pub fn close(&self) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let ended = EndedStore { name: current.name(), capabilities: current.capabilities() };
+        let store = std::mem::replace(&mut *current, Arc::new(ended));
+        drop(current);
+        while Arc::strong_count(&store) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Returns when all that was written is on the disk.
@@ -171,7 +218,7 @@ impl Rows {
     fn finally(&self, call: impl FnOnce(&dyn Store) -> Result<(), StoreError>) -> Result<(), StoreError> {
         match self.failed.get() {
             Some(failed) => Err(failed.clone()),
-            None => call(self.store.as_ref()).inspect_err(|error| drop(self.failed.set(error.clone()))),
+            None => call(self.store().as_ref()).inspect_err(|error| drop(self.failed.set(error.clone()))),
         }
     }
 
@@ -181,8 +228,8 @@ impl Rows {
     }
 
     /// The rows of a base.
-    pub fn of<'a>(&'a self, base: &'a Base) -> Layered<'a> {
-        Layered { layers: &base.layers, store: self.store.as_ref() }
+    pub fn of<'a>(&self, base: &'a Base) -> Layered<'a, Arc<dyn Store>> {
+        Layered { layers: &base.layers, store: self.store() }
     }
 
     /// Reads from the newest committed state; again, if the store moved on from that meanwhile.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use flagstone_core::commit::HashCounts;
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::StateDiff;
-use flagstone_core::types::{BlockNumber, StateCommitment};
+use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 
 use super::base::Layer;
-use super::meta::{Blob, BlockRoot, Head, Lineage, PendingBlock, StateId};
+use super::handle::Life;
+use super::meta::{self, Blob, BlockRoot, Head, Lineage, PendingBlock};
 use super::values::RECENT_VALUE_BYTES;
-use super::{Cadence, CommittedBlock, EngineConfig};
+use super::{Cadence, EngineConfig};
 use crate::error::Error;
 use crate::journal::Position;
 
@@ -22,6 +23,7 @@ pub struct Closed {
     pub block: PendingBlock,
     /// Larger than those of all states before.
     pub stamp: u64,
+    pub life: Arc<Life>,
     pub writes: usize,
     /// Its values, and its blobs as so many values as take their room.
     pub weight: usize,
@@ -38,18 +40,19 @@ pub fn weight(diff: &StateDiff, blobs: &[Blob]) -> usize {
 impl Closed {
     pub fn new(block: PendingBlock, stamp: u64) -> Self {
         let (writes, weight) = (block.diff.writes(), weight(&block.diff, &block.blobs));
-        Self { block, stamp, writes, weight }
+        let life = Life::new(block.number, block.lineage.state);
+        Self { block, stamp, life, writes, weight }
     }
 
     /// The block as one of the recent ones: its blobs are in rows, and are not kept in memory for views of it.
     pub fn without_blobs(self: &Arc<Self>) -> Arc<Self> {
-        let Self { block, stamp, .. } = &**self;
+        let Self { block, stamp, life, .. } = &**self;
         if block.blobs.is_empty() {
             return Arc::clone(self);
         }
         let facts =
             PendingBlock { number: block.number, diff: block.diff.clone(), ..PendingBlock::default() };
-        Arc::new(Self::new(facts, *stamp))
+        Arc::new(Self { life: Arc::clone(life), ..Self::new(facts, *stamp) })
     }
 
     /// About what its values take among the recent ones.
@@ -70,18 +73,26 @@ pub struct Unwritten {
     pub to_show: Option<ToShow>,
 }
 
+impl Unwritten {
+    /// The stamp of its last state.
+    pub fn stamp(&self) -> u64 {
+        self.blocks.last().map_or(0, |closed| closed.stamp)
+    }
+}
+
 /// A block that is committed and not shown yet.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct ToShow {
     pub stamp: u64,
-    pub state: StateId,
+    pub life: Arc<Life>,
     pub root: BlockRoot,
 }
 
 /// A state that can be viewed by the recent values.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Live {
     pub stamp: u64,
+    pub life: Arc<Life>,
     /// Whether it stays so for a while: half of what the bounds on recent values allow was not closed after it yet.
     pub lasts: bool,
 }
@@ -107,17 +118,18 @@ pub struct Chain {
     pub recent: VecDeque<Arc<Closed>>,
     /// Blocks up to this one are to be committed, whatever the cadence.
     pub wanted: Option<BlockNumber>,
-    /// Committed, and not told to the caller yet.
-    pub news: Vec<CommittedBlock>,
+    /// Hashes that commitments took.
     pub hashes: HashCounts,
     /// The last refusal in the journal.
     pub refusal: Position,
     /// The last one that the store's head takes account of.
     pub written_refusal: Position,
-    /// Blocks are being taken back; [`Chain::failure`] will say why.
+    /// Blocks are being taken back.
     pub refusing: bool,
-    /// For the next caller.
-    pub failure: Option<Error>,
+    /// Why blocks were taken back, with the number of that failure, while nobody who closes blocks knows of it.
+    pub untold: Option<(u64, Error)>,
+    /// How often blocks were taken back.
+    pub failures: u64,
     /// The engine is about to be dropped.
     pub ending: Ending,
 }
@@ -139,6 +151,11 @@ impl Chain {
         Head { closed, committed, persisted, root, uncommitted: self.waiting.len() as u64 }
     }
 
+    /// Somebody who closes blocks knows of a failure.
+    pub fn told(&mut self, failure: u64) {
+        self.untold.take_if(|(untold, _)| *untold == failure);
+    }
+
     /// The root that a block on top must build on, as far as known.
     pub fn parent(&self) -> Option<StateCommitment> {
         self.waiting.back().map_or(Some(self.root.commitment), |closed| closed.block.new_root)
@@ -146,15 +163,15 @@ impl Chain {
 
     /// Where a block that is closed now leads, and from where.
     pub fn lineage_of_next(&self) -> Lineage {
-        Lineage { state: StateId::fresh(), parent: self.state, parent_root: self.parent() }
+        Lineage { state: meta::fresh_state(), parent: self.state, parent_root: self.parent() }
     }
 
-    /// Whether the state after one more diff may have contracts and no class, so that its commitment depends on the rule.
-    pub fn rule_may_matter(&self, diff: &StateDiff) -> bool {
+    /// Whether the state after more diffs may have contracts and no class, so that its commitment depends on the rule.
+    pub fn rule_may_matter<'a>(&'a self, diffs: impl Iterator<Item = &'a StateDiff> + Clone) -> bool {
         let Roots { contracts, classes } = self.root.roots;
         let declares =
             |diff: &StateDiff| diff.classes().iter().any(|class| !class.compiled_class_hash.is_zero());
-        let mut diffs = self.waiting.iter().map(|closed| &closed.block.diff).chain([diff]);
+        let mut diffs = self.waiting.iter().map(|closed| &closed.block.diff).chain(diffs);
         let has_contracts = !contracts.is_zero() || diffs.clone().any(|diff| !diff.is_empty());
         has_contracts && classes.is_zero() && !diffs.any(declares)
     }
@@ -179,10 +196,10 @@ impl Chain {
     }
 
     /// A block that was committed before it was shown is closed now.
-    pub fn show(&mut self, head: Option<BlockNumber>, shown: ToShow) {
+    pub fn show(&mut self, head: Option<BlockNumber>, shown: &ToShow) {
         if self.closed < head {
             self.closed = head;
-            self.state = shown.state;
+            self.state = shown.life.state();
             self.stamp = shown.stamp;
         }
         self.committed = head;
@@ -219,7 +236,7 @@ impl Chain {
         for closed in newest_first {
             if closed.block.number == block {
                 let lasts = blocks <= config.recent_blocks_max / 2 && bytes <= config.recent_bytes_max / 2;
-                return Some(Live { stamp: closed.stamp, lasts });
+                return Some(Live { stamp: closed.stamp, life: Arc::clone(&closed.life), lasts });
             }
             blocks += 1;
             bytes += closed.recent_bytes();
@@ -237,5 +254,34 @@ impl Chain {
             leaving.push(closed);
         }
         leaving
+    }
+}
+
+/// The number of a block on top of another one, or of the first.
+///
+/// # Errors
+/// [`Error::WrongNumber`] if it has another, [`Error::Config`] if none could follow it.
+pub fn next_number(before: Option<BlockNumber>, given: Option<BlockNumber>) -> Result<BlockNumber, Error> {
+    let none = || Error::Config("no block follows the last of 64 bits".into());
+    let expected = before.map(|before| before.next().ok_or_else(none)).transpose()?;
+    let number = given.or(expected).unwrap_or_default();
+    if let Some(expected) = expected.filter(|expected| *expected != number) {
+        return Err(Error::WrongNumber { expected, got: number });
+    }
+    if number.next().is_none() {
+        return Err(Error::Config(format!("no block could follow block {number}, so it is not taken")));
+    }
+    Ok(number)
+}
+
+/// Refuses a block that states another root before it than there is, as far as that is known.
+pub fn check_parent(
+    block: BlockNumber,
+    stated: Option<StateCommitment>,
+    actual: Option<StateCommitment>,
+) -> Result<(), Error> {
+    match (stated, actual) {
+        (Some(stated), Some(actual)) if stated != actual => Err(Error::WrongParent { block, stated, actual }),
+        _ => Ok(()),
     }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use flagstone_core::audit::{Finding, Findings, Place, Visited, audit_tries, scan_rows};
 use flagstone_core::commit::Overlaid;
@@ -18,7 +19,7 @@ use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::StateAt;
 use flagstone_core::proof;
-use flagstone_core::store::{StoreErrorKind, StoreRead, keyspace};
+use flagstone_core::store::{Store, StoreErrorKind, StoreRead, keyspace};
 use flagstone_core::types::BlockNumber;
 
 use super::meta::{self, BlockRoot, Head, PendingBlock};
@@ -69,7 +70,7 @@ impl Engine {
     pub fn check(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<CheckReport, Error> {
         self.at_rest(|shared, head, journal| {
             let findings = Findings::default();
-            let check = Check { shared, head, findings: &findings };
+            let check = Check { shared, store: shared.rows.store(), head, findings: &findings };
             let visited = shared.pool.install(|| check.state(shared.hasher.as_ref(), progress))?;
             let blocks = check.engine_rows()?;
             check.refusal(journal)?;
@@ -92,13 +93,14 @@ fn computed_other(recovered: &Recovered, root: &BlockRoot) -> bool {
 
 struct Check<'a> {
     shared: &'a Shared,
+    store: Arc<dyn Store>,
     head: Head,
     findings: &'a Findings,
 }
 
 impl Check<'_> {
     fn store(&self) -> &dyn StoreRead {
-        self.shared.rows.store()
+        &self.store
     }
 
     /// Tries and the layout's rows.

@@ -3,14 +3,18 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use flagstone_core::diff::Subject;
-use flagstone_core::types::{BlockNumber, StateCommitment};
+use flagstone_core::types::{BlockNumber, StateId};
 use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
-use super::chain::{Chain, Closed, weight};
+use super::base::Base;
+use super::chain::{Chain, Closed, check_parent, next_number, weight};
+use super::commit::Unit;
 use super::durable::is_full;
-use super::meta::{BLOB_KEY_MAX, Blob, BlockRoot, PendingBlock};
-use super::{Cadence, Engine, Progress, Shared};
+use super::handle::{BlockHandle, Life};
+use super::meta::{self, BLOB_KEY_MAX, Blob, BlockRoot, Lineage, PendingBlock};
+use super::state::Proposed;
+use super::{Cadence, Engine, Shared};
 use crate::error::Error;
 
 /// From so many values on, a block is shown before its values are in place.
@@ -36,29 +40,20 @@ impl<E: Into<Error>> From<E> for Halt {
 
 impl Engine {
     /// Closes the next block: checks that it follows, makes it durable and its values visible. Its root follows as the
-    /// cadence says; [`Engine::wait_for_root`] waits for it. Waits itself if a bound on closed blocks is reached.
+    /// cadence says; the handle tells what becomes of the block. Waits if a bound on closed blocks is reached.
     ///
     /// On an error nothing of the block is kept, unless the error says [`Error::Stopped`] or comes from the store: then a
-    /// reopen tells. The error may be about an earlier block, whose commitment failed: see [`Error::block`].
+    /// reopen tells. If blocks were taken back since one was closed, and nobody who closes blocks was told by their handles or
+    /// by [`Engine::commit`], a block that does not say what it was executed on is refused with that failure, once: it was
+    /// executed on what is gone.
     ///
     /// # Errors
-    /// [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow, [`Error::VersionNeeded`] if
-    /// its commitment would not be defined, [`Error::RootMismatch`] if a committed block's root is not the stated
-    /// one (that block and those after it are taken back), [`Error::BlockTooLarge`] if the journal does not take so much
-    /// for one block, [`Error::State`] if the store fails or is damaged.
-    pub fn close_block(&self, update: &StateUpdate) -> Result<Progress, Error> {
-        self.close_block_with(update, &[])
-    }
-
-    /// Like [`Engine::close_block`], with blobs that are as durable as the block is: [`View::blob`](super::View::blob)
-    /// reads them.
-    ///
-    /// # Errors
-    /// As [`Engine::close_block`]; [`Error::Config`] if a blob's key or bytes are too long, [`Error::BlockTooLarge`] if
-    /// they are with the diff.
-    pub fn close_block_with(&self, update: &StateUpdate, blobs: &[Blob]) -> Result<Progress, Error> {
-        check_blobs(blobs)?;
-        Ok(self.close(update, blobs, None)?.0)
+    /// [`Error::WrongState`], [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow,
+    /// [`Error::VersionNeeded`] if its commitment would not be defined, [`Error::RootMismatch`] if its root, or an earlier
+    /// block's, is not the stated one, [`Error::BlockTooLarge`] if the journal does not take so much for one block,
+    /// [`Error::Config`] if a blob's key or bytes are too long, [`Error::State`] if the store fails or is damaged.
+    pub fn close_block<'a>(&self, block: impl Into<NewBlock<'a>>) -> Result<BlockHandle, Error> {
+        Ok(self.close_new(&block.into(), None)?.0)
     }
 
     /// Like [`Engine::close_block`] with [`Cadence::AtClose`], and with the block's witness: what committing it read and
@@ -66,23 +61,52 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::close_block`].
-    pub fn close_block_with_witness(
+    pub fn close_block_with_witness<'a>(
         &self,
-        update: &StateUpdate,
+        block: impl Into<NewBlock<'a>>,
         reads: &[Subject],
-    ) -> Result<(Progress, Witness), Error> {
-        self.close(update, &[], Some(reads))
+    ) -> Result<(BlockHandle, Witness), Error> {
+        self.close_new(&block.into(), Some(reads))
     }
 
-    fn close(
+    fn close_new(
         &self,
-        update: &StateUpdate,
-        blobs: &[Blob],
+        block: &NewBlock<'_>,
         reads: Option<&[Subject]>,
-    ) -> Result<(Progress, Witness), Error> {
-        let (number, witness) = self.shared.in_turn(|| self.shared.close_block(update, blobs, reads))?;
-        let progress = Progress { closed: Some(number), ..self.shared.chain().take_news() };
-        Ok((progress, Witness { block: Some(number), ..witness }))
+    ) -> Result<(BlockHandle, Witness), Error> {
+        check_blobs(block.blobs)?;
+        let (life, witness) = self.shared.in_turn(|| self.shared.close_block(block, reads, None))?;
+        let handle = BlockHandle::new(&life, &self.shared);
+        let number = Some(handle.number());
+        Ok((handle, Witness { block: number, ..witness }))
+    }
+}
+
+/// A block to be closed. A [`StateUpdate`] alone is one, too: on the tip, without blobs.
+#[derive(Debug, Clone, Copy)]
+pub struct NewBlock<'a> {
+    pub(super) update: &'a StateUpdate,
+    pub(super) parent: Option<StateId>,
+    pub(super) blobs: &'a [Blob],
+}
+
+impl<'a> From<&'a StateUpdate> for NewBlock<'a> {
+    fn from(update: &'a StateUpdate) -> Self {
+        Self { update, parent: None, blobs: &[] }
+    }
+}
+
+impl<'a> NewBlock<'a> {
+    /// Says which state it was executed on ([`View::state`](super::View::state)): if that is not the tip, it is refused.
+    #[must_use]
+    pub const fn on(self, parent: StateId) -> Self {
+        Self { parent: Some(parent), ..self }
+    }
+
+    /// With blobs that are as durable as the block is: [`View::blob`](super::View::blob) reads them.
+    #[must_use]
+    pub const fn with_blobs(self, blobs: &'a [Blob]) -> Self {
+        Self { blobs, ..self }
     }
 }
 
@@ -105,42 +129,55 @@ impl Shared {
         }
     }
 
-    /// Closes a block; the caller holds the closer's lock.
-    fn close_block(
+    /// Closes a block, which may be a candidate; the caller holds the closer's lock.
+    pub(super) fn close_block(
         &self,
-        update: &StateUpdate,
-        blobs: &[Blob],
+        new: &NewBlock<'_>,
         reads: Option<&[Subject]>,
-    ) -> Result<(BlockNumber, Witness), Halt> {
+        proposed: Option<&Proposed>,
+    ) -> Result<(Arc<Life>, Witness), Halt> {
         self.durability.check_writable()?;
+        let NewBlock { update, parent, blobs } = *new;
         let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store || reads.is_some();
-        let chain = self.await_turn(|chain| {
+        let mut chain = self.await_turn(|chain| {
             if at_close {
                 chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
             } else {
                 !chain.is_full(&self.config, weight(&update.diff, blobs))
             }
         })?;
-        let (number, stamp, lineage) = (accept(&chain, update)?, chain.stamp + 1, chain.lineage_of_next());
-        drop(chain);
-        let block = PendingBlock {
-            number,
-            lineage,
-            version: update.starknet_version,
-            old_root: update.old_root,
-            new_root: update.new_root,
-            diff: update.diff.clone(),
-            blobs: blobs.to_vec(),
-            computed: None,
-        };
-        check_length(number, block.encoded_len(), self.durability.payload_bytes_max())?;
-        let closed = Arc::new(Closed::new(block, stamp));
-        if at_close {
-            return Ok((number, self.close_committed(&closed, reads)?));
+        let untold = chain.untold.take().filter(|_| parent.is_none());
+        if let Some((_, error)) = untold {
+            return Err(error.into());
         }
-        self.make_durable(&closed, None)?;
-        self.show(&closed);
-        Ok((number, Witness::default()))
+        if let Some(gone) = proposed.filter(|proposed| !self.candidates.has(proposed)) {
+            return Err(Error::CandidateGone { block: gone.number(), state: gone.state() }.into());
+        }
+        let number = accept(&chain, update, parent)?;
+        let stamp = chain.stamp + 1;
+        let state = proposed.map_or_else(meta::fresh_state, Proposed::state);
+        let lineage = Lineage { state, ..chain.lineage_of_next() };
+        let is_committed = chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config);
+        drop(chain);
+        let block = pending(number, lineage, update, blobs);
+        check_length(number, block.encoded_len(), self.durability.payload_bytes_max())?;
+        let mut closed = Closed::new(block, stamp);
+        closed.life = proposed.map_or(closed.life, |proposed| Arc::clone(&proposed.life));
+        let (closed, base) = (Arc::new(closed), self.rows.base());
+        let made = proposed.filter(|_| is_committed).and_then(|proposed| proposed.take_made(base.state));
+        let mut witness = Witness::default();
+        if let Some(made) = made {
+            let unit = self.unit_of_one(&base, &closed, made.staged)?;
+            self.close_unit(&closed, &base, unit)?;
+        } else if at_close {
+            witness = self.close_committed(&closed, reads)?;
+        } else {
+            self.make_durable(&closed, None)?;
+            self.show(&closed);
+        }
+        proposed.into_iter().for_each(|proposed| self.candidates.decide(proposed));
+        self.candidates.keep_on(state);
+        Ok((Arc::clone(&closed.life), witness))
     }
 
     /// Waits for room. Lets go if blocks are being taken back, because that needs the closer's lock.
@@ -150,9 +187,6 @@ impl Shared {
     ) -> Result<MutexGuard<'_, Chain>, Halt> {
         let mut chain = self.chain();
         loop {
-            if let Some(failure) = chain.failure.take() {
-                return Err(failure.into());
-            }
             self.check_running()?;
             if chain.refusing {
                 return Err(Halt::Refusing);
@@ -170,7 +204,7 @@ impl Shared {
     fn make_durable(&self, closed: &Arc<Closed>, root: Option<&BlockRoot>) -> Result<(), Error> {
         self.durability.close(&closed.block, root).map_err(|error| match is_full(&error) {
             true => error.into(),
-            false => self.stop_and_tell(error.into()),
+            false => self.stop_for(error.into()),
         })?;
         if closed.writes < SHOWN_WRITES_MIN {
             self.values.push(closed.stamp, &closed.block.diff);
@@ -192,23 +226,19 @@ impl Shared {
         let Some(mut unit) = unit.filter(|_| refused.is_none()) else {
             let nothing = Error::NotClosed { block: closed.block.number, closed: base.block };
             let refused = self.blame(&base, &closed.block.diff, refused.unwrap_or(nothing));
-            return Err(refused.unwrap_or_else(|damage| self.stop_and_tell(damage)));
+            return Err(refused.unwrap_or_else(|damage| self.stop_for(damage)));
         };
-        self.hold_replaced(&base, &unit.undo).map_err(|damage| self.stop_and_tell(damage))?;
         let witness = std::mem::take(&mut unit.witness);
-        self.make_durable(closed, Some(&unit.root))?;
-        self.install(unit);
-        if !self.ahead_of_store {
-            let through = Some(closed.block.number);
-            drop(self.wait(self.chain(), |chain| chain.persisted >= through)?);
-        }
+        self.close_unit(closed, &base, unit)?;
         Ok(witness)
     }
 
-    /// Stops the engine for an error, which the caller tells at once.
-    pub(super) fn stop_and_tell(&self, error: Error) -> Error {
-        self.stop(error);
-        self.chain().failure.take().unwrap_or(Error::Stopped { cause: "an earlier failure".into() })
+    /// Makes a block durable and visible that was committed on a base.
+    fn close_unit(&self, closed: &Arc<Closed>, base: &Base, unit: Unit) -> Result<(), Error> {
+        self.hold_replaced(base, &unit.undo).map_err(|damage| self.stop_for(damage))?;
+        self.make_durable(closed, Some(&unit.root))?;
+        self.install(unit);
+        if self.ahead_of_store { Ok(()) } else { closed.life.wait_persisted() }
     }
 
     /// Shows a durable block to new views, and to the commitment.
@@ -221,7 +251,7 @@ impl Shared {
         }
         let mut chain = self.chain();
         chain.push(closed);
-        self.set_tip(closed.stamp, Some(closed.block.number));
+        self.set_tip(closed.stamp, Some(closed.block.number), Arc::clone(&closed.life));
         self.changed.notify_all();
     }
 
@@ -234,7 +264,7 @@ impl Shared {
 }
 
 /// Refuses blobs that the journal or a store would not take: once the block is closed there is no way back.
-fn check_blobs(blobs: &[Blob]) -> Result<(), Error> {
+pub(super) fn check_blobs(blobs: &[Blob]) -> Result<(), Error> {
     for Blob { key, bytes } in blobs {
         if key.len() > BLOB_KEY_MAX || bytes.len() > BLOB_BYTES_MAX {
             let (key, bytes) = (key.len(), bytes.len());
@@ -254,7 +284,7 @@ fn check_blobs(blobs: &[Blob]) -> Result<(), Error> {
 
 /// Refuses a block that is too long for one frame of the journal. The append would, but only after the block's values were
 /// put in place, and so the engine would have to stop.
-fn check_length(block: BlockNumber, bytes: u64, max: u64) -> Result<(), Error> {
+pub(super) fn check_length(block: BlockNumber, bytes: u64, max: u64) -> Result<(), Error> {
     if bytes > max {
         return Err(Error::BlockTooLarge { block, bytes, max });
     }
@@ -262,37 +292,37 @@ fn check_length(block: BlockNumber, bytes: u64, max: u64) -> Result<(), Error> {
 }
 
 /// Checks that a block follows and that its commitment will be defined. Returns its number.
-fn accept(chain: &Chain, update: &StateUpdate) -> Result<BlockNumber, Error> {
-    let expected = match chain.closed {
-        Some(closed) => {
-            Some(closed.next().ok_or_else(|| Error::Config("no block follows the last of 64 bits".into()))?)
-        }
-        None => None,
-    };
-    let number = update.block_number.or(expected).unwrap_or_default();
-    if let Some(expected) = expected
-        && number != expected
-    {
-        return Err(Error::WrongNumber { expected, got: number });
-    }
-    if number.next().is_none() {
-        return Err(Error::Config(format!("no block could follow block {number}, so it is not taken")));
+fn accept(chain: &Chain, update: &StateUpdate, parent: Option<StateId>) -> Result<BlockNumber, Error> {
+    let number = next_number(chain.closed, update.block_number)?;
+    if let Some(parent) = parent.filter(|parent| *parent != chain.state) {
+        return Err(Error::WrongState { block: number, parent, tip: chain.state, now: chain.closed });
     }
     check_parent(number, update.old_root, chain.parent())?;
-    if update.starknet_version.is_none() && update.new_root.is_none() && chain.rule_may_matter(&update.diff) {
+    if update.starknet_version.is_none()
+        && update.new_root.is_none()
+        && chain.rule_may_matter([&update.diff].into_iter())
+    {
         return Err(Error::VersionNeeded { block: number });
     }
     Ok(number)
 }
 
-pub(super) fn check_parent(
-    block: BlockNumber,
-    stated: Option<StateCommitment>,
-    actual: Option<StateCommitment>,
-) -> Result<(), Error> {
-    match (stated, actual) {
-        (Some(stated), Some(actual)) if stated != actual => Err(Error::WrongParent { block, stated, actual }),
-        _ => Ok(()),
+/// A block on its way to be closed.
+pub(super) fn pending(
+    number: BlockNumber,
+    lineage: Lineage,
+    update: &StateUpdate,
+    blobs: &[Blob],
+) -> PendingBlock {
+    PendingBlock {
+        number,
+        lineage,
+        version: update.starknet_version,
+        old_root: update.old_root,
+        new_root: update.new_root,
+        diff: update.diff.clone(),
+        blobs: blobs.to_vec(),
+        computed: None,
     }
 }
 

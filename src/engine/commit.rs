@@ -7,14 +7,14 @@ use flagstone_core::commit::HashCounts;
 use flagstone_core::commitment::{CommitmentRule, Roots, StarknetVersion};
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
-use flagstone_core::layout::StateAt;
+use flagstone_core::layout::{StagedCommitment, StateAt};
 use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::witness::Witness;
 
 use super::base::Base;
-use super::chain::{Chain, Closed, Ending, ToShow, Unwritten};
-use super::closing::check_parent;
+use super::chain::{Chain, Closed, Ending, ToShow, Unwritten, check_parent};
+use super::handle::{Event, Life};
 use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::scrub::Changes;
 use super::{CommittedBlock, Shared};
@@ -164,9 +164,51 @@ impl Shared {
         let (staged, values) = rayon::join(commitment, values);
         let (mut staged, witness) = staged?;
         staged.batch.append(values);
-        let rows =
-            StagedRows { batch: staged.batch, hashes: staged.hashes, applied: staged.applied, witness };
-        Ok(Staged { roots: staged.roots, undo: staged.undo, rows })
+        let StagedCommitment { batch, hashes, applied, roots, undo, .. } = staged;
+        let rows = StagedRows { batch: Arc::new(batch), hashes, applied, witness };
+        Ok(Staged { roots, undo, rows })
+    }
+
+    /// Commits a diff on top of a base, so that nothing changes that commitments on top of it use.
+    pub(super) fn stage_aside(
+        &self,
+        base: &Base,
+        diff: &StateDiff,
+        reads: Option<&[Subject]>,
+    ) -> Result<(Staged, Witness), StateError> {
+        let rows = self.rows.of(base);
+        let state = StateAt { store: &rows, roots: base.root.roots };
+        let (staged, witness) = self.layout.stage_aside(state, diff, reads, self.hasher.as_ref())?;
+        let StagedCommitment { mut batch, hashes, applied, roots, undo, .. } = staged;
+        batch.append(self.layout.stage_values(diff));
+        let rows = StagedRows { batch: Arc::new(batch), hashes, applied, witness: Witness::default() };
+        Ok((Staged { roots, undo, rows }, witness))
+    }
+
+    /// The root of a block that was committed on top of a base, if it is the stated one.
+    pub(super) fn root_of(
+        &self,
+        base: &Base,
+        block: &PendingBlock,
+        staged: &Staged,
+    ) -> Result<BlockRoot, Error> {
+        let mut committed = Vec::new();
+        verify(base.root, [block].into_iter(), &staged.roots, &mut committed)?;
+        Ok(committed.first().map_or(base.root, |committed| committed.root))
+    }
+
+    /// A block that was committed on top of a base.
+    pub(super) fn unit_of_one(
+        &self,
+        base: &Base,
+        closed: &Arc<Closed>,
+        mut staged: Staged,
+    ) -> Result<Unit, Error> {
+        let mut committed = Vec::new();
+        verify(base.root, [&closed.block].into_iter(), &staged.roots, &mut committed)?;
+        let diff = staged.undo.pop().unwrap_or_default();
+        let undo = vec![(closed, Undo { before: base.block, root: base.root, diff, blobs: Vec::new() })];
+        self.unit(base, std::slice::from_ref(closed), committed, undo, staged.rows)
     }
 
     /// Puts the engine's own rows to the layout's.
@@ -194,7 +236,7 @@ impl Shared {
         put_blobs(&mut batch, &self.rows.of(base), blocks, &mut undo)?;
         self.keep_undo(base, &mut batch, &undo)?;
         let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
-        batch.append(of_layout);
+        batch.append(Arc::unwrap_or_clone(of_layout));
         let (blocks, root) = (blocks.to_vec(), last.1);
         Ok(Unit { blocks, committed, root, refusal, undo, batch, hashes, applied, witness })
     }
@@ -212,28 +254,42 @@ impl Shared {
         unit.applied.into_iter().for_each(|applied| applied());
         self.forget_blobs(&unit.blocks);
         let mut chain = self.chain();
-        let shown = ToShow { stamp, state, root: unit.root };
+        let shown = ToShow { stamp, life: Arc::clone(&last.life), root: unit.root };
         if self.ahead_of_store {
-            self.show_committed(&mut chain, head, shown);
+            self.show_committed(&mut chain, head, &shown);
         }
         for closed in &unit.blocks {
             if chain.waiting.pop_front_if(|front| front.stamp == closed.stamp).is_some() {
                 chain.waiting_weight -= closed.weight;
             }
         }
-        chain.news.extend(unit.committed);
         chain.hashes += unit.hashes;
         let (refusal, to_show) = (unit.refusal, (!self.ahead_of_store).then_some(shown));
-        chain.unwritten.push_back(Unwritten { layer, blocks: unit.blocks, head, refusal, to_show });
+        // Before the writer can say that they are persisted.
+        self.tell_committed(&unit.blocks, &unit.committed);
+        chain.unwritten.push_back(Unwritten { layer, blocks: unit.blocks.clone(), head, refusal, to_show });
         self.changed.notify_all();
+        drop(chain);
+        unit.blocks.iter().for_each(|closed| closed.life.call());
+    }
+
+    /// Tells who waits for these blocks.
+    fn tell_committed(&self, blocks: &[Arc<Closed>], committed: &[CommittedBlock]) {
+        for closed in blocks {
+            let of_block = committed.iter().find(|committed| committed.number == closed.block.number);
+            closed.life.commit(of_block.map(|committed| committed.root));
+        }
+        for committed in committed {
+            self.subscribers.tell(|| Event::Committed(*committed));
+        }
     }
 
     /// New views see a block that was committed before it was closed.
-    pub(super) fn show_committed(&self, chain: &mut Chain, head: Option<BlockNumber>, shown: ToShow) {
+    pub(super) fn show_committed(&self, chain: &mut Chain, head: Option<BlockNumber>, shown: &ToShow) {
         let is_new = chain.closed < head;
         chain.show(head, shown);
         if is_new {
-            self.set_tip(shown.stamp, head);
+            self.set_tip(shown.stamp, head, Arc::clone(&shown.life));
         }
     }
 
@@ -281,7 +337,7 @@ impl Shared {
         }
     }
 
-    /// Takes back a block whose root did not hold, and all after it. The next caller learns why.
+    /// Takes back a block whose root did not hold, and all after it.
     fn refuse(&self, first: &Arc<Closed>, error: Error) -> Result<(), Error> {
         self.chain().refusing = true;
         self.changed.notify_all();
@@ -289,7 +345,7 @@ impl Shared {
         // Nobody closes a block from here on, so these are all.
         let refused: Vec<Arc<Closed>> = self.chain().waiting.iter().map(Arc::clone).collect();
         let last = refused.last().map_or(first.stamp, |closed| closed.stamp);
-        self.note_taken_back(first.stamp, last);
+        refused.iter().for_each(|closed| closed.life.take_back());
         let refusal = self.durability.refuse_from(first.block.number)?;
         self.forget_blobs(&refused);
         self.values.take_back(first.stamp, refused.iter().map(|closed| &closed.block.diff));
@@ -302,12 +358,33 @@ impl Shared {
         chain.refusal = refusal.unwrap_or(chain.refusal);
         // A new stamp: views of the state before keep theirs, and blocks to come get larger ones than those taken back.
         chain.stamp = last + 1;
-        self.set_tip(chain.stamp, chain.closed);
+        let number = chain.closed.unwrap_or_default();
+        self.set_tip(chain.stamp, chain.closed, Life::new(number, chain.state));
         chain.refusing = false;
-        chain.failure = Some(error);
+        self.candidates.keep_on(chain.state);
+        chain.failures += 1;
+        let failure = chain.failures;
+        chain.untold = Some((failure, error.clone()));
         self.changed.notify_all();
+        drop(chain);
         drop(closer);
+        self.tell_taken_back(&refused, failure, &error);
         Ok(())
+    }
+
+    /// Tells who waits for blocks that were taken back for the first of them.
+    fn tell_taken_back(&self, refused: &[Arc<Closed>], failure: u64, error: &Error) {
+        let (Some(first), Some(last)) = (refused.first(), refused.last()) else { return };
+        let (with, last) = (first.block.number, last.block.number);
+        for closed in refused {
+            let block = closed.block.number;
+            let own = match block == with {
+                true => error.clone(),
+                false => Error::TakenBack { block, with, cause: error.to_string() },
+            };
+            closed.life.fail(failure, own);
+        }
+        self.subscribers.tell(|| Event::TakenBack { first: with, last, error: error.clone() });
     }
 }
 
@@ -347,7 +424,7 @@ pub(super) struct Staged {
 
 /// The layout's rows of a commitment.
 pub(super) struct StagedRows {
-    pub batch: WriteBatch,
+    pub batch: Arc<WriteBatch>,
     hashes: HashCounts,
     pub applied: Option<Box<dyn FnOnce() + Send>>,
     witness: Witness,

@@ -67,6 +67,10 @@ pub struct EngineConfig {
     /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted; a layout
     /// that keeps old states can still be viewed and proved there.
     pub history_blocks: usize,
+    /// Most candidates ([`Engine::propose`](crate::engine::Engine::propose)); more are refused.
+    pub candidates_max: usize,
+    /// About how many bytes candidates may take together, without what is computed for them; more are refused.
+    pub candidate_bytes_max: usize,
     /// How many rows a second the background scrub reads at most, to find value rows that were lost or are old; 0 turns it
     /// off. A layout whose values are in its tries has nothing to scrub.
     pub scrub_rows_per_second: u32,
@@ -124,6 +128,8 @@ impl Default for EngineConfig {
             recent_bytes_max: 16 << 20,
             recent_blocks_max: 64,
             history_blocks: 64,
+            candidates_max: 64,
+            candidate_bytes_max: 256 << 20,
             scrub_rows_per_second: 1000,
         }
     }

@@ -13,8 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use flagstone_core::diff::Subject;
 
-use super::view::View;
-use super::{Engine, Shared, Tip};
+use super::{Engine, Shared};
 use crate::error::Error;
 
 /// Most hints that wait for their values, and most that then wait for the layout. Those beyond are dropped.
@@ -154,8 +153,7 @@ fn follow_here(shared: &Arc<Shared>) -> Result<(), Error> {
 
 /// Reads values of the newest state; keeps the subjects of those that were not in memory.
 fn read_values(shared: &Arc<Shared>, mut subjects: Vec<Subject>) -> Vec<Subject> {
-    let Tip { stamp, block } = shared.tip();
-    let view = View { shared: Arc::clone(shared), stamp, block, past: None };
+    let view = shared.view();
     subjects.retain(|subject| view.known(subject).is_none());
     for subject in &subjects {
         let _ = view.value(subject);

@@ -12,15 +12,16 @@ use flagstone_core::commitment::Roots;
 use flagstone_core::diff::StateDiff;
 use flagstone_core::layout::StateAt;
 use flagstone_core::store::{StoreRead, WriteBatch};
-use flagstone_core::types::BlockNumber;
+use flagstone_core::types::{BlockNumber, StateId};
 
 use super::base::Base;
 use super::chain::{Chain, Closed, Live, Unwritten};
-use super::meta::{self, Blob, BlockRoot, PendingBlock, StateId, StoredHead, Undo};
+use super::handle::Life;
+use super::meta::{self, Blob, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
 use super::scrub::Changes;
 use super::values::each_value;
 use super::view::{Past, View};
-use super::{Engine, Shared};
+use super::{Engine, Shared, Tip};
 use crate::error::{Error, at};
 use crate::journal::Position;
 
@@ -52,29 +53,37 @@ impl Engine {
     /// [`Error::State`] if the store fails or is damaged.
     pub fn view_at(&self, block: BlockNumber) -> Result<View, Error> {
         let shared = &self.shared;
-        let view = |stamp, past| View { shared: Arc::clone(shared), stamp, block: Some(block), past };
+        let view = |stamp, life, past| View {
+            shared: Arc::clone(shared),
+            stamp,
+            block: Some(block),
+            life,
+            past,
+            proposed: None,
+        };
         let live = shared.live(block)?;
-        if let Some(live) = live.filter(|live| live.lasts) {
-            return Ok(view(live.stamp, None));
+        if let Some(live) = live.as_ref().filter(|live| live.lasts) {
+            return Ok(view(live.stamp, Arc::clone(&live.life), None));
         }
         let _unchanged = shared.rows.hold();
         let base = shared.rows.base();
         if let Some(root) = shared.kept_root(&base, block)? {
-            return Ok(view(base.stamp, Some(Past::Kept(root.roots))));
+            let life = Life::new(block, state_after(&shared.rows.of(&base), Some(block))?);
+            return Ok(view(base.stamp, life, Some(Past::Kept(root.roots))));
         }
         match (shared.rewind(&base, block, |at| at == Some(block)), live) {
-            (Ok(Rewind { diff, .. }), _) => {
+            (Ok(Rewind { diff, state, .. }), _) => {
                 let mut changed = HashMap::with_capacity(diff.writes());
                 each_value(&diff, |key, value| {
                     changed.insert(key, value);
                 });
-                Ok(view(base.stamp, Some(Past::Changed(Arc::new(changed)))))
+                Ok(view(base.stamp, Life::new(block, state), Some(Past::Changed(Arc::new(changed)))))
             }
             // Not committed yet, or without history: as long as its values are there.
             (Err(Error::NotClosed { .. } | Error::HistoryGone { .. }), Some(live))
                 if shared.values.reaches(live.stamp) =>
             {
-                Ok(view(live.stamp, None))
+                Ok(view(live.stamp, live.life, None))
             }
             (Err(error), _) => Err(error),
         }
@@ -176,7 +185,8 @@ impl Shared {
             return Err(Error::NotClosed { block, closed: chain.closed });
         }
         if chain.closed == Some(block) {
-            return Ok(Some(Live { stamp: chain.stamp, lasts: true }));
+            let Tip { stamp, life, .. } = self.tip();
+            return Ok(Some(Live { stamp, life, lasts: true }));
         }
         Ok(chain.live(block, &self.config).filter(|live| self.values.reaches(live.stamp)))
     }
@@ -285,7 +295,7 @@ impl Shared {
         let staged = self.pool.install(|| self.stage_diffs(base, &[diff], None))?;
         rewind.check(base, staged.roots.first().copied().unwrap_or_default())?;
         let first = block.map_or(Some(BlockNumber(0)), BlockNumber::next).unwrap_or_default();
-        let refusal = refuse(first).map_err(|error| self.stop_and_tell(error))?;
+        let refusal = refuse(first).map_err(|error| self.stop_for(error))?;
 
         let mut batch = WriteBatch::default();
         meta::put_head(&mut batch, &StoredHead { block: *block, root: *root, state: *id, refusal });
@@ -300,11 +310,12 @@ impl Shared {
                 None => meta::delete_blob(&mut batch, &rows, key)?,
             }
         }
-        batch.append(staged.rows.batch);
+        batch.append(Arc::unwrap_or_clone(staged.rows.batch));
         let stamp = self.chain().stamp + 1;
         self.values.push(stamp, diff);
         staged.undo.iter().for_each(|redo| self.values.settle(stamp, redo));
-        let facts = PendingBlock { number: block.unwrap_or_default(), ..PendingBlock::default() };
+        let lineage = Lineage { state: *id, ..Lineage::default() };
+        let facts = PendingBlock { number: block.unwrap_or_default(), lineage, ..PendingBlock::default() };
         let state = Arc::new(Closed::new(PendingBlock { diff: diff.clone(), ..facts }, stamp));
         let undo = staged.undo.into_iter().map(|redo| (stamp, redo)).collect();
         self.scrubbing.tell(Changes { stamp, blocks: vec![Arc::clone(&state)], undo });
@@ -324,12 +335,13 @@ impl Shared {
         chain.wanted = chain.wanted.min(*block);
         chain.unwritten.push_back(Unwritten {
             layer,
-            blocks: vec![state],
+            blocks: vec![Arc::clone(&state)],
             head: *block,
             refusal,
             to_show: None,
         });
-        self.set_tip(stamp, *block);
+        self.set_tip(stamp, *block, Arc::clone(&state.life));
+        self.candidates.keep_on(*id);
         self.changed.notify_all();
         Ok(*root)
     }

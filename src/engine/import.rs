@@ -27,7 +27,7 @@ use flagstone_core::trie::TrieId;
 use flagstone_core::types::{ClassesRoot, ContractsRoot};
 
 use super::base::Layered;
-use super::meta::{self, BlockRoot, Identity, StateId, StoredHead};
+use super::meta::{self, BlockRoot, Identity, StoredHead};
 use super::{Engine, EngineConfig, require_atomic_batches};
 use crate::error::{Error, ImportOf};
 use crate::journal::DatabaseId;
@@ -252,7 +252,7 @@ fn finish(store: &dyn Store, done: &Unfinished) -> Result<(), Error> {
     let mut batch = WriteBatch::default();
     batch.delete(meta::meta_key(meta::IMPORT));
     meta::put_identity(&mut batch, &done.identity);
-    let state = StateId::fresh();
+    let state = meta::fresh_state();
     meta::put_database(&mut batch, DatabaseId::fresh());
     meta::put_block_root(&mut batch, block, &root, state);
     meta::put_head(&mut batch, &StoredHead { block: Some(block), root, state, ..StoredHead::default() });

@@ -23,7 +23,7 @@ use flagstone_core::commitment::{Roots, StarknetVersion};
 use flagstone_core::diff::StateDiff;
 use flagstone_core::layout::Layout;
 use flagstone_core::store::{StoreError, StoreRead, WriteBatch, keyspace};
-use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommitment};
+use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommitment, StateId};
 
 use super::import;
 use crate::error::Error;
@@ -142,22 +142,9 @@ pub struct StoredHead {
     pub refusal: Position,
 }
 
-/// What tells a state from all others, also from one after a block of the same number, and in a copy of the database that
-/// went on by itself: drawn at random when the block is closed, and never used again. Zero is the empty state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct StateId(pub u64);
-
-impl StateId {
-    /// Draws a new one.
-    pub fn fresh() -> Self {
-        Self(fresh_salt().max(1))
-    }
-}
-
-impl fmt::Display for StateId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
+/// Draws a new id of a state.
+pub fn fresh_state() -> StateId {
+    StateId(fresh_salt().max(1))
 }
 
 /// Roots after a block.

@@ -5,20 +5,22 @@
 //! the engine, in order, as the [`Cadence`] says. Every block gets its own root, the same one whatever the cadence. What
 //! is on its way is bounded; at a bound the one before waits.
 //!
-//! A failure on the way reaches the next caller. After one of the store or the journal the engine has stopped, and
-//! nothing more is written. A block whose computed root is not the stated one is taken back, with all after it: the state
+//! Closing returns a [`BlockHandle`], which tells what becomes of the block; a failure is told to the handles of the block that failed
+//! and of those on top. After one of the store or the journal the engine has stopped, and nothing more is written. A block whose computed root is not the stated one is taken back, with all after it: the state
 //! is again that of the last block before, and the engine goes on from there.
 //!
 //! The store is at one height at any instant: a block's rows (its values, its commitment's nodes, its root, what takes it
 //! back, and the head) are written as one unit.
 
 mod base;
+mod candidates;
 mod chain;
 mod check;
 mod closing;
 mod commit;
 mod config;
 mod durable;
+mod handle;
 mod hints;
 mod history;
 pub(crate) mod import;
@@ -26,6 +28,7 @@ pub(crate) mod meta;
 pub(crate) mod opening;
 mod persist;
 mod scrub;
+mod state;
 mod tries;
 mod values;
 mod view;
@@ -33,7 +36,6 @@ mod view;
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 
@@ -43,13 +45,17 @@ use flagstone_core::layout::{CacheCounters, Layout};
 use flagstone_core::store::Store;
 use flagstone_core::types::BlockNumber;
 
+pub use candidates::Candidate;
 pub use check::CheckReport;
+pub use closing::NewBlock;
 pub use config::{Cadence, EngineConfig, THREADS_MAX};
+pub use handle::{BlockHandle, Event, Stage, Subscription};
 pub use hints::HintStats;
 pub use import::{ImportProgress, Imported};
 pub use meta::{Blob, BlockRoot, Head, Identity};
 pub use opening::Opened;
 pub use scrub::ScrubStats;
+pub use state::CandidateStats;
 pub use values::ReadCacheStats;
 pub use view::View;
 
@@ -57,11 +63,13 @@ use crate::error::Error;
 use crate::journal::{DatabaseId, Files};
 use crate::store::Sealed;
 use base::Rows;
-use chain::{Chain, Ending};
+use chain::{Chain, Ending, Unwritten};
 use durable::Durability;
+use handle::{Life, Subscribers};
 use hints::Hints;
 use opening::{House, Opening, require_atomic_batches};
 use scrub::{Doubts, Scrubbing};
+use state::Registry;
 use values::Values;
 
 /// A state database: a layout over a store.
@@ -73,10 +81,11 @@ use values::Values;
 /// let engine = Engine::open(Box::new(MemoryStore::new()), layout("flat")?.make(), EngineConfig::default())?;
 /// let diff = StateDiff::builder().storage(1.into(), 2.into(), 3.into()).build()?;
 /// let update = StateUpdate { starknet_version: "0.13.5".parse().ok(), ..StateUpdate::from(diff) };
-/// engine.close_block(&update)?;
+/// let block = engine.close_block(&update)?;
 /// assert_eq!(engine.view().storage_at(&1.into(), &2.into())?, 3.into());
-/// let committed = engine.commit()?.committed;
-/// assert_eq!(engine.wait_for_root(committed[0].number)?, committed[0].root);
+/// let root = block.committed().wait()?;
+/// assert_eq!(root, Some(engine.wait_for_root(block.number())?));
+/// engine.close()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Engine {
@@ -85,6 +94,7 @@ pub struct Engine {
     persister: Option<JoinHandle<()>>,
     reader_ahead: Option<JoinHandle<()>>,
     scrubber: Option<JoinHandle<()>>,
+    ended: bool,
 }
 
 /// What the engine's threads and its views share.
@@ -111,34 +121,28 @@ struct Shared {
     ahead_of_store: bool,
     /// Blocks that can be taken back, ascending.
     history: Mutex<VecDeque<BlockNumber>>,
-    taken_back: TakenBack,
+    subscribers: Subscribers,
+    candidates: Arc<Registry>,
     scrubbing: Scrubbing,
     doubts: Doubts,
     /// The failure after which nothing is closed, committed or written any more. What can be read stays so: rows that a failed
     /// unit may have written in part are in memory over the store.
-    stopped: OnceLock<String>,
+    stopped: OnceLock<Error>,
     opened: Opened,
     database: DatabaseId,
-    /// Last, so that its lock is let go after the store is closed.
-    _house: House,
+    /// Its lock is let go after the store is closed.
+    house: Mutex<Option<House>>,
 }
 
 /// Blobs by key, each with the stamps of the blocks that brought one, the last block's last.
 type Brought = HashMap<Vec<u8>, Vec<(u64, Arc<[u8]>)>>;
 
 /// What a new view begins with.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Tip {
     stamp: u64,
     block: Option<BlockNumber>,
-}
-
-/// Stamps of blocks that were taken back because a root did not hold: no view answers for them.
-#[derive(Default)]
-struct TakenBack {
-    any: AtomicBool,
-    /// First and last stamps.
-    stamps: RwLock<Vec<(u64, u64)>>,
+    life: Arc<Life>,
 }
 
 /// A block that was committed.
@@ -152,17 +156,6 @@ pub struct CommittedBlock {
     pub root: BlockRoot,
     /// Whether a root was stated for it, and so was found equal.
     pub verified: bool,
-}
-
-/// What was done, and what commitments have brought since the caller was last told.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Progress {
-    /// The block that was closed, if one was.
-    pub closed: Option<BlockNumber>,
-    /// Blocks whose roots became known, in order.
-    pub committed: Vec<CommittedBlock>,
-    /// Hashes that took.
-    pub hashes: HashCounts,
 }
 
 impl Engine {
@@ -219,8 +212,7 @@ impl Engine {
 
     /// The state after the last closed block, pinned there. Waits for nothing.
     pub fn view(&self) -> View {
-        let Tip { stamp, block } = self.shared.tip();
-        View { shared: Arc::clone(&self.shared), stamp, block, past: None }
+        self.shared.view()
     }
 
     /// How far the database has come, and the root there.
@@ -255,76 +247,143 @@ impl Engine {
 
     /// Name of the store it is in.
     pub fn store_name(&self) -> &'static str {
-        self.shared.rows.store_name()
+        self.shared.rows.store().name()
     }
 
-    /// Commits all closed blocks and waits until that is done.
+    /// Commits all closed blocks and waits until that is done: for who closes blocks.
     ///
     /// # Errors
-    /// [`Error::RootMismatch`] or [`Error::WrongParent`] if a block's stated root does not hold: that block and those
-    /// after it are taken back. [`Error::NotClosed`] if blocks were taken back meanwhile, and another caller was told why
-    /// or did it. [`Error::State`] if the store fails or is damaged.
-    pub fn commit(&self) -> Result<Progress, Error> {
+    /// [`Error::RootMismatch`] or [`Error::WrongParent`] if a block's stated root does not hold, or did not and nobody who closes
+    /// blocks was told yet: that block and those after it are taken back. [`Error::State`] if the store fails or is damaged.
+    pub fn commit(&self) -> Result<Head, Error> {
         let mut chain = self.shared.chain();
-        chain.want_all();
-        let through = chain.closed;
-        self.shared.changed.notify_all();
-        let mut chain = self.shared.wait(chain, |chain| chain.committed >= through.min(chain.closed))?;
-        chain.still_closed(through)?;
-        Ok(chain.take_news())
+        if let Some((_, untold)) = chain.untold.take() {
+            return Err(untold);
+        }
+        self.shared.check_running()?;
+        let last = chain.waiting.back().map(|closed| BlockHandle::of_other(&closed.life, &self.shared));
+        drop(chain);
+        let committed = last.map_or(Ok(None), |last| last.committed().wait());
+        committed.map_err(|error| match self.shared.chain().untold.take() {
+            Some((_, first)) => first,
+            None => error,
+        })?;
+        Ok(self.head())
     }
 
-    /// Commits blocks up to this one, if they are not, and returns its root.
+    /// How many hashes commitments took since the opening.
+    pub fn hashes(&self) -> HashCounts {
+        self.shared.chain().hashes
+    }
+
+    /// Commits blocks up to this one, if they are not, and returns its root. It is the root of the block that has this number
+    /// now, or the failure of that one: never of another that comes in its place.
     ///
     /// # Errors
-    /// As [`Engine::commit`]; [`Error::NotClosed`] if no block of this number is closed, or not any more,
+    /// As [`Engine::commit`], if it is this block that fails; [`Error::NotClosed`] if no block of this number is closed,
     /// [`Error::HistoryGone`] if it has no root of its own.
     pub fn wait_for_root(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
-        let (mut chain, through) = (self.shared.chain(), Some(block));
-        chain.wanted = chain.wanted.max(through.min(chain.closed));
-        self.shared.changed.notify_all();
-        let chain = self.shared.wait(chain, |chain| chain.committed >= through.min(chain.closed))?;
-        chain.still_closed(through)?;
+        let chain = self.shared.chain();
+        chain.is_closed(block)?;
+        let waiting = chain.waiting.iter().find(|closed| closed.block.number == block);
+        let waiting = waiting.map(|closed| BlockHandle::of_other(&closed.life, &self.shared));
         drop(chain);
-        self.block_root(block)?.ok_or_else(|| self.shared.history_gone(block))
+        let root = match waiting {
+            Some(waiting) => waiting.committed().wait()?,
+            None => self.block_root(block)?,
+        };
+        root.ok_or_else(|| self.shared.history_gone(block))
     }
 
-    /// Waits until everything that is committed is in the store, and syncs it.
+    /// Waits until everything that is committed by now is in the store, and syncs it.
     ///
     /// # Errors
-    /// [`Error::State`] if the store fails, or an earlier failure that was not told yet.
+    /// [`Error::State`] if the store fails, [`Error::Stopped`] if something failed before.
     pub fn sync(&self) -> Result<(), Error> {
         let chain = self.shared.chain();
-        let through = chain.committed;
-        let written = |chain: &Chain| chain.persisted >= through.min(chain.committed);
-        drop(self.shared.wait(chain, |chain| written(chain) && chain.unwritten.is_empty())?);
-        self.shared.rows.sync().map_err(|error| self.shared.stop_and_tell(error.into()))
+        let through = chain.unwritten.back().map(Unwritten::stamp);
+        let is_written =
+            |chain: &Chain| chain.unwritten.front().is_none_or(|first| Some(first.stamp()) > through);
+        drop(self.shared.wait(chain, is_written)?);
+        self.shared.rows.sync().map_err(|error| self.shared.stop_for(error.into()))
+    }
+
+    /// Ends the engine: lets the commitment that is wanted and all writing end, syncs the store, and lets go of it, whatever views
+    /// there are. They go on answering what is in memory. What is closed and not committed is committed after the next opening.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the store or the journal fails, [`Error::Stopped`] if something failed before. What was acknowledged is
+    /// durable all the same.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        let shared = &self.shared;
+        let join = |thread: &mut Option<JoinHandle<()>>, ending: Ending| {
+            shared.chain().ending = ending;
+            shared.changed.notify_all();
+            // A thread that panicked has stopped the engine.
+            let _ = thread.take().map(JoinHandle::join);
+        };
+        let mut chain = shared.chain();
+        if matches!(shared.durability, Durability::Store) {
+            chain.want_all();
+        }
+        drop(chain);
+        shared.hints.end();
+        shared.scrubbing.end();
+        join(&mut self.scrubber, Ending::No);
+        join(&mut self.reader_ahead, Ending::No);
+        join(&mut self.committer, Ending::Committing);
+        join(&mut self.persister, Ending::Writing);
+        let ended = shared.check_running().and_then(|()| {
+            let chain = shared.chain();
+            let (head, refusal) = (chain.persisted, chain.written_refusal);
+            drop(chain);
+            Ok(shared.durability.end(&shared.rows, head, refusal)?)
+        });
+        shared.durability.stop();
+        shared.rows.close();
+        shared.house.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let left = std::mem::take(&mut shared.chain().waiting);
+        left.iter().for_each(|closed| closed.life.fail(0, Error::Ended));
+        ended
     }
 }
 
 impl Chain {
-    /// What was committed since the caller was last told.
-    fn take_news(&mut self) -> Progress {
-        let committed = std::mem::take(&mut self.news);
-        Progress { closed: None, committed, hashes: std::mem::take(&mut self.hashes) }
-    }
-
-    /// Refuses a block that is not closed; it may have been, and was taken back while somebody waited for it.
-    fn still_closed(&self, block: Option<BlockNumber>) -> Result<(), Error> {
-        match block.filter(|block| self.closed < Some(*block)) {
-            Some(block) => Err(Error::NotClosed { block, closed: self.closed }),
-            None => Ok(()),
+    /// Refuses a block that is not closed.
+    fn is_closed(&self, block: BlockNumber) -> Result<(), Error> {
+        if self.closed < Some(block) {
+            return Err(Error::NotClosed { block, closed: self.closed });
         }
+        Ok(())
     }
 }
 
 impl Shared {
     fn tip(&self) -> Tip {
-        *self.tip.read().unwrap_or_else(PoisonError::into_inner)
+        self.tip.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_tip(&self, stamp: u64, block: Option<BlockNumber>) {
-        *self.tip.write().unwrap_or_else(PoisonError::into_inner) = Tip { stamp, block };
+    fn set_tip(&self, stamp: u64, block: Option<BlockNumber>, life: Arc<Life>) {
+        *self.tip.write().unwrap_or_else(PoisonError::into_inner) = Tip { stamp, block, life };
+    }
+
+    fn view(self: &Arc<Self>) -> View {
+        let Tip { stamp, block, life } = self.tip();
+        View { shared: Arc::clone(self), stamp, block, life, past: None, proposed: None }
+    }
+
+    /// Blocks up to this one are to be committed.
+    fn want(&self, block: BlockNumber) {
+        let mut chain = self.chain();
+        chain.wanted = chain.wanted.max(Some(block).min(chain.closed));
+        self.changed.notify_all();
     }
 
     fn chain(&self) -> MutexGuard<'_, Chain> {
@@ -339,24 +398,21 @@ impl Shared {
         self.blobs.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// After a failure of the disk nothing more is closed, committed or written.
+    /// After a failure nothing more is closed, committed or written.
     fn check_running(&self) -> Result<(), Error> {
         match self.stopped.get() {
-            Some(cause) => Err(Error::Stopped { cause: cause.clone() }),
+            Some(cause) => Err(Error::Stopped { cause: cause.to_string() }),
             None => Ok(()),
         }
     }
 
-    /// Waits until something holds of the chain; a failure that comes first, or was there already, is the caller's.
+    /// Waits until something holds of the chain.
     fn wait<'a>(
         &self,
         mut chain: MutexGuard<'a, Chain>,
         holds: impl Fn(&Chain) -> bool,
     ) -> Result<MutexGuard<'a, Chain>, Error> {
         loop {
-            if let Some(failure) = chain.failure.take() {
-                return Err(failure);
-            }
             self.check_running()?;
             if !chain.refusing && holds(&chain) {
                 return Ok(chain);
@@ -365,13 +421,24 @@ impl Shared {
         }
     }
 
-    /// Stops the engine. The next caller learns why.
+    /// Stops the engine. The blocks that are on their way fail with it.
     fn stop(&self, error: Error) {
-        let mut chain = self.chain();
-        if self.stopped.set(error.to_string()).is_ok() {
-            chain.failure = Some(error);
-        }
+        let chain = self.chain();
+        let is_first = self.stopped.set(error.clone()).is_ok();
+        let unwritten = chain.unwritten.iter().flat_map(|unwritten| &unwritten.blocks);
+        let lives: Vec<_> = unwritten.chain(&chain.waiting).map(|closed| Arc::clone(&closed.life)).collect();
         self.changed.notify_all();
+        drop(chain);
+        if is_first {
+            lives.iter().for_each(|life| life.fail(0, error.clone()));
+            self.subscribers.tell(|| Event::Stopped(error.clone()));
+        }
+    }
+
+    /// Stops the engine for an error, and returns it for who met with it.
+    fn stop_for(&self, error: Error) -> Error {
+        self.stop(error.clone());
+        error
     }
 
     /// Runs a thread's loop; whatever ends it other than the engine's end stops the engine.
@@ -383,48 +450,12 @@ impl Shared {
             Err(_) => self.stop(Error::Stopped { cause: format!("the {what} panicked") }),
         }
     }
-
-    fn is_taken_back(&self, stamp: u64) -> bool {
-        let ranges = || self.taken_back.stamps.read().unwrap_or_else(PoisonError::into_inner);
-        self.taken_back.any.load(Ordering::SeqCst)
-            && ranges().iter().any(|(first, last)| (*first..=*last).contains(&stamp))
-    }
-
-    fn note_taken_back(&self, first: u64, last: u64) {
-        self.taken_back.stamps.write().unwrap_or_else(PoisonError::into_inner).push((first, last));
-        self.taken_back.any.store(true, Ordering::SeqCst);
-    }
 }
 
 impl Drop for Engine {
-    /// Lets the commitment that is wanted and all writing end, and syncs the store, so that the next opening has little
-    /// to replay. What is acknowledged is durable without it.
+    /// As [`Engine::close`]. Nobody is left to tell if that fails; what is acknowledged is durable without it.
     fn drop(&mut self) {
-        let join = |thread: &mut Option<JoinHandle<()>>, ending: Ending| {
-            self.shared.chain().ending = ending;
-            self.shared.changed.notify_all();
-            // A thread that panicked has stopped the engine.
-            let _ = thread.take().map(JoinHandle::join);
-        };
-        let mut chain = self.shared.chain();
-        if matches!(self.shared.durability, Durability::Store) {
-            chain.want_all();
-        }
-        drop(chain);
-        self.shared.hints.end();
-        self.shared.scrubbing.end();
-        join(&mut self.scrubber, Ending::No);
-        join(&mut self.reader_ahead, Ending::No);
-        join(&mut self.committer, Ending::Committing);
-        join(&mut self.persister, Ending::Writing);
-        if self.shared.check_running().is_ok() {
-            let chain = self.shared.chain();
-            let (head, refusal) = (chain.persisted, chain.written_refusal);
-            drop(chain);
-            // Nobody is left to tell; the journal has what the store might not.
-            let _ = self.shared.durability.end(&self.shared.rows, head, refusal);
-        }
-        self.shared.durability.stop();
+        let _ = self.end();
     }
 }
 

@@ -17,16 +17,17 @@ use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StateAt};
 use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
-use flagstone_core::types::BlockNumber;
+use flagstone_core::types::{BlockNumber, StateId};
 
 use super::base::Rows;
 use super::chain::Chain;
 use super::durable::{Durability, Journaled};
+use super::handle::{Life, Subscribers};
 use super::hints::{self, Hints};
-use super::meta::{self, BlockRoot, Identity, Lineage, PendingBlock, StateId, StoredHead};
+use super::meta::{self, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
 use super::scrub::{Doubts, Scrubbing};
 use super::values::{Values, each_value};
-use super::{Engine, EngineConfig, Shared, TakenBack, Tip};
+use super::{Engine, EngineConfig, Shared, Tip};
 use crate::error::{Error, at};
 use crate::journal::{
     Acknowledged, Cut, DatabaseId, Files, Journal, JournalConfig, Position, Recovered, Recovery,
@@ -205,6 +206,7 @@ impl Opening {
             ..Chain::default()
         };
         let history = meta::undo_chain(&store, head.block)?;
+        let life = Life::new(head.block.unwrap_or_default(), head.state);
         let shared = Arc::new(Shared {
             layout,
             hasher,
@@ -215,20 +217,21 @@ impl Opening {
             hints: Hints::default(),
             lane,
             blobs: RwLock::default(),
-            tip: RwLock::new(Tip { stamp: 0, block: head.block }),
+            tip: RwLock::new(Tip { stamp: 0, block: head.block, life }),
             chain: Mutex::new(chain),
             changed: Condvar::new(),
             closer: Mutex::new(()),
             durability,
             ahead_of_store,
             history: Mutex::new(history),
-            taken_back: TakenBack::default(),
+            subscribers: Subscribers::default(),
+            candidates: Arc::default(),
             scrubbing: Scrubbing::default(),
             doubts: Doubts::default(),
             stopped: OnceLock::new(),
             opened,
             database: database.unwrap_or_else(DatabaseId::fresh),
-            _house: house,
+            house: Mutex::new(Some(house)),
         });
         begun.run(&shared)
     }
@@ -257,7 +260,8 @@ impl Begun {
         let persister = Some(start("persist", |shared| shared.write_committed())?);
         let reader_ahead = Some(start("read-ahead", hints::follow)?);
         let scrubber = Some(start("scrub", |shared| shared.scrub())?);
-        Ok(Engine { shared: Arc::clone(shared), committer, persister, reader_ahead, scrubber })
+        let shared = Arc::clone(shared);
+        Ok(Engine { shared, committer, persister, reader_ahead, scrubber, ended: false })
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use super::Shared;
 use super::base::Layer;
 use super::chain::{Closed, Ending, Unwritten};
+use super::handle::Event;
 use crate::error::Error;
 
 impl Shared {
@@ -54,7 +55,7 @@ impl Shared {
         let mut chain = self.chain();
         chain.unwritten.drain(..unwritten.len());
         for unwritten in unwritten {
-            if let Some(shown) = unwritten.to_show {
+            if let Some(shown) = &unwritten.to_show {
                 self.show_committed(&mut chain, unwritten.head, shown);
             }
         }
@@ -62,6 +63,10 @@ impl Shared {
         chain.written_refusal = *refusal;
         drop(chain);
         self.changed.notify_all();
+        unwritten.iter().flat_map(|written| &written.blocks).for_each(|closed| closed.life.persist());
+        if let Some(head) = *head {
+            self.subscribers.tell(|| Event::Persisted(head));
+        }
         Ok(())
     }
 }

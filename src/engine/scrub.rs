@@ -33,7 +33,7 @@ use super::{Engine, Shared};
 use crate::error::Error;
 
 /// Most value rows that are read for one commitment, to hold them against the tries.
-pub const HELD_ROWS_MAX: usize = 256;
+pub const HELD_ROWS_MAX: usize = 64;
 /// How often the scrub reads some rows.
 const STEP: Duration = Duration::from_millis(100);
 /// How long it rests after it has read all.

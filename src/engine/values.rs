@@ -49,8 +49,8 @@
 
 mod cache;
 
-use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -72,7 +72,7 @@ const SHARD_BYTES: usize = size_of::<Shard>() + 64;
 
 /// About what a value takes among the recent ones: its key and versions, and its share of the index.
 pub const RECENT_VALUE_BYTES: usize =
-    size_of::<Hashed>() + size_of::<Recent>() + size_of::<u64>() + 3 * (size_of::<usize>() + 1);
+    size_of::<Key>() + size_of::<Recent>() + size_of::<u64>() + 3 * (size_of::<usize>() + 1);
 
 /// What the values in front of the layout have done, and what they hold. Read without stopping anyone, so the numbers
 /// may be some reads apart.
@@ -98,12 +98,12 @@ pub struct ReadCacheStats {
 
 /// A key with its keyed hash.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Hashed {
+pub struct Key {
     hash: u64,
     key: Subject,
 }
 
-impl Hash for Hashed {
+impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
     }
@@ -111,7 +111,7 @@ impl Hash for Hashed {
 
 /// Passes on the hash that a key brings.
 #[derive(Default)]
-struct Brought(u64);
+pub struct Brought(u64);
 
 impl Hasher for Brought {
     fn finish(&self) -> u64 {
@@ -124,6 +124,9 @@ impl Hasher for Brought {
         self.0 = hash;
     }
 }
+
+/// Values by their keys.
+pub type ByKey<V> = HashMap<Key, V, BuildBrought>;
 
 type BuildBrought = BuildHasherDefault<Brought>;
 
@@ -140,7 +143,7 @@ pub enum Lookup {
 /// A place for the value of one key, asked for by a view.
 pub struct Vacancy {
     stamp: u64,
-    key: Hashed,
+    key: Key,
 }
 
 /// What holding replaced values against known ones has found.
@@ -271,13 +274,13 @@ struct Entries {
     floor: u64,
     /// Its values lie close together, whatever comes and goes; a table of them would be four times as large, as it doubles
     /// itself where removals leave it no room.
-    recent: IndexMap<Hashed, Recent, BuildBrought>,
+    recent: IndexMap<Key, Recent, BuildBrought>,
     cached: Cache,
 }
 
 impl Entries {
     /// The known value for a view.
-    fn at(&mut self, key: &Hashed, stamp: u64) -> Option<Felt> {
+    fn at(&mut self, key: &Key, stamp: u64) -> Option<Felt> {
         match self.recent.get(key) {
             Some(recent) => recent.at(stamp),
             None => self.cached.get(key),
@@ -285,7 +288,7 @@ impl Entries {
     }
 
     /// The known value for a view that answered before the newest blocks; leaves the cache as it was.
-    fn at_earlier(&self, key: &Hashed, stamp: u64) -> Option<Felt> {
+    fn at_earlier(&self, key: &Key, stamp: u64) -> Option<Felt> {
         // What was cached when the first block wrote the key is under its versions until the value before them is settled.
         self.recent.get(key).and_then(|recent| recent.at(stamp)).or_else(|| {
             let unsettled = self.recent.get(key).is_none_or(|recent| recent.before.is_none());
@@ -294,14 +297,14 @@ impl Entries {
     }
 
     /// Caches a value.
-    fn cache(&mut self, counters: &Counters, key: Hashed, value: Felt) {
+    fn cache(&mut self, counters: &Counters, key: Key, value: Felt) {
         if self.cached.put(key, value) {
             counters.evictions.increment();
         }
         counters.entries.set(self.cached.len() as u64);
     }
 
-    fn push(&mut self, key: Hashed, version: Version) {
+    fn push(&mut self, key: Key, version: Version) {
         match self.recent.entry(key) {
             Entry::Occupied(mut recent) => recent.get_mut().push(version),
             Entry::Vacant(place) => {
@@ -399,9 +402,8 @@ impl Values {
     }
 
     /// What is known of a key for a view.
-    pub fn get(&self, stamp: u64, key: Subject) -> Lookup {
-        let shown = self.shown.at(stamp, &key);
-        let key = self.hashed(key);
+    pub fn get(&self, stamp: u64, key: Key) -> Lookup {
+        let shown = self.shown.at(stamp, &key.key);
         let Shard { counters, .. } = self.shard(&key);
         let mut entries = self.shard(&key).lock();
         if stamp < entries.floor {
@@ -420,9 +422,8 @@ impl Values {
     }
 
     /// The known value for a view, if there is one; only then this counts as a read.
-    pub fn recall(&self, stamp: u64, key: Subject) -> Option<Felt> {
-        let shown = self.shown.at(stamp, &key);
-        let key = self.hashed(key);
+    pub fn recall(&self, stamp: u64, key: Key) -> Option<Felt> {
+        let shown = self.shown.at(stamp, &key.key);
         let Shard { counters, .. } = self.shard(&key);
         let mut entries = self.shard(&key).lock();
         if stamp < entries.floor {
@@ -578,22 +579,18 @@ impl Values {
     }
 
     /// A diff's values by shard: hashed before any lock is taken.
-    fn by_shard(&self, diff: &StateDiff) -> Vec<Vec<(Hashed, Felt)>> {
+    fn by_shard(&self, diff: &StateDiff) -> Vec<Vec<(Key, Felt)>> {
         let expected = diff.writes() / self.shards.len() + diff.writes() / 64;
         let mut values: Vec<_> = self.shards.iter().map(|_| Vec::with_capacity(expected)).collect();
         each_value(diff, |key, value| {
-            let key = self.hashed(key);
+            let key = self.key(key);
             values[self.shard_index(&key)].push((key, value));
         });
         values
     }
 
     /// Visits, one at a time, the shards that a diff has values for.
-    fn each_shard(
-        &self,
-        diff: &StateDiff,
-        mut visit: impl FnMut(&Counters, &mut Entries, Vec<(Hashed, Felt)>),
-    ) {
+    fn each_shard(&self, diff: &StateDiff, mut visit: impl FnMut(&Counters, &mut Entries, Vec<(Key, Felt)>)) {
         for (shard, values) in self.shards.iter().zip(self.by_shard(diff)) {
             if !values.is_empty() {
                 let mut entries = shard.lock();
@@ -603,17 +600,18 @@ impl Values {
         }
     }
 
-    fn hashed(&self, key: Subject) -> Hashed {
-        Hashed { hash: self.hasher.hash_one(key), key }
+    /// What a thing is looked up by.
+    pub fn key(&self, key: Subject) -> Key {
+        Key { hash: self.hasher.hash_one(key), key }
     }
 
-    fn shard(&self, key: &Hashed) -> &Shard {
+    fn shard(&self, key: &Key) -> &Shard {
         &self.shards[self.shard_index(key)]
     }
 
     /// From bits that the tables do not use: one takes the lowest ones for the place and the highest seven as a tag, the other
     /// the lowest 32.
-    fn shard_index(&self, key: &Hashed) -> usize {
+    fn shard_index(&self, key: &Key) -> usize {
         (key.hash >> 40) as usize & (self.shards.len() - 1)
     }
 }

@@ -11,11 +11,13 @@ use flagstone_core::diff::Subject;
 use flagstone_core::felt::Felt;
 use flagstone_core::layout::StateAt;
 use flagstone_core::types::{
-    BlockNumber, ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue,
+    BlockNumber, ClassHash, CompiledClassHash, ContractAddress, Nonce, StateId, StorageKey, StorageValue,
 };
 
 use super::Shared;
+use super::handle::Life;
 use super::meta;
+use super::state::Proposed;
 use super::values::Lookup;
 use crate::error::Error;
 
@@ -44,14 +46,22 @@ pub struct View {
     pub(super) shared: Arc<Shared>,
     pub(super) stamp: u64,
     pub(super) block: Option<BlockNumber>,
+    pub(super) life: Arc<Life>,
     /// For a view of a block whose values are not among the recent ones.
     pub(super) past: Option<Past>,
+    /// For a view of a candidate.
+    pub(super) proposed: Option<Arc<Proposed>>,
 }
 
 impl View {
     /// The block this view is pinned at; `None` for the empty state.
     pub const fn block(&self) -> Option<BlockNumber> {
         self.block
+    }
+
+    /// The state this is a view of: what a block that is executed on it is to be closed on ([`NewBlock::on`](super::NewBlock::on)).
+    pub fn state(&self) -> StateId {
+        self.life.state()
     }
 
     /// Value of a storage slot; zero if it was never written.
@@ -94,9 +104,11 @@ impl View {
         if let Some(value) = self.past.as_ref().and_then(|past| past.changed(subject)) {
             return Some(value);
         }
-        let value = self.shared.values.recall(self.stamp, *subject);
+        let key = self.shared.values.key(*subject);
+        let own = self.proposed.as_ref().and_then(|proposed| proposed.value(&key));
+        let value = own.or_else(|| self.shared.values.recall(self.stamp, key));
         let is_sound = || self.shared.doubts.check(subject).is_ok();
-        value.filter(|_| !self.shared.is_taken_back(self.stamp) && is_sound())
+        value.filter(|_| !self.life.is_gone() && is_sound())
     }
 
     /// The blob of a key, if a block brought one: that of the last closed block that did, also if it is after this view's.
@@ -108,7 +120,8 @@ impl View {
             let blobs = self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner);
             blobs.get(key).and_then(|brought| brought.last()).map(|(_, bytes)| Arc::clone(bytes))
         };
-        if let Some(blob) = recent() {
+        let own = self.proposed.as_ref().and_then(|proposed| proposed.blob(key));
+        if let Some(blob) = own.or_else(recent) {
             return Ok(Some(blob));
         }
         // Committed between the two looks at the earliest: then the rows have it.
@@ -130,7 +143,10 @@ impl View {
         if let Some(value) = self.past.as_ref().and_then(|past| past.changed(subject)) {
             return Ok(value);
         }
-        let value = match self.shared.values.get(self.stamp, *subject) {
+        let key = self.shared.values.key(*subject);
+        let own = self.proposed.as_ref().and_then(|proposed| proposed.value(&key));
+        let known = || self.shared.values.get(self.stamp, key);
+        let value = match own.map_or_else(known, Lookup::Known) {
             Lookup::Known(value) => Some(value),
             Lookup::Expired => None,
             Lookup::Unknown(vacancy) => {
@@ -140,7 +156,7 @@ impl View {
             }
         };
         value
-            .filter(|_| !self.shared.is_taken_back(self.stamp))
+            .filter(|_| !self.life.is_gone())
             .ok_or_else(|| Error::ViewExpired { view: self.block, now: self.shared.tip().block })
     }
 }

@@ -23,7 +23,7 @@ use blockifier::context::BlockContext;
 use blockifier::state::cached_state::CachedState;
 use blockifier::transaction::transaction_execution::Transaction;
 use flagstone_core::commitment::StarknetVersion;
-use flagstone_core::types::{BlockNumber, ClassHash};
+use flagstone_core::types::{BlockNumber, ClassHash, StateId};
 use flagstone_core::update::StateUpdate;
 use starknet_api::block::BlockHashAndNumber;
 use starknet_api::executable_transaction::AccountTransaction;
@@ -31,7 +31,7 @@ use starknet_api::executable_transaction::AccountTransaction;
 use super::classes::{ClassStore, DeclaredClass, cairo_0};
 use super::hints::{self, Prefetch, Recipes};
 use super::{ReadCounts, SequencerError, ViewReader, convert};
-use crate::engine::{BlockRoot, Engine};
+use crate::engine::{BlockHandle, BlockRoot, Engine, NewBlock};
 
 /// How long the producer sleeps between looks at what the workers have done.
 const POLL: Duration = Duration::from_micros(200);
@@ -63,6 +63,8 @@ pub struct BlockInput {
 
 /// A block that was executed and is not closed.
 pub struct Executed {
+    /// The state it was executed on.
+    pub parent: StateId,
     /// What it changes; ready for [`Producer::close`].
     pub update: StateUpdate,
     /// The classes it declares.
@@ -80,10 +82,12 @@ pub struct Executed {
 }
 
 /// A block that is durable and visible.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Closed {
     /// The block.
     pub number: BlockNumber,
+    /// What becomes of it.
+    pub block: BlockHandle,
     /// Time that closing took: all that the next block's execution waits for.
     pub elapsed: Duration,
 }
@@ -138,7 +142,9 @@ impl Producer {
     /// [`SequencerError::Diff`] if its diff has keys out of range.
     pub fn execute(&self, block: &BlockInput) -> Result<Executed, SequencerError> {
         let started = Instant::now();
-        let reader = ViewReader::new(self.engine.view(), Arc::clone(&self.classes));
+        let view = self.engine.view();
+        let parent = view.state();
+        let reader = ViewReader::new(view, Arc::clone(&self.classes));
         self.hint(&block.transactions, &block.context);
         let ahead = Ahead { producer: self, context: &block.context };
         let (executed, panicked) = self.run(block, &reader, &ahead);
@@ -158,7 +164,7 @@ impl Producer {
             ..StateUpdate::from(convert::state_diff(&summary.state_diff, &deprecated)?)
         };
         let elapsed = started.elapsed();
-        Ok(Executed { update, classes, outcomes, summary, reads: reader.counts(), panicked, elapsed })
+        Ok(Executed { parent, update, classes, outcomes, summary, reads: reader.counts(), panicked, elapsed })
     }
 
     /// Executes on the workers, if there are any, and once more without them if they panicked, and not because of a read. Says
@@ -189,9 +195,9 @@ impl Producer {
     /// Closes a block that was executed on the last closed one: its values and classes are durable, as one unit, and visible.
     ///
     /// # Errors
-    /// As [`Engine::close_block_with`], and [`SequencerError::Class`] if a class could not be kept; then nothing was closed.
+    /// [`Error::WrongState`](crate::Error::WrongState) if the state it was executed on is not the last any more; as [`Engine::close_block`], and [`SequencerError::Class`] if a class could not be kept; then nothing was closed.
     pub fn close(&self, block: &Executed) -> Result<Closed, SequencerError> {
-        self.close_update(&block.update, &block.classes)
+        self.close_on(Some(block.parent), &block.update, &block.classes)
     }
 
     /// Closes a block that was not executed, like a genesis.
@@ -203,13 +209,23 @@ impl Producer {
         update: &StateUpdate,
         classes: &[DeclaredClass],
     ) -> Result<Closed, SequencerError> {
+        self.close_on(None, update, classes)
+    }
+
+    fn close_on(
+        &self,
+        parent: Option<StateId>,
+        update: &StateUpdate,
+        classes: &[DeclaredClass],
+    ) -> Result<Closed, SequencerError> {
         let started = Instant::now();
         let view = self.engine.view();
         let number = view.block().and_then(BlockNumber::next).unwrap_or_default();
         let records = cairo_0::records(&view, number, classes, self.classes.as_ref())?;
         let blobs = [self.classes.put(classes)?, records].concat();
-        let progress = self.engine.close_block_with(update, &blobs)?;
-        Ok(Closed { number: progress.closed.unwrap_or_default(), elapsed: started.elapsed() })
+        let new = NewBlock::from(update).with_blobs(&blobs);
+        let block = self.engine.close_block(parent.map_or(new, |parent| new.on(parent)))?;
+        Ok(Closed { number: block.number(), block, elapsed: started.elapsed() })
     }
 
     /// The root of a closed block, once it is known.

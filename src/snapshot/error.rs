@@ -1,6 +1,7 @@
 //! What can be wrong with a dump.
 
 use std::io;
+use std::sync::Arc;
 
 /// What kind of error it is, for callers that branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,7 +17,7 @@ pub enum SnapshotErrorKind {
 }
 
 /// A dump that cannot be read. Says where.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SnapshotError {
     /// Reading failed.
     #[error("cannot read {place} of the dump: {source}")]
@@ -24,7 +25,7 @@ pub enum SnapshotError {
         /// What was to be read.
         place: String,
         /// What the system said.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// It does not begin as a dump does.
     #[error("this is not a dump of a state: it does not begin with `{magic}`; `flagstone export` writes one")]
@@ -78,7 +79,7 @@ impl SnapshotError {
         let place = place.to_string();
         match source.kind() {
             io::ErrorKind::UnexpectedEof => Self::Cut { place },
-            _ => Self::Io { place, source },
+            _ => Self::Io { place, source: Arc::new(source) },
         }
     }
 }

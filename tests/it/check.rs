@@ -10,7 +10,7 @@ use std::sync::Arc;
 use flagstone::core::compare::{StateTries, compare};
 use flagstone::core::felt::Felt;
 use flagstone::core::types::{BlockNumber, ContractAddress};
-use flagstone::engine::{Blob, CheckReport};
+use flagstone::engine::{Blob, CheckReport, NewBlock};
 use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::{MemoryStore, SEAL_BYTES, Sealed, Store, StoreRead, keyspace};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate, database};
@@ -464,7 +464,7 @@ fn a_blob_without_one_of_its_rows_is_found() {
     let engine = Engine::open(Box::new(Arc::clone(&store)), layout.make(), config()).unwrap();
     let blob = |key: &[u8], bytes: usize| Blob { key: key.to_vec(), bytes: vec![3; bytes].into() };
     let blobs = [blob(b"", 10_000), blob(b"a", 20_000), blob(b"ab", 0), blob(b"b", 4088), blob(b"c", 4089)];
-    engine.close_block_with(&blocks()[0], &blobs).unwrap();
+    engine.close_block(NewBlock::from(&blocks()[0]).with_blobs(&blobs)).unwrap();
     assert!(engine.check(&|_| ()).unwrap().is_sound());
     drop(engine);
     let mut rows = Vec::new();

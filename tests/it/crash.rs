@@ -16,7 +16,7 @@ use flagstone::journal::faulty::{Fault, FaultyFiles};
 use flagstone::store::{Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
 
-use crate::support::{check_tries, config, every, layouts};
+use crate::support::{check_tries, config, every, layouts, root_of};
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -225,9 +225,7 @@ fn machine(layout: &'static str, cadence: Cadence, roots: &[StateCommitment]) ->
 fn known_roots() -> Vec<StateCommitment> {
     let reference = machine("flat", Cadence::AtClose, &[]);
     let engine = reference.open().unwrap();
-    (0..BLOCKS)
-        .map(|number| engine.close_block(&block(number)).unwrap().committed[0].root.commitment)
-        .collect()
+    (0..BLOCKS).map(|number| root_of(&engine, &block(number))).collect()
 }
 
 #[test]

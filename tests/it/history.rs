@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, StateCommitment};
-use flagstone::engine::Blob;
+use flagstone::engine::{Blob, NewBlock};
 use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{MemoryStore, Store, StoreRead, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, View};
@@ -14,7 +14,7 @@ use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
-use crate::support::{Place, config, every, layouts, settle};
+use crate::support::{Place, config, every, layouts, root_of, settle};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -257,22 +257,25 @@ fn a_view_in_the_history_stays_when_its_blocks_values_leave_the_recent_ones() {
 fn blocks_committed_as_one_have_one_root_and_are_taken_back_together() {
     let roots: Vec<StateCommitment> = {
         let engine = Place::memory().open("flat", config(Cadence::AtClose, 1));
-        (0..7)
-            .map(|number| engine.close_block(&block(number)).unwrap().committed[0].root.commitment)
-            .collect()
+        (0..7).map(|number| root_of(&engine, &block(number))).collect()
     };
     for (layout, _) in layouts() {
         let config = EngineConfig { coalesce: true, recent_blocks_max: 0, ..config(Cadence::OnRequest, 1) };
         let engine = Place::memory().open(layout, config);
-        let mut committed = Vec::new();
-        for number in 0..7 {
-            engine.close_block(&block(number)).unwrap();
-            if number == 2 || number == 6 {
-                committed.extend(engine.commit().unwrap().committed);
-            }
-        }
+        let handles: Vec<_> = (0..7)
+            .map(|number| {
+                let closed = engine.close_block(&block(number)).unwrap();
+                if number == 2 || number == 6 {
+                    engine.commit().unwrap();
+                }
+                closed
+            })
+            .collect();
         engine.sync().unwrap();
-        let told: Vec<_> = committed.iter().map(|block| (block.number.0, block.root.commitment)).collect();
+        let told: Vec<_> = handles
+            .iter()
+            .filter_map(|block| Some((block.number().0, block.committed().wait().unwrap()?.commitment)))
+            .collect();
         assert_eq!(told, [(2, roots[2]), (6, roots[6])]);
         assert_eq!(engine.block_root(BlockNumber(4)).unwrap(), None);
         let never = engine.revert_to(BlockNumber(4)).unwrap_err();
@@ -315,7 +318,7 @@ fn blobs_are_there_with_their_block_and_after_a_crash() {
             };
             let engine = open();
             for number in 0..4 {
-                engine.close_block_with(&block(number), &[blob(number)]).unwrap();
+                engine.close_block(NewBlock::from(&block(number)).with_blobs(&[blob(number)])).unwrap();
             }
             check(&engine);
             settle(&engine);
@@ -324,7 +327,10 @@ fn blobs_are_there_with_their_block_and_after_a_crash() {
             files.crash(1);
             check(&open());
             let long = Blob { key: vec![0; 256], bytes: Vec::new().into() };
-            assert_eq!(open().close_block_with(&block(4), &[long]).unwrap_err().kind(), ErrorKind::Input);
+            assert_eq!(
+                open().close_block(NewBlock::from(&block(4)).with_blobs(&[long])).unwrap_err().kind(),
+                ErrorKind::Input
+            );
         }
     }
 }
@@ -337,13 +343,13 @@ fn a_blob_takes_the_place_of_one_under_its_key() {
         let engine = place.open("flat", config(cadence, 1));
         // Shorter and longer ones, and one of no bytes.
         for (number, bytes) in (0..).zip([20_000, 9_000, 0, 30_000, 5_000]) {
-            engine.close_block_with(&block(number), &[blob(bytes)]).unwrap();
+            engine.close_block(NewBlock::from(&block(number)).with_blobs(&[blob(bytes)])).unwrap();
             assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(bytes).bytes), "{cadence:?}, {bytes}");
         }
         settle(&engine);
         assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(5_000).bytes), "{cadence:?}");
         check_whole(&engine);
-        engine.close_block_with(&block(5), &[blob(100)]).unwrap();
+        engine.close_block(NewBlock::from(&block(5)).with_blobs(&[blob(100)])).unwrap();
         settle(&engine);
         assert_eq!(engine.view().blob(b"key").unwrap(), Some(blob(100).bytes), "{cadence:?}");
         check_whole(&engine);
@@ -358,7 +364,7 @@ fn every_blob_that_is_taken_can_be_written_to_every_store() {
             let first = engine.head().closed.map_or(0, |block| block.0 + 1);
             let blob = |length: usize| Blob { key: vec![7; length], bytes: vec![1; 9_000].into() };
             let longest = (0..=300).rev().find(|length| {
-                match engine.close_block_with(&block(first), &[blob(*length)]) {
+                match engine.close_block(NewBlock::from(&block(first)).with_blobs(&[blob(*length)])) {
                     Ok(_) => true,
                     Err(error) if error.kind() == ErrorKind::Input => false,
                     Err(error) => panic!("{}: a key of {length} bytes: {error}", place.name()),
@@ -383,7 +389,7 @@ fn blobs_that_no_journal_takes_are_refused_and_stop_nothing() {
     // One buffer, as many times as make more than a gibibyte.
     let bytes: Arc<[u8]> = vec![0; 200 << 20].into();
     let blobs: Vec<Blob> = (0..6).map(|key| Blob { key: vec![key], bytes: Arc::clone(&bytes) }).collect();
-    let error = engine.close_block_with(&block(0), &blobs).unwrap_err();
+    let error = engine.close_block(NewBlock::from(&block(0)).with_blobs(&blobs)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Input, "{error}");
     engine.close_block(&block(0)).unwrap();
 }
@@ -516,7 +522,7 @@ fn blobs_are_taken_back_with_their_block() {
             let machine = Machine::default();
             let engine = machine.open(layout, cadence);
             let close = |engine: &Engine, number: u64, blobs: &[Blob]| {
-                engine.close_block_with(&block(number), blobs).unwrap();
+                engine.close_block(NewBlock::from(&block(number)).with_blobs(blobs)).unwrap();
             };
             close(&engine, 0, &[blob("a", 1), blob("b", 1)]);
             settle(&engine);
@@ -544,7 +550,7 @@ fn blobs_are_taken_back_with_their_block() {
             if cadence != Cadence::AtClose {
                 close(&engine, 1, &[blob("a", 5)]);
                 let wrong = StateUpdate { new_root: Some(0xbad.into()), ..block(2) };
-                engine.close_block_with(&wrong, &[blob("a", 6), blob("c", 6)]).unwrap();
+                engine.close_block(NewBlock::from(&wrong).with_blobs(&[blob("a", 6), blob("c", 6)])).unwrap();
                 engine.commit().unwrap_err();
                 has(&engine, Some(5), Some(1), None, "refused");
             }

@@ -11,7 +11,7 @@ use flagstone::store::BATCH_ROWS_MAX;
 use flagstone::{Cadence, Engine, EngineConfig, StateDiff, StateUpdate, database};
 
 use crate::child;
-use crate::support::{Place, check_tries, config, every};
+use crate::support::{Place, check_tries, config, every, root_of};
 
 /// Times a process is killed for each layout. By hand more: `FLAGSTONE_KILLS=1000 cargo test --test it kills::`.
 const KILLS: u64 = 70;
@@ -115,8 +115,7 @@ struct Undisturbed {
 impl Undisturbed {
     fn root(&mut self, number: u64) -> StateCommitment {
         while self.roots.len() as u64 <= number {
-            let committed = self.engine.close_block(&block(self.roots.len() as u64)).unwrap().committed;
-            self.roots.push(committed[0].root.commitment);
+            self.roots.push(root_of(&self.engine, &block(self.roots.len() as u64)));
         }
         self.roots[number as usize]
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
-use flagstone::engine::Blob;
+use flagstone::engine::{Blob, NewBlock};
 use flagstone::journal::OsFiles;
 use flagstone::store::{Capabilities, Row, Store, StoreError, StoreRead, Visit, WriteBatch, keyspace};
 use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, database};
@@ -242,8 +242,8 @@ fn a_blob_that_is_gone_comes_back_from_the_journal() {
     let store = Mem::default();
     let engine = place.open(&store).unwrap();
     let blob = |byte: u8| Blob { key: b"class".to_vec(), bytes: vec![byte; 9_000].into() };
-    engine.close_block_with(&block(0), &[blob(1)]).unwrap();
-    engine.close_block_with(&block(1), &[blob(2)]).unwrap();
+    engine.close_block(NewBlock::from(&block(0)).with_blobs(&[blob(1)])).unwrap();
+    engine.close_block(NewBlock::from(&block(1)).with_blobs(&[blob(2)])).unwrap();
     settle(&engine);
     let (mut rows, files) = (store.rows(), place.saved());
     drop(engine);

@@ -7,6 +7,7 @@
     reason = "all of it is test code, but clippy knows that only of functions marked so"
 )]
 
+mod candidates;
 mod check;
 mod child;
 mod cli;
@@ -17,6 +18,7 @@ mod cli_proofs;
 mod crash;
 mod engine;
 mod failures;
+mod handles;
 mod history;
 mod kills;
 mod lineage;

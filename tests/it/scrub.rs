@@ -28,6 +28,9 @@ fn update(block: u64, slots: impl Iterator<Item = u64>) -> StateUpdate {
     }
 }
 
+/// A key and its row.
+type Row = (Vec<u8>, Vec<u8>);
+
 /// A database in which rows can be lost.
 #[derive(Default)]
 struct Place {
@@ -43,7 +46,7 @@ impl Place {
     }
 
     /// Three blocks that write all slots, and the value rows as the first of them left them.
-    fn filled() -> (Self, Vec<(Vec<u8>, Vec<u8>)>) {
+    fn filled() -> (Self, Vec<Row>) {
         let place = Self::default();
         let engine = place.open(quiet(Cadence::AtClose));
         engine.close_block(&update(0, 0..SLOTS)).unwrap();

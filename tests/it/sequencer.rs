@@ -17,7 +17,7 @@ use blockifier::state::errors::StateError;
 use blockifier::state::state_api::StateReader;
 use flagstone::core::diff::Subject;
 use flagstone::core::types::{BlockNumber, ClassHash, ContractAddress, Nonce, StateCommitment, StorageKey};
-use flagstone::engine::Blob;
+use flagstone::engine::{Blob, NewBlock};
 use flagstone::registry::LAYOUTS;
 use flagstone::sequencer::classes::{ClassError, EngineClasses, ReadyClasses, blob};
 use flagstone::sequencer::hints::Prefetch;
@@ -41,7 +41,9 @@ static GENESIS: LazyLock<Genesis> = LazyLock::new(|| workload::genesis().unwrap(
 static CLASSES: LazyLock<Arc<dyn ClassStore>> = LazyLock::new(|| {
     let engine = Arc::new(Place::memory().open("flat", config(Cadence::AtClose, 1)));
     let classes: Arc<dyn ClassStore> = Arc::new(with_classes(&engine));
-    engine.close_block_with(&GENESIS.update, &classes.put(&GENESIS.classes).unwrap()).unwrap();
+    engine
+        .close_block(NewBlock::from(&GENESIS.update).with_blobs(&classes.put(&GENESIS.classes).unwrap()))
+        .unwrap();
     classes
 });
 
@@ -111,6 +113,19 @@ fn contended_transactions_give_one_chain_however_they_run() {
 #[test]
 fn mixed_transactions_give_one_chain_however_they_run() {
     check_same_chain(Workload::Mixed);
+}
+
+#[test]
+fn a_block_is_closed_on_the_state_it_was_executed_on_or_not_at_all() {
+    let producer = producer(&Place::memory(), "flat", 0);
+    let block = next(&producer, Workload::Transfers, 5);
+    let [first, second] = [0; 2].map(|_| producer.execute(&block).unwrap());
+    assert_eq!(first.parent, producer.engine().view().state());
+    let closed = producer.close(&first).unwrap();
+    assert_eq!(closed.block.state(), producer.engine().view().state());
+    let Err(error) = producer.close(&second) else { panic!("closed on another state") };
+    assert!(error.to_string().contains("was executed on state"), "{error}");
+    closed.block.committed().wait().unwrap();
 }
 
 #[test]

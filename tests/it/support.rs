@@ -6,7 +6,7 @@ use std::sync::Arc;
 use flagstone::core::layout::Layout;
 use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
-use flagstone::engine::Progress;
+use flagstone::engine::BlockHandle;
 use flagstone::input::UpdateReader;
 use flagstone::registry::LAYOUTS;
 use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
@@ -113,14 +113,14 @@ pub fn check_tries(
 
 /// Closes all updates and commits; returns the commitments in order.
 pub fn replay(engine: &Engine, updates: &[StateUpdate]) -> Vec<StateCommitment> {
-    let mut roots = Vec::new();
-    let mut take =
-        |progress: Progress| roots.extend(progress.committed.iter().map(|block| block.root.commitment));
-    for update in updates {
-        take(engine.close_block(update).unwrap());
-    }
-    take(engine.commit().unwrap());
-    roots
+    let blocks: Vec<BlockHandle> = updates.iter().map(|update| engine.close_block(update).unwrap()).collect();
+    engine.commit().unwrap();
+    blocks.iter().filter_map(|block| block.committed().wait().unwrap()).map(|root| root.commitment).collect()
+}
+
+/// Closes a block and waits for its root.
+pub fn root_of(engine: &Engine, update: &StateUpdate) -> StateCommitment {
+    engine.close_block(update).unwrap().committed().wait().unwrap().unwrap().commitment
 }
 
 /// A copy of a directory as it is, as a kill would leave it.

@@ -5,7 +5,7 @@ use crate::store::StoreError;
 use crate::trie::NodeRef;
 
 /// A read or a commitment failed. Each says where; none of them is ever answered with a default value.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StateError {
     /// The store failed.
     #[error(transparent)]

@@ -159,6 +159,24 @@ pub trait Layout: Send + Sync {
         hasher: &dyn Hasher,
     ) -> Result<(StagedCommitment, Witness), StateError>;
 
+    /// Like [`Layout::stage_commitment`] for one block that may never be written, among others on the same state; with its
+    /// witness, if `reads` is there. It takes nothing away that commitments of other blocks use, such as a cache.
+    ///
+    /// # Errors
+    /// As [`Layout::stage_commitment`].
+    fn stage_aside(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: Option<&[Subject]>,
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        match reads {
+            Some(reads) => self.stage_commitment_with_witness(state, block, reads, hasher),
+            None => Ok((self.stage_commitment(state, &[block], hasher)?, Witness::default())),
+        }
+    }
+
     /// The tries of a state: nodes and what leaves commit to, for proofs, checks and walks. Reads at the height of
     /// `state.roots`.
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a>;

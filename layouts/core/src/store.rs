@@ -133,6 +133,21 @@ pub trait Store: StoreRead {
     fn capabilities(&self) -> Capabilities;
 }
 
+impl<S: StoreRead + ?Sized> StoreRead for &S {
+    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+        (**self).get(key)
+    }
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
+        (**self).get_many(keys)
+    }
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        (**self).scan(prefix, visit)
+    }
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        (**self).scan_from(prefix, from, visit)
+    }
+}
+
 impl<S: StoreRead + ?Sized> StoreRead for Arc<S> {
     fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
         (**self).get(key)

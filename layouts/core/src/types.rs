@@ -261,6 +261,17 @@ impl fmt::Display for BlockNumber {
     }
 }
 
+/// What tells a state from all others, also from one after a block of the same number, and in a copy of a database that
+/// went on by itself: drawn at random for each block, and never used again. Zero is the empty state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct StateId(pub u64);
+
+impl fmt::Display for StateId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -124,6 +124,11 @@ impl CachedState {
         self.tries.entry(trie).or_default().insert(path, entry);
     }
 
+    fn remove(&mut self, trie: &TrieId, path: &Path) {
+        let removed = self.tries.get_mut(trie).and_then(|records| records.remove(path));
+        self.bytes -= removed.map_or(0, |entry| entry.memory());
+    }
+
     /// Makes room, if there is too much. Returns how many entries went.
     fn evict(&mut self, bytes_max: usize) -> u64 {
         if self.bytes <= bytes_max {
@@ -257,6 +262,23 @@ impl RecordCache {
         state.roots = roots;
         self.evictions.fetch_add(state.evict(self.bytes_max()), Ordering::Relaxed);
         shared.state = Some(state);
+    }
+
+    /// Takes in the records of a commitment that was made aside, from one pair of roots to another.
+    pub fn merge(&self, records: CachedState, before: Roots, after: Roots) {
+        let mut shared = self.lock();
+        let mut state = shared.state.take().filter(|state| state.roots == before).unwrap_or_default();
+        state.generation = state.generation.wrapping_add(1);
+        for (trie, records) in records.tries {
+            for (path, entry) in records {
+                state.remove(&trie, &path);
+                state.insert(trie, path, entry.record);
+            }
+        }
+        records.leaves.into_iter().for_each(|(address, entry)| state.set_leaf(address, entry.leaf));
+        state.roots = before;
+        drop(shared);
+        self.give_back(state, after);
     }
 
     /// Begins to read ahead at these roots. `None` if the cache is at others, or off.

@@ -152,6 +152,26 @@ impl Layout for Flat {
         Ok((self.staged(tries, staged), witness))
     }
 
+    fn stage_aside(
+        &self,
+        state: StateAt<'_>,
+        block: &StateDiff,
+        reads: Option<&[Subject]>,
+        hasher: &dyn Hasher,
+    ) -> Result<(StagedCommitment, Witness), StateError> {
+        let blocks = [block];
+        let mut tries = Tries::aside(state, &self.cache, &blocks);
+        let (staged, witness) = match reads {
+            Some(reads) => commit_with_witness(&mut tries, state.roots, block, reads, hasher, |_| {})?,
+            None => (commit_blocks(&mut tries, state.roots, &blocks, hasher, |_| {})?, Witness::default()),
+        };
+        let (batch, records) = tries.finish();
+        let after = staged.roots.last().copied().unwrap_or(state.roots);
+        let (cache, before) = (Arc::clone(&self.cache), state.roots);
+        let applied = Box::new(move || cache.merge(records, before, after)) as Box<dyn FnOnce() + Send>;
+        Ok((StagedCommitment { batch, applied: Some(applied), ..staged }, witness))
+    }
+
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
         Box::new(Tries::apart(state, &self.cache))
     }

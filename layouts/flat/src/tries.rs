@@ -43,6 +43,8 @@ pub struct Tries<'a> {
     records: CachedState,
     /// Whether to look into the shared cache: these tries do not have it.
     apart: bool,
+    /// Whether blocks are committed on them all the same: what is looked up is copied.
+    aside: bool,
     /// Records that were read from rows, if they are to be told.
     read: Vec<RecordKey>,
     /// Whether the blocks' records were counted as hits or misses.
@@ -108,12 +110,18 @@ impl<'a> Tries<'a> {
         Self::with(state, cache, CachedState::default(), true)
     }
 
+    /// The tries of a state, to commit these blocks beside the cache: what they read of it is copied.
+    pub fn aside(state: StateAt<'a>, cache: &'a RecordCache, diffs: &'a [&'a StateDiff]) -> Self {
+        Self { diffs, aside: true, ..Self::with(state, cache, CachedState::default(), true) }
+    }
+
     fn with(state: StateAt<'a>, cache: &'a RecordCache, records: CachedState, apart: bool) -> Self {
         Self {
             state,
             cache,
             records,
             apart,
+            aside: false,
             read: Vec::new(),
             prepared: false,
             batch: WriteBatch::default(),
@@ -358,11 +366,11 @@ impl NodeSource for Tries<'_> {
     }
 
     fn reader(&self, trie: TrieId) -> Option<Box<dyn NodeReader + '_>> {
-        if self.apart {
+        if self.apart && !self.aside {
             return None;
         }
         let records = self.records.tries.get(&trie);
-        let counters = (!self.prepared).then_some(self.cache);
+        let counters = (!self.prepared && !self.apart).then_some(self.cache);
         Some(Box::new(TrieReader { state: &self.records, counters, hits: 0, records, held: Vec::new() }))
     }
 }

@@ -62,6 +62,7 @@ macro_rules! conformance {
             differences_are_those_of_the_maps
             an_audit_passes_sound_states_and_finds_damage
             a_scrub_finds_lost_and_old_value_rows
+            blocks_committed_aside_change_nothing_until_one_is_written
         );
     };
     (@tests $layout:expr; $($name:ident)*) => {
@@ -72,6 +73,42 @@ macro_rules! conformance {
             }
         )*
     };
+}
+
+/// Blocks committed aside on one state give the reference's roots, in any order and any number; one of them is written, and
+/// the next ones are right on top of it, aside or not.
+pub fn blocks_committed_aside_change_nothing_until_one_is_written<L: Layout>(make: impl Fn() -> L) {
+    for_random(24, &(blocks(2..7), blocks(1..4)), |(decided, others)| {
+        let layout = &make();
+        let (mut driver, mut reference) = (Driver::new(layout), ReferenceState::new());
+        for (number, block) in decided.iter().enumerate() {
+            let before = driver.rows();
+            for other in &others {
+                let (staged, _) =
+                    layout.stage_aside(driver.state(), other, None, &StarknetCrypto).map_err(fail)?;
+                let mut expected = reference.clone();
+                expected.apply(other);
+                prop_assert_eq!(staged.roots, vec![expected.roots()]);
+            }
+            let reads = (number % 2 == 0).then_some(&[][..]);
+            let (mut staged, _) =
+                layout.stage_aside(driver.state(), block, reads, &StarknetCrypto).map_err(fail)?;
+            prop_assert_eq!(driver.rows(), before);
+            reference.apply(block);
+            prop_assert_eq!(&staged.roots, &vec![reference.roots()]);
+            if number % 3 == 2 {
+                driver.close(block);
+                driver.commit().map_err(fail)?;
+                continue;
+            }
+            driver.write(layout.stage_values(block));
+            driver.write(std::mem::take(&mut staged.batch));
+            staged.applied.take().into_iter().for_each(|applied| applied());
+            driver.roots = reference.roots();
+        }
+        driver.check_reads(&Touched::by(&decided), &reference).map_err(fail)?;
+        Ok(())
+    });
 }
 
 /// Plays the engine: applies batches to a store and remembers the roots.

@@ -11,7 +11,7 @@
 use flagstone_core::diff::Subject;
 use flagstone_core::felt::Felt;
 
-use super::Hashed;
+use super::Key;
 
 /// An entry with its value.
 struct Entry {
@@ -72,7 +72,7 @@ impl Cache {
     }
 
     /// A value, which then counts as used.
-    pub fn get(&mut self, key: &Hashed) -> Option<Felt> {
+    pub fn get(&mut self, key: &Key) -> Option<Felt> {
         let place = self.find(key).ok()?;
         let entry = &mut self.entries[place];
         if !entry.used {
@@ -82,13 +82,13 @@ impl Cache {
     }
 
     /// A value, without using it.
-    pub fn peek(&self, key: &Hashed) -> Option<Felt> {
+    pub fn peek(&self, key: &Key) -> Option<Felt> {
         let place = self.find(key).ok()?;
         Some(self.entries[place].value)
     }
 
     /// Puts a value; one that was there counts as used. Whether another entry left for it.
-    pub fn put(&mut self, key: Hashed, value: Felt) -> bool {
+    pub fn put(&mut self, key: Key, value: Felt) -> bool {
         if self.entries_max == 0 {
             return false;
         }
@@ -133,7 +133,7 @@ impl Cache {
     }
 
     /// Where a key's entry is, or else the bucket that it would go to.
-    fn find(&self, key: &Hashed) -> Result<usize, usize> {
+    fn find(&self, key: &Key) -> Result<usize, usize> {
         let tag = tag(key);
         let mut at = self.home(tag);
         // Half of them are empty, but there may be none.
@@ -179,7 +179,7 @@ fn after(place: usize, places: usize) -> usize {
 }
 
 /// Bits of the hash that the choice of the shard does not use.
-fn tag(key: &Hashed) -> u32 {
+fn tag(key: &Key) -> u32 {
     key.hash as u32
 }
 
@@ -223,13 +223,13 @@ mod tests {
     }
 
     /// A key whose hash is one of few, at both ends of the table, so that keys collide and go round.
-    fn key(number: u64, hashes: u64) -> Hashed {
+    fn key(number: u64, hashes: u64) -> Key {
         let hash = match number % hashes {
             0 => u32::MAX,
             1 => u32::MAX - 1,
             other => (other as u32) << 27,
         };
-        Hashed { hash: hash.into(), key: Subject::Storage(1.into(), number.into()) }
+        Key { hash: hash.into(), key: Subject::Storage(1.into(), number.into()) }
     }
 
     proptest! {
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn the_hand_does_not_go_far() {
         let mut cache = Cache::new(3 * LET_OFF_MAX);
-        let keys: Vec<Hashed> = (0..=3 * LET_OFF_MAX as u64).map(|number| key(number, 30)).collect();
+        let keys: Vec<Key> = (0..=3 * LET_OFF_MAX as u64).map(|number| key(number, 30)).collect();
         let (last, first) = keys.split_last().unwrap();
         for key in first {
             cache.put(*key, Felt::ONE);

@@ -27,9 +27,17 @@ fn bytes_for(entries: usize) -> usize {
 }
 
 impl Values {
+    fn get_by(&self, stamp: u64, subject: Subject) -> Lookup {
+        self.get(stamp, self.key(subject))
+    }
+
+    fn recall_by(&self, stamp: u64, subject: Subject) -> Option<Felt> {
+        self.recall(stamp, self.key(subject))
+    }
+
     /// What is known, without a place for what is not.
     fn known(&self, stamp: u64, number: u64) -> Option<Felt> {
-        match self.get(stamp, key(number)) {
+        match self.get_by(stamp, key(number)) {
             Lookup::Known(value) => Some(value),
             _ => None,
         }
@@ -37,13 +45,13 @@ impl Values {
 
     /// What is cached, without a read.
     fn peek(&self, number: u64) -> Option<u64> {
-        let key = self.hashed(key(number));
+        let key = self.key(key(number));
         let value = self.shard(&key).lock().cached.peek(&key)?;
         u64::try_from(value).ok()
     }
 
     fn vacancy(&self, stamp: u64, number: u64) -> Vacancy {
-        match self.get(stamp, key(number)) {
+        match self.get_by(stamp, key(number)) {
             Lookup::Unknown(vacancy) => vacancy,
             _ => panic!("{number} is known, or the stamp has expired"),
         }
@@ -90,9 +98,9 @@ fn every_kind_of_value_is_known_by_its_own_key() {
     shown.show_diff(1, all);
     for values in [placed, shown] {
         for (key, value) in keys.into_iter().zip(11u64..) {
-            assert!(matches!(values.get(1, key), Lookup::Known(known) if known == value.into()));
-            assert_eq!(values.recall(1, key), Some(value.into()));
-            assert!(matches!(values.get(0, key), Lookup::Unknown(_)), "before the block nobody knows");
+            assert!(matches!(values.get_by(1, key), Lookup::Known(known) if known == value.into()));
+            assert_eq!(values.recall_by(1, key), Some(value.into()));
+            assert!(matches!(values.get_by(0, key), Lookup::Unknown(_)), "before the block nobody knows");
         }
         let stats = values.stats();
         assert_eq!((stats.hits, stats.misses), (8, 4));
@@ -132,7 +140,7 @@ fn views_of_all_recent_blocks_are_answered_whatever_came_after() {
     values.settle(1, &diff([(1, 9), (2, 0)]));
     assert_eq!(at(0), Some(9));
     values.retire(1, &diff([(1, 10), (2, 20)]));
-    assert!(matches!(values.get(0, key(1)), Lookup::Expired));
+    assert!(matches!(values.get_by(0, key(1)), Lookup::Expired));
     assert_eq!([1, 3].map(at), [Some(10), Some(11)]);
     assert_eq!(values.known(1, 2), Some(20.into()), "cached now");
     assert!(values.reaches(1) && !values.reaches(0));
@@ -330,7 +338,7 @@ impl Model {
         match op {
             Op::Read { back, key: number } => {
                 let stamp = self.blocks[self.blocks.len().saturating_sub(back + 1)].stamp;
-                let answer = match self.values.get(stamp, key(number)) {
+                let answer = match self.values.get_by(stamp, key(number)) {
                     Lookup::Known(value) => Some(value),
                     Lookup::Expired => None,
                     Lookup::Unknown(vacancy) => self.values.fill(vacancy, self.row(number).into()).unwrap(),
@@ -339,7 +347,7 @@ impl Model {
             }
             Op::ReadSlowly { back, key: number } => {
                 let stamp = self.blocks[self.blocks.len().saturating_sub(back + 1)].stamp;
-                if let Lookup::Unknown(vacancy) = self.values.get(stamp, key(number)) {
+                if let Lookup::Unknown(vacancy) = self.values.get_by(stamp, key(number)) {
                     self.slow.push((stamp, number, vacancy, self.row(number)));
                 }
             }
@@ -442,7 +450,7 @@ fn readers_beside_a_writer_get_only_their_blocks_values() {
                     step =
                         step.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let number = (step >> 33) % KEYS;
-                    let answer = match values.get(view, key(number)) {
+                    let answer = match values.get_by(view, key(number)) {
                         Lookup::Known(known) => Some(known),
                         Lookup::Expired => None,
                         Lookup::Unknown(vacancy) => {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use flagstone::core::diff::StateDiff;
 use flagstone::core::felt::Felt;
-use flagstone::engine::View;
+use flagstone::engine::{NewBlock, View};
 use flagstone::sequencer::classes::{CompiledClassHashes, blob_key};
 use flagstone::sequencer::to_executor;
 use flagstone::sequencer::workload::{Builder, Call, GAS_MAX, account, contract, small_class};
@@ -342,7 +342,7 @@ fn a_damaged_blob_fails_the_block_that_reads_it() {
                 starknet_version: "0.14.1".parse().ok(),
                 ..StateUpdate::from(StateDiff::default())
             };
-            engine.close_block_with(&nothing, &[damaged]).unwrap();
+            engine.close_block(NewBlock::from(&nothing).with_blobs(&[damaged])).unwrap();
             let Err(error) = producer.execute(&uses(&engine.view(), false, End::Fine).0) else {
                 panic!("executed without {}", String::from_utf8_lossy(&key))
             };
