@@ -171,9 +171,12 @@ impl Chain {
         let Roots { contracts, classes } = self.root.roots;
         let declares =
             |diff: &StateDiff| diff.classes().iter().any(|class| !class.compiled_class_hash.is_zero());
-        let mut diffs = self.waiting.iter().map(|closed| &closed.block.diff).chain(diffs);
+        let deletes =
+            |diff: &StateDiff| diff.classes().iter().any(|class| class.compiled_class_hash.is_zero());
+        let diffs = self.waiting.iter().map(|closed| &closed.block.diff).chain(diffs);
         let has_contracts = !contracts.is_zero() || diffs.clone().any(|diff| !diff.is_empty());
-        has_contracts && classes.is_zero() && !diffs.any(declares)
+        let may_have_none = (classes.is_zero() && !diffs.clone().any(declares)) || diffs.clone().any(deletes);
+        has_contracts && may_have_none
     }
 
     /// Whether a block of this weight would exceed a bound on closed blocks.

@@ -253,9 +253,12 @@ impl Shared {
             meta::put_undo(batch, closed.block.number, undo);
         }
         let mut history = self.history();
-        let all = history.iter().copied().chain(blocks.iter().map(|(closed, _)| closed.block.number));
-        let too_old = (history.len() + blocks.len()).saturating_sub(self.config.history_blocks);
-        for oldest in all.take(too_old) {
+        let all = || history.iter().copied().chain(blocks.iter().map(|(closed, _)| closed.block.number));
+        // What takes several blocks back is kept as long as its last one.
+        let kept = self.config.history_blocks as u64;
+        let head = all().last().map_or(0, |last| last.0);
+        let too_old = all().take_while(|block| block.0.saturating_add(kept) <= head).count();
+        for oldest in all().take(too_old) {
             meta::delete_undo(batch, &self.rows.of(base), oldest)?;
         }
         history.extend(blocks.iter().map(|(closed, _)| closed.block.number));

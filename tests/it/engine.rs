@@ -14,7 +14,7 @@ use flagstone::store::{
 };
 use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate, database};
 
-use crate::support::{Place, config, every, layouts, replay, settle, updates};
+use crate::support::{CADENCES, Place, config, every, layouts, replay, settle, updates};
 
 /// A block that sets slot 1 of contract 1, and a slot of its own.
 fn block(number: u64) -> StateUpdate {
@@ -101,6 +101,30 @@ fn another_format_version_or_scheme_is_refused_naming_both() {
         "scheme: blake",
         "scheme mismatch: database was written by blake, opened as starknet-state-v0",
     );
+}
+
+/// t10 of the trials: a block that takes the last class away needs a version, and is asked for it before it is acknowledged.
+#[test]
+fn no_acknowledged_block_is_refused_for_want_of_a_version() {
+    for cadence in CADENCES {
+        for is_committed in [false, true] {
+            let engine = Place::memory().open("flat", config(cadence, 1));
+            engine.close_block(&block(0)).unwrap();
+            if is_committed {
+                engine.commit().unwrap();
+            }
+            let undeclared = StateDiff::builder().class(50.into(), 0.into()).build().unwrap();
+            let error = engine.close_block(&StateUpdate::from(undeclared.clone())).unwrap_err();
+            assert!(matches!(error, Error::VersionNeeded { block: BlockNumber(1) }), "{cadence:?}: {error}");
+            let on = engine.view().state();
+            let error = engine.propose(on, &StateUpdate::from(undeclared.clone())).unwrap_err();
+            assert!(matches!(error, Error::VersionNeeded { block: BlockNumber(1) }), "{cadence:?}: {error}");
+            let with =
+                StateUpdate { starknet_version: "0.14.0".parse().ok(), ..StateUpdate::from(undeclared) };
+            engine.close_block(&with).unwrap();
+            engine.commit().unwrap();
+        }
+    }
 }
 
 #[test]

@@ -559,3 +559,30 @@ fn blobs_are_taken_back_with_their_block() {
         }
     }
 }
+
+/// t09 of the trials: blocks that are committed as one count as many as they are.
+#[test]
+fn history_counts_blocks_also_where_they_are_committed_as_one() {
+    for (layout, _) in layouts() {
+        let config = EngineConfig {
+            coalesce: true,
+            history_blocks: 12,
+            recent_blocks_max: 0,
+            ..config(Cadence::OnRequest, 1)
+        };
+        let engine = Place::memory().open(layout, config);
+        for number in 0..60 {
+            engine.close_block(&block(number)).unwrap();
+            if number % 10 == 9 {
+                engine.commit().unwrap();
+            }
+        }
+        engine.sync().unwrap();
+        // The last twelve are 48 to 59, and what takes 48 back takes 40 to 49 back.
+        let reach = [29, 39, 49].map(|to| engine.view_at(BlockNumber(to)).is_ok());
+        assert!(layout == "patricia-hash" || reach == [false, true, true], "{layout}: {reach:?}");
+        assert_eq!(engine.revert_to(BlockNumber(29)).unwrap_err().kind(), ErrorKind::Expired, "{layout}");
+        engine.revert_to(BlockNumber(39)).unwrap();
+        assert_eq!(engine.head().closed, Some(BlockNumber(39)));
+    }
+}
