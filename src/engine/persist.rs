@@ -63,10 +63,10 @@ impl Shared {
         chain.written_refusal = *refusal;
         drop(chain);
         self.changed.notify_all();
-        unwritten.iter().flat_map(|written| &written.blocks).for_each(|closed| closed.life.persist());
         if let Some(head) = *head {
             self.subscribers.tell(|| Event::Persisted(head));
         }
+        unwritten.iter().flat_map(|written| &written.blocks).for_each(|closed| closed.life.persist());
         Ok(())
     }
 }
