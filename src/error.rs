@@ -4,7 +4,7 @@ use std::fmt;
 
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
-use flagstone_core::store::StoreError;
+use flagstone_core::store::{StoreError, StoreErrorKind};
 use flagstone_core::trie::TrieId;
 use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 
@@ -322,6 +322,9 @@ impl Error {
             | Self::OtherImport { .. }
             | Self::Config(_) => ErrorKind::Input,
             Self::ViewExpired { .. } | Self::HistoryGone { .. } | Self::CandidateGone { .. } => {
+                ErrorKind::Expired
+            }
+            Self::State(StateError::Store(error)) if error.kind() == StoreErrorKind::Expired => {
                 ErrorKind::Expired
             }
             Self::State(_)

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use flagstone_core::layout::StateAt;
@@ -20,6 +20,7 @@ use flagstone_core::store::{
 use flagstone_core::types::{BlockNumber, StateId};
 
 use super::meta::{BlockRoot, StoredHead};
+use super::readers::{Readers, Snapshot};
 
 /// A committed state: its rows are the store's with the layers over them.
 #[derive(Clone, Default)]
@@ -152,13 +153,21 @@ impl Store for EndedStore {
     }
 }
 
-/// Keeps the store as it is; see [`Rows::hold`].
-pub struct Hold<'a>(&'a Rows);
+/// A committed state, read for as long as one likes; see [`readers`](super::readers).
+pub struct Reader<'a> {
+    base: Arc<Base>,
+    snapshot: Snapshot<'a>,
+}
 
-impl Drop for Hold<'_> {
-    fn drop(&mut self) {
-        *self.0.holding.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.let_go.notify_all();
+impl Reader<'_> {
+    /// What it reads.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Its rows.
+    pub fn rows(&self) -> Layered<'_, &Snapshot<'_>> {
+        Layered { layers: &self.base.layers, store: &self.snapshot }
     }
 }
 
@@ -168,24 +177,21 @@ pub struct Rows {
     base: RwLock<Arc<Base>>,
     /// Generation up to which batches are in the store, or are being applied to it.
     applying: AtomicU64,
-    /// How many need the store to stay as it is. Locked while it is written.
-    holding: Mutex<usize>,
-    let_go: Condvar,
+    readers: Readers,
     /// The first write or sync that failed. After that it is not known what the disk has, so nothing is tried again.
     failed: OnceLock<StoreError>,
 }
 
 impl Rows {
     /// A store whose rows are at the given state.
-    pub fn new(store: Box<dyn Store>, head: &StoredHead) -> Self {
+    pub fn new(store: Box<dyn Store>, head: &StoredHead, reader_bytes_max: usize) -> Self {
         let StoredHead { block, root, state, .. } = *head;
         let base = Base { block, root, state, ..Base::default() };
         Self {
             current: RwLock::new(store.into()),
             base: RwLock::new(Arc::new(base)),
             applying: AtomicU64::new(0),
-            holding: Mutex::new(0),
-            let_go: Condvar::new(),
+            readers: Readers::new(reader_bytes_max),
             failed: OnceLock::new(),
         }
     }
@@ -248,11 +254,14 @@ impl Rows {
         self.applying.load(Ordering::SeqCst) <= base.generation
     }
 
-    /// Keeps the store from being written while the guard is held. What is committed meanwhile stays in memory. May be
-    /// held more than once, also by one thread.
-    pub fn hold(&self) -> Hold<'_> {
-        *self.holding.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Hold(self)
+    /// The newest committed state, to be read while others come. Nobody waits for it, and it for nobody.
+    pub fn reader(&self) -> Reader<'_> {
+        let newest = || {
+            let base = self.base();
+            (base.generation, base)
+        };
+        let (ticket, base) = self.readers.begin(newest);
+        Reader { base, snapshot: Snapshot { ticket, store: self.store() } }
     }
 
     /// Puts a committed batch over the rows: reads from now on are of the state after it.
@@ -277,12 +286,9 @@ impl Rows {
             [layer] => Cow::Borrowed(layer.batch.as_ref()),
             layers => Cow::Owned(as_one(layers)),
         };
-        let holding = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = self.let_go.wait_while(holding, |holding| *holding > 0);
-        let free = free.unwrap_or_else(PoisonError::into_inner);
+        self.readers.keep(through, &batch, self.store().as_ref());
         self.applying.store(through, Ordering::SeqCst);
         self.finally(|store| write(store, &batch))?;
-        drop(free);
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let mut after = Base::clone(&base);
         after.layers.truncate((after.generation - through) as usize);

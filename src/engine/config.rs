@@ -67,6 +67,9 @@ pub struct EngineConfig {
     /// viewed and proved ([`Engine::view_at`](crate::engine::Engine::view_at)). What takes older ones back is deleted; a layout
     /// that keeps old states can still be viewed and proved there.
     pub history_blocks: usize,
+    /// Most bytes of rows that were overwritten, and are kept for who reads an earlier state in its tries. At the bound, the oldest
+    /// reader fails with an error whose kind is [`ErrorKind::Expired`](crate::ErrorKind::Expired).
+    pub reader_bytes_max: usize,
     /// Most candidates ([`Engine::propose`](crate::engine::Engine::propose)); more are refused.
     pub candidates_max: usize,
     /// About how many bytes candidates may take together, without what is computed for them; more are refused.
@@ -128,6 +131,7 @@ impl Default for EngineConfig {
             recent_bytes_max: 16 << 20,
             recent_blocks_max: 64,
             history_blocks: 64,
+            reader_bytes_max: 256 << 20,
             candidates_max: 64,
             candidate_bytes_max: 256 << 20,
             scrub_rows_per_second: 1000,

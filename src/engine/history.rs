@@ -65,13 +65,13 @@ impl Engine {
         if let Some(live) = live.as_ref().filter(|live| live.lasts) {
             return Ok(view(live.stamp, Arc::clone(&live.life), None));
         }
-        let _unchanged = shared.rows.hold();
-        let base = shared.rows.base();
-        if let Some(root) = shared.kept_root(&base, block)? {
-            let life = Life::new(block, state_after(&shared.rows.of(&base), Some(block))?);
+        let reader = shared.rows.reader();
+        let (base, rows) = (reader.base(), reader.rows());
+        if let Some(root) = shared.kept_root(&rows, base, block)? {
+            let life = Life::new(block, state_after(&rows, Some(block))?);
             return Ok(view(base.stamp, life, Some(Past::Kept(root.roots))));
         }
-        match (shared.rewind(&base, block, |at| at == Some(block)), live) {
+        match (shared.rewind(&rows, base, block, |at| at == Some(block)), live) {
             (Ok(Rewind { diff, state, .. }), _) => {
                 let mut changed = HashMap::with_capacity(diff.writes());
                 each_value(&diff, |key, value| {
@@ -90,8 +90,9 @@ impl Engine {
     }
 
     /// Reads the tries as they are after a committed block, the last one if none is named. `read` is handed the tries, the
-    /// block (`None` before the first) and its roots. The store is not written meanwhile; blocks may close and commit, up to the
-    /// bounds on what is on its way. So `read` itself must not wait for that: a block it closes may wait for ever.
+    /// block (`None` before the first) and its roots. Blocks are closed, committed and written meanwhile, and taken back; the
+    /// tries stay what they are, until more was overwritten than
+    /// [`EngineConfig::reader_bytes_max`](super::EngineConfig::reader_bytes_max).
     ///
     /// ```
     /// use flagstone::core::hash::Bulk;
@@ -129,21 +130,20 @@ impl Engine {
         read: impl FnOnce(&dyn TrieRows, Option<BlockNumber>, &BlockRoot) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let shared = &self.shared;
-        let _unchanged = shared.rows.hold();
-        let base = shared.rows.base();
-        let rows = shared.rows.of(&base);
+        let reader = shared.rows.reader();
+        let (base, rows) = (reader.base(), reader.rows());
         let state = StateAt { store: &rows, roots: base.root.roots };
         let Some(block) = block.filter(|block| Some(*block) != base.block) else {
             return read(&*shared.layout.tries(state), base.block, &base.root);
         };
-        if let Some(root) = shared.kept_root(&base, block)? {
+        if let Some(root) = shared.kept_root(&rows, base, block)? {
             let kept = StateAt { roots: root.roots, ..state };
             return read(&*shared.layout.tries(kept), Some(block), &root);
         }
-        let rewind = shared.rewind(&base, block, |at| at == Some(block))?;
+        let rewind = shared.rewind(&rows, base, block, |at| at == Some(block))?;
         let (mut tries, hasher) = (Overlaid::new(shared.layout.tries(state)), shared.hasher.as_ref());
         let computed = shared.pool.install(|| tries.advance(state.roots, &rewind.diff, hasher))?;
-        rewind.check(&base, computed)?;
+        rewind.check(base, computed)?;
         read(&tries, Some(block), &rewind.root)
     }
 
@@ -192,16 +192,22 @@ impl Shared {
     }
 
     /// The roots after a block up to a base, if the layout keeps the rows under them.
-    fn kept_root(&self, base: &Base, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
+    fn kept_root(
+        &self,
+        rows: &dyn StoreRead,
+        base: &Base,
+        block: BlockNumber,
+    ) -> Result<Option<BlockRoot>, Error> {
         if !self.layout.keeps_old_states() || base.block < Some(block) {
             return Ok(None);
         }
-        meta::read_block_root(&self.rows.of(base), block)
+        meta::read_block_root(rows, block)
     }
 
     /// Leads from a base back to the first earlier state that is `there`; `wanted` is for the error if there is none.
     fn rewind(
         &self,
+        rows: &dyn StoreRead,
         base: &Base,
         wanted: BlockNumber,
         there: impl Fn(Option<BlockNumber>) -> bool,
@@ -209,12 +215,11 @@ impl Shared {
         if base.block < Some(wanted) {
             return Err(Error::NotClosed { block: wanted, closed: base.block });
         }
-        let rows = self.rows.of(base);
         let (diff, block, root, state) = (StateDiff::default(), base.block, base.root, base.state);
         let mut rewind = Rewind { diff, block, root, state, blobs: HashMap::new() };
         while !there(rewind.block) {
             let undo = match rewind.block {
-                Some(block) if block >= wanted => meta::read_undo(&rows, block)?,
+                Some(block) if block >= wanted => meta::read_undo(rows, block)?,
                 _ => None,
             };
             let Some(Undo { before, root, diff, blobs }) = undo else {
@@ -224,7 +229,7 @@ impl Shared {
             rewind = Rewind { diff: rewind.diff.then(&diff), block: before, root, ..rewind };
         }
         if rewind.block != base.block {
-            rewind.state = state_after(&rows, rewind.block)?;
+            rewind.state = state_after(rows, rewind.block)?;
         }
         Ok(rewind)
     }
@@ -272,7 +277,7 @@ impl Shared {
         if base.block == Some(block) {
             return Ok(base.root);
         }
-        let rewind = self.rewind(&base, block, |at| at == Some(block))?;
+        let rewind = self.rewind(&self.rows.of(&base), &base, block, |at| at == Some(block))?;
         self.apply(&base, &rewind, |first| {
             let refusal = self.durability.refuse_from(first)?;
             Ok(refusal.unwrap_or_else(|| self.chain().refusal))
@@ -282,7 +287,7 @@ impl Shared {
     /// Finishes a revert that a crash interrupted: the journal has taken back `first` and all after it, the store has not.
     pub(super) fn finish_taking_back(&self, first: BlockNumber) -> Result<(), Error> {
         let base = self.rows.base();
-        let rewind = self.rewind(&base, first, |at| at < Some(first))?;
+        let rewind = self.rewind(&self.rows.of(&base), &base, first, |at| at < Some(first))?;
         self.apply(&base, &rewind, |_| Ok(self.chain().refusal)).map(|_| ())
     }
 

@@ -27,6 +27,7 @@ pub(crate) mod import;
 pub(crate) mod meta;
 pub(crate) mod opening;
 mod persist;
+mod readers;
 mod scrub;
 mod state;
 mod tries;

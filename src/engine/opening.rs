@@ -212,7 +212,7 @@ impl Opening {
             hasher,
             config,
             pool,
-            rows: Rows::new(Box::new(store), &head),
+            rows: Rows::new(Box::new(store), &head, config.reader_bytes_max),
             values: Arc::new(Values::new(config.read_cache_bytes)),
             hints: Hints::default(),
             lane,

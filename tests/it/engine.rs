@@ -586,7 +586,7 @@ fn ended<T>(outcome: &Receiver<T>) -> T {
 fn everybody_who_waits_for_a_block_learns_that_it_was_taken_back() {
     let config = EngineConfig { unwritten_batches_max: 1, ..config(Cadence::OnRequest, 1) };
     let engine = Arc::new(Place::memory().open("flat", config));
-    // While the store is held and one batch waits for it, nothing more is committed: all of them wait.
+    // All of them wait for a block that is not committed before somebody asks.
     let waiting = engine.at_commitment(None, |_, _, _| {
         engine.close_block(&block(0))?;
         engine.commit()?;
@@ -616,7 +616,7 @@ fn a_revert_ends_the_waiting_of_others() {
     for _ in 0..5 {
         let engine = Arc::new(Place::memory().open("flat", config(Cadence::OnRequest, 1)));
         (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
-        // While the store is held all of them wait; let go, so many wake that some find the blocks gone.
+        // Many wait and wake, some of them when the blocks are gone.
         let others = engine.at_commitment(None, |_, _, _| {
             engine.commit()?;
             let wait = |_| {

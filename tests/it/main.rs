@@ -29,6 +29,7 @@ mod moving;
 mod proofs;
 mod properties;
 mod read_cache;
+mod readers;
 mod recover;
 mod scrub;
 #[cfg(feature = "blockifier")]

@@ -41,6 +41,8 @@ pub enum StoreErrorKind {
     Locked,
     /// The caller asked for what the store cannot do.
     Unsupported,
+    /// What is read is not kept any more: the read took too long.
+    Expired,
 }
 
 /// A store's failure.
