@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use flagstone::core::layout::CacheCounters;
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::core::witness::Witness;
-use flagstone::engine::BlockRoot;
+use flagstone::engine::{BlockHandle, BlockRoot};
 use flagstone::input::{InputError, LocatedUpdate, UpdateReader};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, registry};
 use serde_json::json;
@@ -44,6 +44,8 @@ enum Read {
 
 /// A closed block whose line is not printed yet, because its root is not known yet.
 struct Waiting {
+    /// Once it is closed.
+    handle: Option<BlockHandle>,
     number: BlockNumber,
     location: String,
     writes: usize,
@@ -170,8 +172,8 @@ impl Replayer<'_> {
 
     /// Waits for the first root that is on its way, and prints what is known then.
     fn wait_for_a_root(&mut self) -> Result<(), Failure> {
-        let Some(number) = self.waiting.front().map(|block| block.number) else { return Ok(()) };
-        match self.engine.wait_for_root(number) {
+        let Some(block) = self.waiting.front().and_then(|block| block.handle.clone()) else { return Ok(()) };
+        match block.committed().wait() {
             Ok(_) => self.print_committed(),
             Err(error) => {
                 self.output.end_progress();
@@ -189,14 +191,16 @@ impl Replayer<'_> {
         }
         // What the engine takes the block for: as stated, or the next one.
         let next = self.engine.head().closed.and_then(BlockNumber::next);
-        let block = Waiting {
+        let mut block = Waiting {
+            handle: None,
             number: update.block_number.or(next).unwrap_or_default(),
             location: format!("{}:{}", located.source, located.line),
             writes: update.diff.writes(),
             stated: update.new_root,
         };
         match self.close(&update) {
-            Ok(witness) => {
+            Ok((handle, witness)) => {
+                block.handle = Some(handle);
                 if let (Some(witness), Some(dir)) = (witness, &self.args.witness) {
                     witness::write(&witness, block.number, dir, self.args.witness_json)?;
                 }
@@ -218,12 +222,13 @@ impl Replayer<'_> {
         }
     }
 
-    /// Closes a block, and returns its witness if witnesses are written.
-    fn close(&self, update: &StateUpdate) -> Result<Option<Witness>, Error> {
+    /// Closes a block, and returns its handle, and its witness if witnesses are written.
+    fn close(&self, update: &StateUpdate) -> Result<(BlockHandle, Option<Witness>), Error> {
         if self.args.witness.is_none() {
-            return self.engine.close_block(update).map(|_| None);
+            return self.engine.close_block(update).map(|handle| (handle, None));
         }
-        self.engine.close_block_with_witness(update, &[]).map(|(_, witness)| Some(witness))
+        let closed = self.engine.close_block_with_witness(update, &[]);
+        closed.map(|(handle, witness)| (handle, Some(witness)))
     }
 
     /// Commits what is closed, prints it, and passes on the failure that ended the replay, if one did. A failure of
