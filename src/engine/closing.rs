@@ -293,10 +293,11 @@ pub(super) fn check_length(block: BlockNumber, bytes: u64, max: u64) -> Result<(
 
 /// Checks that a block follows and that its commitment will be defined. Returns its number.
 fn accept(chain: &Chain, update: &StateUpdate, parent: Option<StateId>) -> Result<BlockNumber, Error> {
-    let number = next_number(chain.closed, update.block_number)?;
     if let Some(parent) = parent.filter(|parent| *parent != chain.state) {
-        return Err(Error::WrongState { block: number, parent, tip: chain.state, now: chain.closed });
+        let block = update.block_number.or(chain.closed.and_then(BlockNumber::next)).unwrap_or_default();
+        return Err(Error::WrongState { block, parent, tip: chain.state, now: chain.closed });
     }
+    let number = next_number(chain.closed, update.block_number)?;
     check_parent(number, update.old_root, chain.parent())?;
     if update.starknet_version.is_none()
         && update.new_root.is_none()

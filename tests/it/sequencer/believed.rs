@@ -387,9 +387,8 @@ fn a_sierra_class_that_the_store_knows_early_is_declared_by_its_block() {
 
 #[test]
 fn the_hash_of_a_ready_class_is_that_of_the_class_it_is_made_of() {
-    let place = Place::memory();
-    let reader =
-        ViewReader::new(place.open("flat", config(Cadence::AtClose, 1)).view(), Arc::clone(&CLASSES));
+    let engine = Place::memory().open("flat", config(Cadence::AtClose, 1));
+    let reader = ViewReader::new(engine.view(), Arc::clone(&CLASSES));
     let number = |number| small_class(number).unwrap();
     let erc20 = GENESIS.classes[0].clone();
     // The same hash for two classes, one after the other, twice: no answer is that of the class before.
