@@ -116,12 +116,17 @@ impl<S: StoreRead> StoreRead for Layered<'_, S> {
 }
 
 /// In the place of a store that was closed.
-struct EndedStore {
+pub struct EndedStore {
     name: &'static str,
     capabilities: Capabilities,
 }
 
 impl EndedStore {
+    /// In the place of this one.
+    pub fn of(store: &dyn Store) -> Self {
+        Self { name: store.name(), capabilities: store.capabilities() }
+    }
+
     fn refuse<T>() -> Result<T, StoreError> {
         let problem =
             "the engine was closed, and what is asked for is not in memory; open the database again";
@@ -204,8 +209,8 @@ impl Rows {
     /// Lets go of the store, once nobody reads it. What asks for rows from now on is refused.
     pub fn close(&self) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let ended = EndedStore { name: current.name(), capabilities: current.capabilities() };
-        let store = std::mem::replace(&mut *current, Arc::new(ended));
+        let ended = Arc::new(EndedStore::of(current.as_ref()));
+        let store = std::mem::replace(&mut *current, ended);
         drop(current);
         while Arc::strong_count(&store) > 1 {
             std::thread::sleep(Duration::from_millis(1));

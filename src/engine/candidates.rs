@@ -8,9 +8,8 @@
 
 use std::sync::Arc;
 
-use flagstone_core::diff::{StateDiff, Subject};
-use flagstone_core::types::{BlockNumber, StateId};
-use flagstone_core::update::StateUpdate;
+use flagstone_core::diff::Subject;
+use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone_core::witness::Witness;
 
 use super::base::Base;
@@ -21,7 +20,7 @@ use super::meta::{self, BlockRoot, Lineage};
 use super::state::{CandidateStats, Made, Parent, Proposed};
 use super::values::{ByKey, each_value};
 use super::view::View;
-use super::{Engine, Shared};
+use super::{Engine, Shared, Tip};
 use crate::error::Error;
 
 /// A block that is executed and not decided. Cheap to clone. When the last clone of it and of those on top of it is dropped, it
@@ -140,21 +139,21 @@ impl Engine {
     }
 }
 
+/// What a candidate is on, the block before it, and the root there as far as known.
+type Known = (Parent, Option<BlockNumber>, Option<StateCommitment>);
+
 impl Shared {
     fn propose(&self, parent: StateId, new: &NewBlock<'_>) -> Result<Arc<Proposed>, Error> {
         let NewBlock { update, blobs, .. } = *new;
         check_blobs(blobs)?;
-        let parent = self.parent(parent, update.block_number.unwrap_or_default())?;
-        let (before, root) = match &parent {
-            Parent::Decided { block, root, .. } => (*block, root.map(|root| root.commitment)),
-            Parent::Candidate(parent) => {
-                let made = parent.made().as_ref().map(|made| made.root.commitment);
-                (Some(parent.number()), parent.update.new_root.or(made))
-            }
-        };
+        let (parent, before, root) = self.parent(parent, update.block_number.unwrap_or_default())?;
         let number = next_number(before, update.block_number)?;
         check_parent(number, update.old_root, root)?;
-        self.check_defined(number, &parent, update)?;
+        self.chain().check_defined(
+            number,
+            update,
+            parent.downwards().map(|proposed| &proposed.update.diff),
+        )?;
         let block = pending(number, Lineage::default(), update, blobs);
         check_length(number, block.encoded_len(), self.durability.payload_bytes_max())?;
         let mut values = ByKey::default();
@@ -163,40 +162,27 @@ impl Shared {
         });
         let bounds = (self.config.candidates_max, self.config.candidate_bytes_max);
         let life = Life::new(number, meta::fresh_state());
-        let proposed = Proposed::new(life, parent, update, blobs, values);
+        let proposed = Proposed::new(&self.candidates, life, parent, update, blobs, values);
         let proposed = self.candidates.add(proposed, bounds)?;
         // Somebody may have decided another block meanwhile.
         self.candidates.keep_on(self.chain().state);
         Ok(proposed)
     }
 
-    /// Checks that the commitment of a candidate will be defined.
-    fn check_defined(&self, block: BlockNumber, parent: &Parent, update: &StateUpdate) -> Result<(), Error> {
-        if update.starknet_version.is_some() || update.new_root.is_some() {
-            return Ok(());
-        }
-        let below: Vec<&StateDiff> = match parent {
-            Parent::Decided { .. } => Vec::new(),
-            Parent::Candidate(parent) => parent.downwards().map(|proposed| &proposed.update.diff).collect(),
-        };
-        match self.chain().rule_may_matter(below.into_iter().chain([&update.diff])) {
-            true => Err(Error::VersionNeeded { block }),
-            false => Ok(()),
-        }
-    }
-
-    /// What a candidate on this state is on.
-    fn parent(&self, state: StateId, block: BlockNumber) -> Result<Parent, Error> {
+    /// What a candidate on this state is on, with the block before it and its root as far as known.
+    fn parent(&self, state: StateId, block: BlockNumber) -> Result<Known, Error> {
         let chain = self.chain();
         if chain.state == state {
-            let tip = self.tip();
-            let root = chain.waiting.is_empty().then_some(chain.root);
-            return Ok(Parent::Decided { stamp: tip.stamp, life: tip.life, block: tip.block, root });
+            let Tip { stamp, life, block } = self.tip();
+            return Ok((Parent::Decided { stamp, life }, block, chain.parent()));
         }
         let (tip, now) = (chain.state, chain.closed);
         drop(chain);
         let candidate = self.candidates.get(state).filter(|proposed| !proposed.life.is_gone());
-        candidate.map(Parent::Candidate).ok_or(Error::WrongState { block, parent: state, tip, now })
+        let parent = candidate.ok_or(Error::WrongState { block, parent: state, tip, now })?;
+        let made = parent.made().as_ref().map(|made| made.root.commitment);
+        let (number, root) = (Some(parent.number()), parent.update.new_root.or(made));
+        Ok((Parent::Candidate(parent), number, root))
     }
 
     /// Commits a candidate aside, unless that was done. Returns its root, and its witness if that is wanted.
@@ -218,7 +204,7 @@ impl Shared {
             if !self.rows.is_still(&base) {
                 continue;
             }
-            let block = pending(proposed.number(), Lineage::default(), &proposed.update, &[]);
+            let block = proposed.facts();
             let (staged, witness) = staged;
             let root = self.root_of(&base, &block, &staged)?;
             *made = Some(Made { base, staged, root });
@@ -255,10 +241,7 @@ impl Shared {
         let waiting = waiting.map(|closed| Arc::clone(&closed.life));
         drop(chain);
         match waiting {
-            Some(life) => {
-                self.want(life.number());
-                life.wait_committed()
-            }
+            Some(life) => self.commit_through(&life).map(drop),
             None => Ok(()),
         }
     }

@@ -9,10 +9,11 @@ use flagstone_core::commit::HashCounts;
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::StateDiff;
 use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
+use flagstone_core::update::StateUpdate;
 
 use super::base::Layer;
 use super::handle::Life;
-use super::meta::{self, Blob, BlockRoot, Head, Lineage, PendingBlock};
+use super::meta::{Blob, BlockRoot, Head, Lineage, PendingBlock};
 use super::values::RECENT_VALUE_BYTES;
 use super::{Cadence, EngineConfig};
 use crate::error::Error;
@@ -161,13 +162,27 @@ impl Chain {
         self.waiting.back().map_or(Some(self.root.commitment), |closed| closed.block.new_root)
     }
 
-    /// Where a block that is closed now leads, and from where.
-    pub fn lineage_of_next(&self) -> Lineage {
-        Lineage { state: meta::fresh_state(), parent: self.state, parent_root: self.parent() }
+    /// Where a block that is closed now, and leads to a state, comes from.
+    pub fn lineage_of_next(&self, state: StateId) -> Lineage {
+        Lineage { state, parent: self.state, parent_root: self.parent() }
+    }
+
+    /// Refuses a block whose commitment would not be defined on top of the closed ones and of these.
+    pub fn check_defined<'a>(
+        &'a self,
+        block: BlockNumber,
+        update: &'a StateUpdate,
+        below: impl Iterator<Item = &'a StateDiff> + Clone,
+    ) -> Result<(), Error> {
+        let is_said = update.starknet_version.is_some() || update.new_root.is_some();
+        if is_said || !self.rule_may_matter(below.chain([&update.diff])) {
+            return Ok(());
+        }
+        Err(Error::VersionNeeded { block })
     }
 
     /// Whether the state after more diffs may have contracts and no class, so that its commitment depends on the rule.
-    pub fn rule_may_matter<'a>(&'a self, diffs: impl Iterator<Item = &'a StateDiff> + Clone) -> bool {
+    fn rule_may_matter<'a>(&'a self, diffs: impl Iterator<Item = &'a StateDiff> + Clone) -> bool {
         let Roots { contracts, classes } = self.root.roots;
         let declares =
             |diff: &StateDiff| diff.classes().iter().any(|class| !class.compiled_class_hash.is_zero());

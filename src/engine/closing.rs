@@ -156,7 +156,7 @@ impl Shared {
         let number = accept(&chain, update, parent)?;
         let stamp = chain.stamp + 1;
         let state = proposed.map_or_else(meta::fresh_state, Proposed::state);
-        let lineage = Lineage { state, ..chain.lineage_of_next() };
+        let lineage = chain.lineage_of_next(state);
         let is_committed = chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config);
         drop(chain);
         let block = pending(number, lineage, update, blobs);
@@ -299,12 +299,7 @@ fn accept(chain: &Chain, update: &StateUpdate, parent: Option<StateId>) -> Resul
     }
     let number = next_number(chain.closed, update.block_number)?;
     check_parent(number, update.old_root, chain.parent())?;
-    if update.starknet_version.is_none()
-        && update.new_root.is_none()
-        && chain.rule_may_matter([&update.diff].into_iter())
-    {
-        return Err(Error::VersionNeeded { block: number });
-    }
+    chain.check_defined(number, update, std::iter::empty())?;
     Ok(number)
 }
 

@@ -25,8 +25,6 @@ const EVENTS_MAX: usize = 4096;
 pub struct BlockHandle {
     life: Arc<Life>,
     shared: Weak<Shared>,
-    /// Whether who has it closes blocks, and is told with it of a failure.
-    is_closers: bool,
 }
 
 /// What is known of a closed block.
@@ -50,7 +48,7 @@ struct At {
 }
 
 /// Called with each change; whether it is done.
-type Callback = Box<dyn FnMut(&BlockHandle) -> bool + Send>;
+type Callback = Box<dyn FnMut(&Arc<Life>) -> bool + Send>;
 
 /// Why a block failed, with the number of the failure: one of several blocks.
 #[derive(Clone)]
@@ -93,21 +91,23 @@ impl Life {
     }
 
     /// Waits until the block is committed, or has failed. Somebody must want it.
-    pub fn wait_committed(&self) -> Result<(), Error> {
-        self.wait(|at| at.committed.is_some())
+    pub fn wait_committed(&self) -> Result<Option<BlockRoot>, Error> {
+        self.wait(|at| at.committed)
     }
 
     /// Waits until the block's rows are in the store, or it has failed.
     pub fn wait_persisted(&self) -> Result<(), Error> {
-        self.wait(|at| at.persisted)
+        self.wait(|at| at.persisted.then_some(()))
     }
 
-    fn wait(&self, reached: impl Fn(&At) -> bool) -> Result<(), Error> {
-        let is_open = |at: &mut At| !reached(at) && at.failed.is_none();
-        let at = self.changed.wait_while(self.at(), is_open).unwrap_or_else(PoisonError::into_inner);
-        match at.failed.as_ref().filter(|_| !reached(&at)) {
-            Some(failure) => Err(failure.error.clone()),
-            None => Ok(()),
+    fn wait<T>(&self, reached: impl Fn(&At) -> Option<T>) -> Result<T, Error> {
+        let mut at = self.at();
+        loop {
+            match (reached(&at), &at.failed) {
+                (Some(reached), _) => return Ok(reached),
+                (None, Some(failure)) => return Err(failure.error.clone()),
+                (None, None) => at = self.changed.wait(at).unwrap_or_else(PoisonError::into_inner),
+            }
         }
     }
 
@@ -138,9 +138,8 @@ impl Life {
         drop(at);
         self.changed.notify_all();
         wakers.into_iter().for_each(Waker::wake);
-        let handle = BlockHandle { life: Arc::clone(self), shared: Weak::new(), is_closers: false };
         for mut callback in callbacks {
-            if !callback(&handle) {
+            if !callback(self) {
                 self.at().callbacks.push(callback);
             }
         }
@@ -149,12 +148,7 @@ impl Life {
 
 impl BlockHandle {
     pub(super) fn new(life: &Arc<Life>, shared: &Arc<Shared>) -> Self {
-        Self { life: Arc::clone(life), shared: Arc::downgrade(shared), is_closers: true }
-    }
-
-    /// The handle of a block that somebody else closed.
-    pub(super) fn of_other(life: &Arc<Life>, shared: &Arc<Shared>) -> Self {
-        Self { is_closers: false, ..Self::new(life, shared) }
+        Self { life: Arc::clone(life), shared: Arc::downgrade(shared) }
     }
 
     /// The block's number.
@@ -180,9 +174,7 @@ impl BlockHandle {
 
     /// Who has the handle knows of the failure now.
     fn note_told(&self, failure: &Failure) {
-        if self.is_closers
-            && let Some(shared) = self.shared.upgrade()
-        {
+        if let Some(shared) = self.shared.upgrade() {
             shared.chain().told(failure.id);
         }
     }
@@ -297,12 +289,11 @@ impl<T> Stage<T> {
             return;
         }
         self.want();
-        let life = Arc::clone(&self.handle.life);
-        let (shared, is_closers, reached) =
-            (self.handle.shared.clone(), self.handle.is_closers, self.reached);
-        let mut with = move |handle: &BlockHandle| {
-            let handle = BlockHandle { life: Arc::clone(&handle.life), shared: shared.clone(), is_closers };
-            call(&Stage { handle, reached })
+        let BlockHandle { life, shared } = self.handle.clone();
+        let reached = self.reached;
+        let mut with = move |life: &Arc<Life>| {
+            let handle = BlockHandle { life: Arc::clone(life), shared: shared.clone() };
+            call(&Self { handle, reached })
         };
         // What came between the two looks has called nobody.
         let mut at = life.at();
@@ -311,7 +302,7 @@ impl<T> Stage<T> {
             return;
         }
         drop(at);
-        with(&self.handle);
+        with(&life);
     }
 }
 

@@ -262,9 +262,9 @@ impl Engine {
             return Err(untold);
         }
         self.shared.check_running()?;
-        let last = chain.waiting.back().map(|closed| BlockHandle::of_other(&closed.life, &self.shared));
+        let last = chain.waiting.back().map(|closed| Arc::clone(&closed.life));
         drop(chain);
-        let committed = last.map_or(Ok(None), |last| last.committed().wait());
+        let committed = last.map_or(Ok(None), |last| self.shared.commit_through(&last));
         committed.map_err(|error| match self.shared.chain().untold.take() {
             Some((_, first)) => first,
             None => error,
@@ -287,10 +287,10 @@ impl Engine {
         let chain = self.shared.chain();
         chain.is_closed(block)?;
         let waiting = chain.waiting.iter().find(|closed| closed.block.number == block);
-        let waiting = waiting.map(|closed| BlockHandle::of_other(&closed.life, &self.shared));
+        let waiting = waiting.map(|closed| Arc::clone(&closed.life));
         drop(chain);
         let root = match waiting {
-            Some(waiting) => waiting.committed().wait()?,
+            Some(waiting) => self.shared.commit_through(&waiting)?,
             None => self.block_root(block)?,
         };
         root.ok_or_else(|| self.shared.history_gone(block))
@@ -385,6 +385,12 @@ impl Shared {
         let mut chain = self.chain();
         chain.wanted = chain.wanted.max(Some(block).min(chain.closed));
         self.changed.notify_all();
+    }
+
+    /// Has blocks up to this one committed, and returns its root if it has one of its own. Who closes blocks is not told by it.
+    fn commit_through(&self, life: &Life) -> Result<Option<BlockRoot>, Error> {
+        self.want(life.number());
+        life.wait_committed()
     }
 
     fn chain(&self) -> MutexGuard<'_, Chain> {

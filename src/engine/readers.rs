@@ -247,6 +247,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::base::EndedStore;
 
     type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -361,5 +362,20 @@ mod tests {
         );
         drop((oldest, newer));
         assert_eq!(readers.read().bytes, 0);
+    }
+
+    /// What cannot be kept for a reader, it does not read newer.
+    #[test]
+    fn who_reads_while_nothing_can_be_kept_fails_and_who_begins_later_does_not() {
+        let (readers, memory) = (Readers::new(usize::MAX), Arc::new(MemoryStore::new()));
+        let begin = |generation| {
+            let (ticket, ()) = readers.begin(|| (generation, ()));
+            Snapshot { ticket, store: Arc::clone(&memory) as Arc<dyn Store> }
+        };
+        let (before, unit) = (begin(1), batch(&[(7, Some(2))]));
+        readers.keep(2, &unit, &EndedStore::of(memory.as_ref()));
+        memory.write(&unit).unwrap();
+        assert_eq!(before.get(&[0, 7]).unwrap_err().kind(), StoreErrorKind::Expired);
+        assert_eq!(begin(2).get(&[0, 7]).unwrap(), Some(vec![2]));
     }
 }

@@ -11,7 +11,7 @@ use flagstone_core::update::StateUpdate;
 use super::base::Base;
 use super::commit::Staged;
 use super::handle::Life;
-use super::meta::{Blob, BlockRoot};
+use super::meta::{Blob, BlockRoot, PendingBlock};
 use super::values::{ByKey, Key};
 use crate::error::Error;
 
@@ -32,7 +32,7 @@ pub struct Proposed {
     decided: AtomicBool,
     /// What was computed for it.
     made: Mutex<Option<Made>>,
-    of: Mutex<Weak<Registry>>,
+    of: Weak<Registry>,
 }
 
 /// What a candidate is on.
@@ -41,10 +41,22 @@ pub enum Parent {
     Decided {
         stamp: u64,
         life: Arc<Life>,
-        block: Option<BlockNumber>,
-        root: Option<BlockRoot>,
     },
     Candidate(Arc<Proposed>),
+}
+
+impl Parent {
+    /// The candidates that it is, and that are below it, the nearest first.
+    pub fn downwards(&self) -> impl Iterator<Item = &Proposed> + Clone {
+        std::iter::successors(self.candidate(), |proposed| proposed.parent.candidate())
+    }
+
+    fn candidate(&self) -> Option<&Proposed> {
+        match self {
+            Self::Candidate(parent) => Some(parent),
+            Self::Decided { .. } => None,
+        }
+    }
 }
 
 /// The commitment of a candidate.
@@ -96,7 +108,7 @@ impl Registry {
 
     /// Adds a candidate, unless there are too many: at most so many, of so many bytes together.
     pub fn add(
-        self: &Arc<Self>,
+        &self,
         proposed: Proposed,
         (count_max, bytes_max): (usize, usize),
     ) -> Result<Arc<Proposed>, Error> {
@@ -105,7 +117,6 @@ impl Registry {
         if count >= count_max || bytes > bytes_max {
             return Err(Error::TooManyCandidates { count, count_max, bytes, bytes_max });
         }
-        *proposed.of.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
         let proposed = Arc::new(proposed);
         list.by_state.insert(proposed.state(), Arc::downgrade(&proposed));
         list.stats = CandidateStats { count: count + 1, bytes };
@@ -140,13 +151,13 @@ impl Registry {
 
 impl Drop for Proposed {
     fn drop(&mut self) {
-        let registry = self.of.get_mut().unwrap_or_else(PoisonError::into_inner).upgrade();
-        registry.into_iter().for_each(|registry| registry.remove(self));
+        self.of.upgrade().into_iter().for_each(|registry| registry.remove(self));
     }
 }
 
 impl Proposed {
     pub fn new(
+        of: &Arc<Registry>,
         life: Arc<Life>,
         parent: Parent,
         update: &StateUpdate,
@@ -165,7 +176,7 @@ impl Proposed {
             bytes,
             decided,
             made: Mutex::default(),
-            of: Mutex::default(),
+            of: Arc::downgrade(of),
         }
     }
 
@@ -189,10 +200,7 @@ impl Proposed {
 
     /// Itself and the candidates below it, the nearest first.
     pub fn downwards(&self) -> impl Iterator<Item = &Self> {
-        std::iter::successors(Some(self), |proposed| match &proposed.parent {
-            Parent::Candidate(parent) => Some(&**parent),
-            Parent::Decided { .. } => None,
-        })
+        std::iter::once(self).chain(self.parent.downwards())
     }
 
     /// Whether it is on a state, or on candidates that are.
@@ -202,9 +210,7 @@ impl Proposed {
                 return true;
             }
             // What is decided and not the tip is below it, or was taken back.
-            if let Parent::Candidate(parent) = &proposed.parent
-                && parent.decided.load(Ordering::SeqCst)
-            {
+            if proposed.parent.candidate().is_some_and(|parent| parent.decided.load(Ordering::SeqCst)) {
                 return false;
             }
         }
@@ -222,6 +228,12 @@ impl Proposed {
             proposed.blobs.iter().rev().find(|blob| blob.key == key).map(|blob| Arc::clone(&blob.bytes))
         };
         self.downwards().find_map(blobs)
+    }
+
+    /// The block without its values, as far as its root depends on it.
+    pub fn facts(&self) -> PendingBlock {
+        let StateUpdate { starknet_version: version, old_root, new_root, .. } = self.update;
+        PendingBlock { number: self.number(), version, old_root, new_root, ..PendingBlock::default() }
     }
 
     pub fn made(&self) -> MutexGuard<'_, Option<Made>> {

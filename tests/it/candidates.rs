@@ -1,12 +1,15 @@
 //! Candidates: blocks that are executed and not decided, several on one parent, one on top of the other.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flagstone::core::diff::Subject;
 use flagstone::core::felt::Felt;
-use flagstone::core::hash::Bulk;
+use flagstone::core::hash::{Bulk, Hasher};
 use flagstone::core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone::engine::{Blob, Candidate, CandidateStats, NewBlock};
+use flagstone::store::MemoryStore;
 use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate};
 use flagstone_testkit::reference::ReferenceState;
 use proptest::prelude::*;
@@ -165,6 +168,47 @@ fn a_candidates_witness_is_that_of_the_block_and_its_blobs_come_with_it() {
         let decided = engine.decide(&candidate).unwrap();
         assert_eq!(decided.committed().wait().unwrap().unwrap().roots, roots);
         assert_eq!(engine.view().blob(b"class").unwrap().as_deref(), Some(&[1][..]));
+    }
+}
+
+/// Counts what it hashes.
+struct Counting(Arc<AtomicUsize>);
+
+impl Hasher for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+    fn pedersen_many(&self, pairs: &[[Felt; 2]], out: &mut [Felt]) {
+        self.0.fetch_add(pairs.len(), Ordering::SeqCst);
+        Bulk.pedersen_many(pairs, out);
+    }
+    fn poseidon_many(&self, pairs: &[[Felt; 2]], out: &mut [Felt]) {
+        self.0.fetch_add(pairs.len(), Ordering::SeqCst);
+        Bulk.poseidon_many(pairs, out);
+    }
+}
+
+#[test]
+fn what_was_computed_for_a_candidate_is_not_computed_again() {
+    for cadence in CADENCES {
+        for (name, layout) in layouts() {
+            let hashed = Arc::new(AtomicUsize::new(0));
+            let hasher = Box::new(Counting(Arc::clone(&hashed)));
+            let store = Box::new(MemoryStore::new());
+            let engine = Engine::open_with_hasher(store, layout, config(cadence, 1), hasher).unwrap();
+            engine.close_block(&update(&[(1, 1), (2, 2)])).unwrap();
+            engine.commit().unwrap();
+            let lower = engine.propose(engine.view().state(), &update(&[(1, 2)])).unwrap();
+            let upper = engine.propose(lower.state(), &update(&[(2, 3)])).unwrap();
+            let root = upper.root().unwrap();
+            let before = hashed.load(Ordering::SeqCst);
+            assert_eq!(upper.root().unwrap(), root);
+            engine.decide(&lower).unwrap();
+            assert_eq!(upper.root().unwrap(), root);
+            let decided = engine.decide(&upper).unwrap();
+            assert_eq!(decided.committed().wait().unwrap(), Some(root));
+            assert_eq!(hashed.load(Ordering::SeqCst), before, "{name}, {cadence:?}");
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use flagstone::store::{
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
 
 use crate::lineage::Mem;
-use crate::support::{config, settle};
+use crate::support::{BeforeWrites, config, settle};
 
 fn block(number: u64) -> StateUpdate {
     let diff =
@@ -277,51 +277,24 @@ fn a_sync_that_failed_is_final_and_nothing_is_trimmed_behind_it() {
     assert!((0..3).all(|number| slot(&engine, number).unwrap()));
 }
 
-/// A store whose writes wait for leave.
-#[derive(Clone, Default)]
-struct Gated {
-    inner: Mem,
-    gate: Arc<Mutex<Option<Gate>>>,
-}
-
-impl StoreRead for Gated {
-    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-        self.inner.get(key)
-    }
-    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.inner.scan(prefix, visit)
-    }
-}
-
-impl Store for Gated {
-    fn name(&self) -> &'static str {
-        "gated"
-    }
-    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
-        if let Some((began, leave)) = self.gate.lock().unwrap().take() {
-            began.send(()).unwrap();
-            leave.recv().unwrap();
-        }
-        self.inner.write(batch)
-    }
-    fn sync(&self) -> Result<(), StoreError> {
-        self.inner.sync()
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-}
-
 /// Without a journal the store is what makes a block durable, so nothing of it is shown before.
 #[test]
 fn without_a_journal_a_block_is_visible_only_once_it_is_durable() {
-    let store = Gated::default();
+    let gate: Arc<Mutex<Option<Gate>>> = Arc::default();
+    let waits = Arc::clone(&gate);
+    let before = move || {
+        if let Some((began, leave)) = waits.lock().unwrap().take() {
+            began.send(()).unwrap();
+            leave.recv().unwrap();
+        }
+    };
+    let store = BeforeWrites { inner: Mem::default(), before };
     let layout = flagstone::layout("flat").unwrap().make();
-    let engine = Engine::open(Box::new(store.clone()), layout, config(Cadence::EVERY_BLOCK, 1)).unwrap();
+    let engine = Engine::open(Box::new(store), layout, config(Cadence::EVERY_BLOCK, 1)).unwrap();
     engine.close_block(&block(0)).unwrap();
     let (began, writing) = channel();
     let (let_go, leave) = channel();
-    *store.gate.lock().unwrap() = Some((began, leave));
+    *gate.lock().unwrap() = Some((began, leave));
     thread::scope(|scope| {
         let closing = scope.spawn(|| engine.close_block(&block(1)).unwrap());
         writing.recv().unwrap();

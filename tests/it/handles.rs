@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::{Event, NewBlock, Stage};
-use flagstone::store::{Capabilities, MemoryStore, Row, Store, StoreError, StoreRead, Visit, WriteBatch};
+use flagstone::store::MemoryStore;
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate, database};
 
-use crate::support::{Place, config, settle};
+use crate::support::{BeforeWrites, Place, config, settle};
 
 /// A block that sets one slot of contract 1.
 fn update(number: Option<u64>, slot: u64, value: u64) -> StateUpdate {
@@ -39,38 +39,11 @@ fn slot(engine: &Engine, slot: u64) -> u64 {
     (0..10_000).find(|number| value == (*number).into()).unwrap()
 }
 
-/// A store in memory that takes its time to write, and waits for leave.
-#[derive(Default)]
-struct Slow {
-    inner: MemoryStore,
-    write: Duration,
-    gate: Arc<Mutex<()>>,
-}
-
-impl StoreRead for Slow {
-    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-        self.inner.get(key)
-    }
-    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.inner.scan(prefix, visit)
-    }
-}
-
-impl Store for Slow {
-    fn name(&self) -> &'static str {
-        "slow"
-    }
-    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
-        let _leave = self.gate.lock().unwrap();
-        thread::sleep(self.write);
-        self.inner.write(batch)
-    }
-    fn sync(&self) -> Result<(), StoreError> {
-        self.inner.sync()
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
+/// An engine over a store in memory that does something before each write.
+fn before_writes(before: impl Fn() + Send + Sync + 'static) -> Engine {
+    let store = BeforeWrites { inner: MemoryStore::new(), before };
+    let layout = flagstone::layout("flat").unwrap().make();
+    Engine::open(Box::new(store), layout, config(Cadence::EVERY_BLOCK, 1)).unwrap()
 }
 
 #[test]
@@ -212,9 +185,7 @@ fn who_waits_by_number_is_never_given_the_root_of_another_block() {
 /// t04 of the trials: `sync` is for what is there when it is called.
 #[test]
 fn sync_returns_while_blocks_come() {
-    let store = Slow { write: Duration::from_millis(5), ..Slow::default() };
-    let layout = flagstone::layout("flat").unwrap().make();
-    let engine = Engine::open(Box::new(store), layout, config(Cadence::EVERY_BLOCK, 1)).unwrap();
+    let engine = before_writes(|| thread::sleep(Duration::from_millis(5)));
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let closer = scope.spawn(|| {
@@ -328,9 +299,8 @@ fn a_stage_is_waited_for_with_a_timeout_a_callback_or_as_a_future() {
 #[test]
 fn a_timeout_says_nothing_of_the_block() {
     let gate = Arc::new(Mutex::new(()));
-    let store = Slow { gate: Arc::clone(&gate), ..Slow::default() };
-    let layout = flagstone::layout("flat").unwrap().make();
-    let engine = Engine::open(Box::new(store), layout, config(Cadence::EVERY_BLOCK, 1)).unwrap();
+    let waits = Arc::clone(&gate);
+    let engine = before_writes(move || drop(waits.lock().unwrap()));
     let held = gate.lock().unwrap();
     let block = engine.close_block(&update(None, 1, 1)).unwrap();
     let began = Instant::now();

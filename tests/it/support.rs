@@ -9,7 +9,9 @@ use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, Stor
 use flagstone::engine::BlockHandle;
 use flagstone::input::UpdateReader;
 use flagstone::registry::LAYOUTS;
-use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
+use flagstone::store::{
+    Capabilities, MemoryStore, Row, SledConfig, SledStore, Store, StoreError, StoreRead, Visit, WriteBatch,
+};
 use flagstone::{Cadence, Engine, EngineConfig, StateUpdate};
 
 /// A file of `tests/data`.
@@ -121,6 +123,37 @@ pub fn replay(engine: &Engine, updates: &[StateUpdate]) -> Vec<StateCommitment> 
 /// Closes a block and waits for its root.
 pub fn root_of(engine: &Engine, update: &StateUpdate) -> StateCommitment {
     engine.close_block(update).unwrap().committed().wait().unwrap().unwrap().commitment
+}
+
+/// A store that does something before each write.
+pub struct BeforeWrites<S, F> {
+    pub inner: S,
+    pub before: F,
+}
+
+impl<S: Store, F: Fn() + Send + Sync> StoreRead for BeforeWrites<S, F> {
+    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+        self.inner.get(key)
+    }
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.inner.scan(prefix, visit)
+    }
+}
+
+impl<S: Store, F: Fn() + Send + Sync> Store for BeforeWrites<S, F> {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
+        (self.before)();
+        self.inner.write(batch)
+    }
+    fn sync(&self) -> Result<(), StoreError> {
+        self.inner.sync()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
 }
 
 /// A copy of a directory as it is, as a kill would leave it.

@@ -135,35 +135,28 @@ pub trait Store: StoreRead {
     fn capabilities(&self) -> Capabilities;
 }
 
-impl<S: StoreRead + ?Sized> StoreRead for &S {
-    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-        (**self).get(key)
-    }
-    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
-        (**self).get_many(keys)
-    }
-    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        (**self).scan(prefix, visit)
-    }
-    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        (**self).scan_from(prefix, from, visit)
-    }
+/// Reading through a pointer is reading what it points to, each call by the store's own way.
+macro_rules! reads_through {
+    ($pointer:ty) => {
+        impl<S: StoreRead + ?Sized> StoreRead for $pointer {
+            fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+                (**self).get(key)
+            }
+            fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
+                (**self).get_many(keys)
+            }
+            fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+                (**self).scan(prefix, visit)
+            }
+            fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+                (**self).scan_from(prefix, from, visit)
+            }
+        }
+    };
 }
 
-impl<S: StoreRead + ?Sized> StoreRead for Arc<S> {
-    fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-        (**self).get(key)
-    }
-    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
-        (**self).get_many(keys)
-    }
-    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        (**self).scan(prefix, visit)
-    }
-    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        (**self).scan_from(prefix, from, visit)
-    }
-}
+reads_through!(&S);
+reads_through!(Arc<S>);
 
 impl<S: Store + ?Sized> Store for Arc<S> {
     fn name(&self) -> &'static str {

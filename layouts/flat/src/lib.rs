@@ -319,4 +319,29 @@ mod tests {
         assert_eq!(counters.misses, 0);
         assert!(counters.hits > 0);
     }
+
+    /// What is committed aside and dropped takes nothing out of the cache; what is applied is in it for the next block.
+    #[test]
+    fn a_block_committed_aside_leaves_the_cache_to_the_others() {
+        let (layout, store) = (Flat::new(), MemoryStore::new());
+        let state = |roots| StateAt { store: &store, roots };
+        let write = |staged: &mut StagedCommitment| {
+            store.write(&staged.batch).unwrap();
+            staged.applied.take().into_iter().for_each(|applied| applied());
+            staged.roots[0]
+        };
+        let misses = || layout.cache_counters().unwrap().misses;
+        let first =
+            write(&mut layout.stage_commitment(state(Roots::default()), &[&block(1)], &Bulk).unwrap());
+        let known = misses();
+        for reads in [None, Some(&[][..])] {
+            drop(layout.stage_aside(state(first), &block(1), reads, &Bulk).unwrap());
+        }
+        let (mut aside, _) = layout.stage_aside(state(first), &block(2), None, &Bulk).unwrap();
+        drop(layout.stage_aside(state(first), &block(3), None, &Bulk).unwrap());
+        let second = write(&mut aside);
+        let both = block(1).then(&block(2));
+        layout.stage_commitment(state(second), &[&both], &Bulk).unwrap();
+        assert_eq!(misses(), known, "all that the two blocks touched is in memory");
+    }
 }
