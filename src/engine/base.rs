@@ -35,8 +35,8 @@ pub struct Base {
     pub root: BlockRoot,
     /// The id of the state after it.
     pub state: StateId,
-    /// Not written yet, newest first: the last generations, one each.
-    pub layers: Vec<Arc<WriteBatch>>,
+    /// Not written yet, newest first.
+    pub layers: Vec<Layer>,
 }
 
 /// A committed batch.
@@ -48,22 +48,28 @@ pub struct Layer {
     pub bytes: usize,
 }
 
+impl AsRef<WriteBatch> for Layer {
+    fn as_ref(&self) -> &WriteBatch {
+        &self.batch
+    }
+}
+
 /// A store with batches over it that it may not have yet.
-pub struct Layered<'a, S> {
+pub struct Layered<'a, S, L = Layer> {
     /// Newest first.
-    pub layers: &'a [Arc<WriteBatch>],
+    pub layers: &'a [L],
     pub store: S,
 }
 
-impl<S> Layered<'_, S> {
+impl<S, L: AsRef<WriteBatch>> Layered<'_, S, L> {
     /// What the layers say of a row, if they say anything.
     fn in_layers(&self, key: &[u8]) -> Option<Row> {
-        let mut said = self.layers.iter().filter_map(|layer| layer.get(key));
+        let mut said = self.layers.iter().filter_map(|layer| layer.as_ref().get(key));
         said.next().map(|row| row.map(<[u8]>::to_vec))
     }
 }
 
-impl<S: StoreRead> StoreRead for Layered<'_, S> {
+impl<S: StoreRead, L: AsRef<WriteBatch> + Sync> StoreRead for Layered<'_, S, L> {
     fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
         self.in_layers(key).map_or_else(|| self.store.get(key), Ok)
     }
@@ -87,6 +93,7 @@ impl<S: StoreRead> StoreRead for Layered<'_, S> {
     fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let mut over: BTreeMap<&[u8], Option<&[u8]>> = BTreeMap::new();
         for layer in self.layers.iter().rev() {
+            let layer = layer.as_ref();
             over.extend(layer.range(from.max(prefix)).take_while(|(key, _)| key.starts_with(prefix)));
         }
         let mut over = over.into_iter().peekable();
@@ -274,10 +281,19 @@ impl Rows {
     pub fn commit(&self, batch: WriteBatch, after: Base) -> Layer {
         let (bytes, batch) = (batch.bytes(), Arc::new(batch));
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
-        let generation = base.generation + 1;
-        let layers = std::iter::once(&batch).chain(&base.layers).map(Arc::clone).collect();
-        *base = Arc::new(Base { generation, layers, ..after });
-        Layer { generation, batch, bytes }
+        let layer = Layer { generation: base.generation + 1, batch, bytes };
+        let layers = std::iter::once(&layer).chain(&base.layers).map(Layer::clone).collect();
+        *base = Arc::new(Base { generation: layer.generation, layers, ..after });
+        layer
+    }
+
+    /// Takes back committed batches, the newest, none of which has begun to be written: those from a generation on. Reads from now
+    /// on are of the state before them, which `before` says.
+    pub fn take_back(&self, from: u64, before: Base) {
+        let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
+        let layers = base.layers.iter().filter(|layer| layer.generation < from).map(Layer::clone).collect();
+        // A new one: who reads one of those that were taken back is told what is overwritten after it.
+        *base = Arc::new(Base { generation: base.generation + 1, layers, ..before });
     }
 
     /// Writes layers to the store, oldest first, as one unit: `write` does it.
@@ -296,7 +312,7 @@ impl Rows {
         self.finally(|store| write(store, &batch))?;
         let mut base = self.base.write().unwrap_or_else(PoisonError::into_inner);
         let mut after = Base::clone(&base);
-        after.layers.truncate((after.generation - through) as usize);
+        after.layers.retain(|layer| layer.generation > through);
         *base = Arc::new(after);
         Ok(())
     }

@@ -68,10 +68,30 @@ pub struct Unwritten {
     pub layer: Layer,
     pub blocks: Vec<Arc<Closed>>,
     pub head: Option<BlockNumber>,
+    /// The roots after it.
+    pub root: BlockRoot,
     /// The last refusal that the batch takes account of.
     pub refusal: Position,
     /// What is to be shown only when the batch is written and synced, as nothing else makes its block durable.
     pub to_show: Option<ToShow>,
+    /// It takes back blocks that are written, or are about to be: its one block stands for the state that it leads back to.
+    pub goes_back: bool,
+}
+
+/// What was taken off a chain: the last blocks, none of which has begun to be written.
+#[derive(Default)]
+pub struct Taken {
+    /// In order.
+    pub unwritten: VecDeque<Unwritten>,
+    /// In order, after those.
+    pub waiting: VecDeque<Arc<Closed>>,
+}
+
+impl Taken {
+    /// All blocks, in order.
+    pub fn blocks(&self) -> impl Iterator<Item = &Arc<Closed>> {
+        self.unwritten.iter().flat_map(|unwritten| &unwritten.blocks).chain(&self.waiting)
+    }
 }
 
 impl Unwritten {
@@ -114,6 +134,8 @@ pub struct Chain {
     pub root: BlockRoot,
     /// Committed and not written, in order.
     pub unwritten: VecDeque<Unwritten>,
+    /// How many of them are being written.
+    pub writing: usize,
     pub persisted: Option<BlockNumber>,
     /// Written, with values that are still among the recent ones, in order.
     pub recent: VecDeque<Arc<Closed>>,
@@ -231,6 +253,31 @@ impl Chain {
         self.stamp = closed.stamp;
         self.waiting_weight += closed.weight;
         self.waiting.push_back(Arc::clone(closed));
+    }
+
+    /// Whether these blocks are the first that wait for their commitment.
+    pub fn waits_for(&self, blocks: &[Arc<Closed>]) -> bool {
+        self.waiting.len() >= blocks.len()
+            && self.waiting.iter().zip(blocks).all(|(waiting, block)| waiting.stamp == block.stamp)
+    }
+
+    /// From which place on the unwritten batches are all of blocks after one; `None` if one of those is being written, shares its batch
+    /// with others, or is one that goes back itself.
+    pub fn first_to_take(&self, block: BlockNumber) -> Option<usize> {
+        let is_after = |closed: &Arc<Closed>| closed.block.number > block;
+        let (kept, taken) = (self.unwritten.iter(), self.unwritten.iter());
+        let first = kept.take_while(|unwritten| !unwritten.blocks.iter().any(is_after)).count();
+        let mut taken = taken.skip(first);
+        let is_whole = |unwritten: &Unwritten| !unwritten.goes_back && unwritten.blocks.iter().all(is_after);
+        (first >= self.writing && self.persisted <= Some(block) && taken.all(is_whole)).then_some(first)
+    }
+
+    /// Takes off the blocks after one, the batches from a place on. What is left is told by [`Chain::go_back`].
+    pub fn take_after(&mut self, block: BlockNumber, first: usize) -> Taken {
+        let kept = self.waiting.partition_point(|closed| closed.block.number <= block);
+        let waiting = self.waiting.split_off(kept);
+        self.waiting_weight -= waiting.iter().map(|closed| closed.weight).sum::<usize>();
+        Taken { unwritten: self.unwritten.split_off(first), waiting }
     }
 
     /// Notes that all closed blocks are to be committed.

@@ -236,7 +236,10 @@ impl Shared {
     /// Makes a block durable and visible that was committed on a base.
     fn close_unit(&self, closed: &Arc<Closed>, base: &Base, unit: Unit) -> Result<(), Error> {
         self.hold_replaced(base, &unit.undo).map_err(|damage| self.stop_for(damage))?;
-        self.make_durable(closed, Some(&unit.root))?;
+        if let Err(error) = self.make_durable(closed, Some(&unit.root)) {
+            self.discard(base, unit);
+            return Err(error);
+        }
         self.install(unit);
         if self.ahead_of_store { Ok(()) } else { closed.life.wait_persisted() }
     }

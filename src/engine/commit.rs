@@ -15,6 +15,7 @@ use flagstone_core::witness::Witness;
 use super::base::Base;
 use super::chain::{Chain, Closed, Ending, ToShow, Unwritten, check_parent};
 use super::handle::{Event, Life};
+use super::history::HistoryChange;
 use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::scrub::Changes;
 use super::{CommittedBlock, Shared};
@@ -34,6 +35,7 @@ pub struct Unit {
     refusal: Position,
     /// What takes the blocks back, with the stamp of the last block of each.
     pub undo: Vec<(u64, StateDiff)>,
+    history: HistoryChange,
     batch: WriteBatch,
     hashes: HashCounts,
     applied: Option<Box<dyn FnOnce() + Send>>,
@@ -47,22 +49,42 @@ impl Shared {
             let base = self.rows.base();
             let (unit, refused) = self.pool.install(|| self.stage(&base, &group, None))?;
             let kept = unit.as_ref().map_or(0, |unit| unit.blocks.len());
-            if let Some(unit) = unit {
-                self.hold_replaced(&base, &unit.undo)?;
-                self.durability.note_roots(&unit.committed)?;
-                self.install(unit);
-            }
-            if let Some((error, first)) = refused.zip(group.get(kept)) {
+            let are_there = unit.map_or(Ok(true), |unit| self.install_waiting(&base, unit))?;
+            if let Some((error, first)) = refused.zip(group.get(kept)).filter(|_| are_there) {
                 let diff = match self.config.coalesce {
-                    true => {
-                        group.iter().fold(StateDiff::default(), |all, closed| all.then(&closed.block.diff))
-                    }
+                    true => merged(&group),
                     false => first.block.diff.clone(),
                 };
                 self.refuse(first, self.blame(&self.rows.base(), &diff, error)?)?;
             }
         }
         Ok(())
+    }
+
+    /// Installs a commitment of blocks that waited for it, unless they were taken back meanwhile. Whether they are still there.
+    fn install_waiting(&self, base: &Base, unit: Unit) -> Result<bool, Error> {
+        let _installing = self.installing();
+        if !self.chain().waits_for(&unit.blocks) {
+            self.discard(base, unit);
+            return Ok(false);
+        }
+        self.hold_replaced(base, &unit.undo)?;
+        self.durability.note_roots(&unit.committed)?;
+        self.install(unit);
+        Ok(true)
+    }
+
+    /// Nothing will become of a commitment: the layout is back at the state before.
+    pub(super) fn discard(&self, base: &Base, unit: Unit) {
+        unit.applied.into_iter().for_each(|applied| applied());
+        self.layout.taken_back(&unit.batch, base.root.roots, unit.root.roots);
+    }
+
+    /// The same, of one that the engine's rows were not put to yet.
+    fn discard_staged(&self, base: &Base, staged: Staged) {
+        let Some(after) = staged.roots.last() else { return };
+        staged.rows.applied.into_iter().for_each(|applied| applied());
+        self.layout.taken_back(&staged.rows.batch, base.root.roots, *after);
     }
 
     /// The blocks to commit next, when there are some; `None` at the end.
@@ -99,10 +121,11 @@ impl Shared {
         let mut committed = Vec::new();
         let blocks = group.iter().map(|closed| &closed.block);
         let refused = verify(base.root, blocks, &staged.roots, &mut committed).err();
-        if committed.is_empty() {
-            return Ok((None, refused));
-        }
         if refused.is_some() {
+            self.discard_staged(base, std::mem::take(&mut staged));
+            if committed.is_empty() {
+                return Ok((None, refused));
+            }
             staged = self.stage_diffs(base, &diffs[..committed.len()], None)?;
         }
         let blocks = &group[..committed.len()];
@@ -125,7 +148,7 @@ impl Shared {
     ) -> Result<(Option<Unit>, Option<Error>), Error> {
         let Some((last, before)) = group.split_last() else { return Ok((None, None)) };
         let first = before.first().unwrap_or(last);
-        let diff = group.iter().fold(StateDiff::default(), |all, closed| all.then(&closed.block.diff));
+        let diff = merged(group);
         let mut staged = self.stage_diffs(base, &[&diff], None)?;
         let mut committed = Vec::new();
         let PendingBlock { number, version, new_root, computed, .. } = last.block;
@@ -133,6 +156,7 @@ impl Shared {
         let refused = check_parent(first.block.number, first.block.old_root, Some(base.root.commitment))
             .and_then(|()| verify(base.root, [&one].into_iter(), &staged.roots, &mut committed));
         if let Err(error) = refused {
+            self.discard_staged(base, staged);
             return Ok((None, Some(error)));
         }
         committed.iter_mut().for_each(|committed| committed.writes = diff.writes());
@@ -234,11 +258,11 @@ impl Shared {
         let state = last.0.map_or(base.state, state_after);
         meta::put_head(&mut batch, &StoredHead { block: last.0, root: last.1, state, refusal });
         put_blobs(&mut batch, &self.rows.of(base), blocks, &mut undo)?;
-        self.keep_undo(base, &mut batch, &undo)?;
+        let history = self.keep_undo(base, &mut batch, &undo)?;
         let undo = undo.into_iter().map(|(closed, undo)| (closed.stamp, undo.diff)).collect();
         batch.append(Arc::unwrap_or_clone(of_layout));
         let (blocks, root) = (blocks.to_vec(), last.1);
-        Ok(Unit { blocks, committed, root, refusal, undo, batch, hashes, applied, witness })
+        Ok(Unit { blocks, committed, root, refusal, undo, history, batch, hashes, applied, witness })
     }
 
     /// Makes a commitment readable, and hands it on to be written.
@@ -251,6 +275,7 @@ impl Shared {
         let after = Base { stamp, block: head, root: unit.root, state, ..Base::default() };
         self.scrubbing.tell(Changes { stamp, blocks: unit.blocks.clone(), undo: unit.undo });
         let layer = self.rows.commit(unit.batch, after);
+        self.change_history(unit.history);
         unit.applied.into_iter().for_each(|applied| applied());
         self.forget_blobs(&unit.blocks);
         let mut chain = self.chain();
@@ -267,7 +292,16 @@ impl Shared {
         let (refusal, to_show) = (unit.refusal, (!self.ahead_of_store).then_some(shown));
         // Before the writer can say that they are persisted.
         self.tell_committed(&unit.blocks, &unit.committed);
-        chain.unwritten.push_back(Unwritten { layer, blocks: unit.blocks.clone(), head, refusal, to_show });
+        let (blocks, root) = (unit.blocks.clone(), unit.root);
+        chain.unwritten.push_back(Unwritten {
+            layer,
+            blocks,
+            head,
+            root,
+            refusal,
+            to_show,
+            goes_back: false,
+        });
         self.changed.notify_all();
         drop(chain);
         unit.blocks.iter().for_each(|closed| closed.life.call());
@@ -294,8 +328,8 @@ impl Shared {
     }
 
     /// Blobs of these blocks are in rows now, or are taken back.
-    fn forget_blobs(&self, blocks: &[Arc<Closed>]) {
-        for closed in blocks.iter().filter(|closed| !closed.block.blobs.is_empty()) {
+    pub(super) fn forget_blobs<'a>(&self, blocks: impl IntoIterator<Item = &'a Arc<Closed>>) {
+        for closed in blocks.into_iter().filter(|closed| !closed.block.blobs.is_empty()) {
             let mut blobs = self.blobs();
             for blob in &closed.block.blobs {
                 // Other blocks may have brought others under the same key.
@@ -321,8 +355,7 @@ impl Shared {
         let rows = self.rows.of(base);
         let state = StateAt { store: &rows, roots: base.root.roots };
         let hasher = self.hasher.as_ref();
-        let staged =
-            self.pool.install(|| self.layout.stage_commitment_with_witness(state, diff, &[], hasher));
+        let staged = self.pool.install(|| self.layout.stage_aside(state, diff, Some(&[]), hasher));
         let (_, witness) = staged?;
         match self.pool.install(|| witness.apply(diff, hasher)) {
             Ok(_) => Ok(error),
@@ -342,7 +375,12 @@ impl Shared {
         self.chain().refusing = true;
         self.changed.notify_all();
         let closer = self.closer();
-        // Nobody closes a block from here on, so these are all.
+        if !self.chain().waits_for(std::slice::from_ref(first)) {
+            self.chain().refusing = false;
+            self.changed.notify_all();
+            return Ok(());
+        }
+        // Nobody closes a block or takes one back from here on, so these are all.
         let refused: Vec<Arc<Closed>> = self.chain().waiting.iter().map(Arc::clone).collect();
         let last = refused.last().map_or(first.stamp, |closed| closed.stamp);
         refused.iter().for_each(|closed| closed.life.take_back());
@@ -416,6 +454,7 @@ fn put_blobs(
 }
 
 /// What a layout staged for diffs.
+#[derive(Default)]
 pub(super) struct Staged {
     pub roots: Vec<Roots>,
     pub undo: Vec<StateDiff>,
@@ -423,11 +462,17 @@ pub(super) struct Staged {
 }
 
 /// The layout's rows of a commitment.
+#[derive(Default)]
 pub(super) struct StagedRows {
     pub batch: Arc<WriteBatch>,
     hashes: HashCounts,
     pub applied: Option<Box<dyn FnOnce() + Send>>,
     witness: Witness,
+}
+
+/// What blocks set together.
+fn merged(blocks: &[Arc<Closed>]) -> StateDiff {
+    StateDiff::in_order(&blocks.iter().map(|closed| &closed.block.diff).collect::<Vec<_>>())
 }
 
 /// The first due blocks that fit in a bound, at least one.

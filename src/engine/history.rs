@@ -15,8 +15,9 @@ use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateId};
 
 use super::base::Base;
-use super::chain::{Chain, Closed, Live, Unwritten};
-use super::handle::Life;
+use super::chain::{Chain, Closed, Live, Taken, Unwritten};
+use super::closing::Halt;
+use super::handle::{Event, Life};
 use super::meta::{self, Blob, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
 use super::scrub::Changes;
 use super::values::each_value;
@@ -157,12 +158,25 @@ impl Engine {
     pub fn revert_to(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
         let shared = &self.shared;
         shared.durability.check_writable()?;
+        let dropped = shared.in_turn(|| shared.drop_after(block))?;
+        if let Some(dropped) = dropped {
+            shared.tell_dropped(block, &dropped);
+            return self.wait_for_root(block);
+        }
         let root = shared.in_turn(|| {
             drop(shared.await_turn(Chain::is_at_rest)?);
             Ok(shared.revert(block)?)
         })?;
         shared.wait(shared.chain(), |chain| chain.unwritten.is_empty()).map(|_| root)
     }
+}
+
+/// What a commitment does to the list of blocks that can be taken back.
+#[derive(Default)]
+pub struct HistoryChange {
+    added: Vec<BlockNumber>,
+    /// How many of the oldest go.
+    too_old: usize,
 }
 
 impl Rewind {
@@ -215,8 +229,9 @@ impl Shared {
         if base.block < Some(wanted) {
             return Err(Error::NotClosed { block: wanted, closed: base.block });
         }
-        let (diff, block, root, state) = (StateDiff::default(), base.block, base.root, base.state);
-        let mut rewind = Rewind { diff, block, root, state, blobs: HashMap::new() };
+        let (block, root, state) = (base.block, base.root, base.state);
+        let mut rewind = Rewind { diff: StateDiff::default(), block, root, state, blobs: HashMap::new() };
+        let mut diffs = Vec::new();
         while !there(rewind.block) {
             let undo = match rewind.block {
                 Some(block) if block >= wanted => meta::read_undo(rows, block)?,
@@ -226,8 +241,10 @@ impl Shared {
                 return Err(self.history_gone(wanted));
             };
             rewind.blobs.extend(blobs);
-            rewind = Rewind { diff: rewind.diff.then(&diff), block: before, root, ..rewind };
+            diffs.push(diff);
+            rewind = Rewind { block: before, root, ..rewind };
         }
+        rewind.diff = StateDiff::in_order(&diffs.iter().collect::<Vec<_>>());
         if rewind.block != base.block {
             rewind.state = state_after(rows, rewind.block)?;
         }
@@ -245,20 +262,21 @@ impl Shared {
         Error::HistoryGone { block, oldest, newest }
     }
 
-    /// Puts what takes blocks back to their batch, and deletes what is too old. The list in memory changes only if all of that
-    /// can be read: a block that failed is closed again.
+    /// Puts what takes blocks back to their batch, and deletes what is too old. Returns what that does to the list in memory, once
+    /// the batch is committed.
     pub(super) fn keep_undo(
         &self,
         base: &Base,
         batch: &mut WriteBatch,
         blocks: &[(&Arc<Closed>, Undo)],
-    ) -> Result<(), Error> {
+    ) -> Result<HistoryChange, Error> {
         let blocks = if self.config.history_blocks > 0 { blocks } else { &[] };
         for (closed, undo) in blocks {
             meta::put_undo(batch, closed.block.number, undo);
         }
-        let mut history = self.history();
-        let all = || history.iter().copied().chain(blocks.iter().map(|(closed, _)| closed.block.number));
+        let history = self.history();
+        let added: Vec<BlockNumber> = blocks.iter().map(|(closed, _)| closed.block.number).collect();
+        let all = || history.iter().chain(&added).copied();
         // What takes several blocks back is kept as long as its last one.
         let kept = self.config.history_blocks as u64;
         let head = all().last().map_or(0, |last| last.0);
@@ -266,9 +284,102 @@ impl Shared {
         for oldest in all().take(too_old) {
             meta::delete_undo(batch, &self.rows.of(base), oldest)?;
         }
-        history.extend(blocks.iter().map(|(closed, _)| closed.block.number));
-        history.drain(..too_old);
-        Ok(())
+        Ok(HistoryChange { added, too_old })
+    }
+
+    /// The list of blocks that can be taken back, after a commitment.
+    pub(super) fn change_history(&self, change: HistoryChange) {
+        let mut history = self.history();
+        history.extend(change.added);
+        history.drain(..change.too_old);
+    }
+
+    /// Drops the blocks after one, if nothing of them has begun to be written: the state before them is in memory as it was. `None`
+    /// if it must be led back to. The caller holds the closer's lock.
+    fn drop_after(&self, block: BlockNumber) -> Result<Option<Taken>, Halt> {
+        let _installing = self.installing();
+        let base = self.rows.base();
+        let chain = self.chain();
+        self.check_running()?;
+        if chain.refusing {
+            return Err(Halt::Refusing);
+        }
+        if !self.ahead_of_store || chain.closed <= Some(block) || chain.first_to_take(block).is_none() {
+            return Ok(None);
+        }
+        drop(chain);
+        let rewind = match base.block > Some(block) {
+            true => Some(self.rewind(&self.rows.of(&base), &base, block, |at| at == Some(block))?),
+            false => None,
+        };
+        let mut chain = self.chain();
+        // The writer may have begun with them.
+        let Some(first) = chain.first_to_take(block) else { return Ok(None) };
+        let taken = chain.take_after(block, first);
+        drop(chain);
+        let Some(first) = taken.blocks().next() else { return Ok(None) };
+        let refusal =
+            self.durability.refuse_from(first.block.number).map_err(|error| self.stop_for(error.into()))?;
+        taken.blocks().for_each(|closed| closed.life.take_back());
+        self.forget_blobs(&taken.waiting);
+        let stamp = self.chain().stamp + 1;
+        rewind.iter().for_each(|rewind| self.uncommit(&taken, rewind, stamp));
+        self.values.take_back(first.stamp, taken.blocks().map(|closed| &closed.block.diff));
+        self.stand_at(block, stamp, refusal, rewind.as_ref());
+        Ok(Some(taken))
+    }
+
+    /// Takes back commitments that are in memory only. `rewind` leads back, `stamp` is of the state that it leads to.
+    fn uncommit(&self, taken: &Taken, rewind: &Rewind, stamp: u64) {
+        let Rewind { diff, block, root, state, .. } = rewind;
+        let Some(generation) = taken.unwritten.front().map(|first| first.layer.generation) else { return };
+        let blocks = taken.unwritten.iter().flat_map(|unwritten| &unwritten.blocks);
+        let redo = StateDiff::in_order(&blocks.map(|closed| &closed.block.diff).collect::<Vec<_>>());
+        let facts = PendingBlock { diff: diff.clone(), ..PendingBlock::default() };
+        let back = Arc::new(Closed::new(facts, stamp));
+        self.scrubbing.tell(Changes { stamp, blocks: vec![back], undo: vec![(stamp, redo)] });
+        let before = Base { stamp, block: *block, root: *root, state: *state, ..Base::default() };
+        self.rows.take_back(generation, before);
+        let roots = taken.unwritten.iter().map(|unwritten| unwritten.root.roots);
+        let before = std::iter::once(root.roots).chain(roots);
+        let each: Vec<_> = taken.unwritten.iter().zip(before).collect();
+        for (unwritten, before) in each.into_iter().rev() {
+            self.layout.taken_back(&unwritten.layer.batch, before, unwritten.root.roots);
+        }
+        let mut history = self.history();
+        while history.pop_back_if(|last| Some(*last) > *block).is_some() {}
+    }
+
+    /// The tip is a block that was closed before, and what came after it is taken off the chain. `rewind` is there if commitments
+    /// were taken back.
+    fn stand_at(&self, block: BlockNumber, stamp: u64, refusal: Option<Position>, rewind: Option<&Rewind>) {
+        let mut chain = self.chain();
+        if let Some(rewind) = rewind {
+            chain.committed = Some(block);
+            chain.root = rewind.root;
+        }
+        chain.state =
+            chain.waiting.back().map_or_else(|| self.rows.base().state, |last| last.block.lineage.state);
+        chain.closed = Some(block);
+        chain.stamp = stamp;
+        chain.refusal = refusal.unwrap_or(chain.refusal);
+        chain.wanted = chain.wanted.min(Some(block));
+        let state = chain.state;
+        self.set_tip(stamp, Some(block), Life::new(block, state));
+        self.candidates.keep_on(state);
+        self.changed.notify_all();
+    }
+
+    /// Tells who waits for blocks that were dropped.
+    fn tell_dropped(&self, tip: BlockNumber, taken: &Taken) {
+        let (Some(first), Some(last)) = (taken.blocks().next(), taken.blocks().last()) else { return };
+        let (with, last) = (first.block.number, last.block.number);
+        let error =
+            |block| Error::TakenBack { block, with, cause: format!("the state went back to block {tip}") };
+        for closed in taken.blocks() {
+            closed.life.fail(0, error(closed.block.number));
+        }
+        self.subscribers.tell(|| Event::TakenBack { first: with, last, error: error(with) });
     }
 
     /// Takes back the blocks after one; the caller holds the closer's lock, and nothing is on its way.
@@ -345,8 +456,10 @@ impl Shared {
             layer,
             blocks: vec![Arc::clone(&state)],
             head: *block,
+            root: *root,
             refusal,
             to_show: None,
+            goes_back: true,
         });
         self.set_tip(stamp, *block, Arc::clone(&state.life));
         self.candidates.keep_on(*id);

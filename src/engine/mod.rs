@@ -117,6 +117,8 @@ struct Shared {
     changed: Condvar,
     /// Held by who closes or takes back blocks. Taken before any other lock.
     closer: Mutex<()>,
+    /// Held by who installs a commitment of blocks that wait for it, and by who takes such blocks back. Taken before the chain's lock.
+    installing: Mutex<()>,
     durability: Durability,
     /// Whether a closed block is durable before the store has it, or nothing is.
     ahead_of_store: bool,
@@ -395,6 +397,10 @@ impl Shared {
 
     fn chain(&self) -> MutexGuard<'_, Chain> {
         self.chain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn installing(&self) -> MutexGuard<'_, ()> {
+        self.installing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn history(&self) -> MutexGuard<'_, VecDeque<BlockNumber>> {

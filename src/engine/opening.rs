@@ -221,6 +221,7 @@ impl Opening {
             chain: Mutex::new(chain),
             changed: Condvar::new(),
             closer: Mutex::new(()),
+            installing: Mutex::new(()),
             durability,
             ahead_of_store,
             history: Mutex::new(history),

@@ -25,6 +25,7 @@ impl Shared {
                 return None;
             }
             if !chain.unwritten.is_empty() {
+                chain.writing = chain.unwritten.len();
                 return Some(chain.unwritten.iter().cloned().collect());
             }
             if chain.ending >= Ending::Writing {
@@ -54,6 +55,7 @@ impl Shared {
         // At one instant: who finds nothing unwritten may go back, and then says itself what is persisted.
         let mut chain = self.chain();
         chain.unwritten.drain(..unwritten.len());
+        chain.writing = 0;
         for unwritten in unwritten {
             if let Some(shown) = &unwritten.to_show {
                 self.show_committed(&mut chain, unwritten.head, shown);

@@ -8,7 +8,7 @@ use flagstone_core::felt::Felt;
 use flagstone_core::types::{BlockNumber, StateId};
 use flagstone_core::update::StateUpdate;
 
-use super::base::Base;
+use super::base::{Base, Layer};
 use super::commit::Staged;
 use super::handle::Life;
 use super::meta::{Blob, BlockRoot, PendingBlock};
@@ -254,7 +254,9 @@ impl Made {
     /// The state after the candidate, in rows.
     pub fn after(&self, of: &Proposed) -> Base {
         let batch = Arc::clone(&self.staged.rows.batch);
-        let layers = std::iter::once(batch).chain(self.base.layers.iter().map(Arc::clone)).collect();
+        // It is in no store before the candidate is decided, and then this is not asked any more.
+        let own = Layer { generation: self.base.generation, bytes: batch.bytes(), batch };
+        let layers = std::iter::once(own).chain(self.base.layers.iter().map(Layer::clone)).collect();
         Base { layers, block: Some(of.number()), root: self.root, state: of.state(), ..self.base.clone() }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, StateCommitment};
@@ -14,7 +16,7 @@ use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
-use crate::support::{Place, config, every, layouts, root_of, settle};
+use crate::support::{BeforeWrites, Place, config, every, layouts, root_of, settle};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -171,15 +173,18 @@ fn any_block_in_the_history_can_be_viewed_read_and_gone_back_to() {
 fn reverts_are_in_the_journal_and_last() {
     for_random_steps(24, |steps| {
         for (layout, _) in layouts() {
-            let (store, files) = (Arc::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
-            let config = EngineConfig { persist_every: 2, ..config(Cadence::EVERY_BLOCK, 1) };
-            let open = || {
-                let make = flagstone::layout(layout).unwrap().make();
-                let files = Arc::clone(&files);
-                Engine::open_journaled(Box::new(Arc::clone(&store)), make, config, files, Path::new("/j"))
-                    .unwrap()
-            };
-            run(&open, steps, 5);
+            // On a slow store, blocks are taken back that are committed and not written.
+            for pause in [0, 2].map(Duration::from_millis) {
+                let (store, files) = (Arc::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
+                let config = EngineConfig { persist_every: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+                let open = || {
+                    let make = flagstone::layout(layout).unwrap().make();
+                    let (inner, files) = (Arc::clone(&store), Arc::clone(&files));
+                    let store = Box::new(BeforeWrites { inner, before: move || sleep(pause) });
+                    Engine::open_journaled(store, make, config, files, Path::new("/j")).unwrap()
+                };
+                run(&open, steps, 5);
+            }
         }
     });
 }

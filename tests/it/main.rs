@@ -16,6 +16,7 @@ mod cli_live;
 mod cli_outputs;
 mod cli_proofs;
 mod crash;
+mod drops;
 mod engine;
 mod failures;
 mod handles;

@@ -142,6 +142,21 @@ impl StateDiff {
         }
     }
 
+    /// Diffs one after another as one: of what several set, the last has the last word. Takes time in proportion to the values
+    /// and to the logarithm of the number of diffs.
+    #[must_use]
+    pub fn in_order(diffs: &[&Self]) -> Self {
+        match diffs {
+            [] => Self::default(),
+            [one] => (*one).clone(),
+            [first, later] => first.then(later),
+            _ => {
+                let (first, later) = diffs.split_at(diffs.len() / 2);
+                Self::in_order(first).then(&Self::in_order(later))
+            }
+        }
+    }
+
     /// What the diff says of one contract.
     pub fn contract(&self, address: &ContractAddress) -> Option<&ContractDiff> {
         self.contracts.binary_search_by(|probe| probe.address.cmp(address)).ok().map(|at| &self.contracts[at])

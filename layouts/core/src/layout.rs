@@ -177,6 +177,11 @@ pub trait Layout: Send + Sync {
         }
     }
 
+    /// A commitment is taken back: its `batch` is not written, and never will be. Comes after its
+    /// [`applied`](StagedCommitment::applied), the newest first if several are taken back. What the layout keeps in memory of these
+    /// rows is wrong from now on; what it keeps of others is as right as before.
+    fn taken_back(&self, _batch: &WriteBatch, _before: Roots, _after: Roots) {}
+
     /// The tries of a state: nodes and what leaves commit to, for proofs, checks and walks. Reads at the height of
     /// `state.roots`.
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a>;

@@ -1,8 +1,9 @@
 //! Decoded records and contract leaves, kept across blocks.
 //!
 //! A commitment takes the cache, works on its records in place, and gives it back when its rows are written. So there is
-//! one copy of each record, and nothing is copied on the way in or out. If the rows are not written, the cache is gone
-//! with the commitment, and the next one begins with an empty one.
+//! one copy of each record, and nothing is copied on the way in or out. If the rows are not written and the commitment is taken
+//! back, what it changed is dropped, and the rest is right for the roots before ([`RecordCache::take_back`]). If it fails, the cache
+//! is gone with it, and the next one begins with an empty one.
 //!
 //! The cache belongs to one pair of roots. A root commits to the whole map, the shape of a trie is a function of the map,
 //! and a record is a function of the shape; so a record that is right for these roots is right wherever they occur, and
@@ -29,7 +30,7 @@ use flagstone_core::types::ContractAddress;
 use foldhash::fast::RandomState;
 
 use crate::record::Record;
-use crate::rows::LeafRow;
+use crate::rows::{Cached, LeafRow};
 
 /// Records of one trie by their paths.
 pub type Records = HashMap<Path, Entry, RandomState>;
@@ -122,6 +123,12 @@ impl CachedState {
         let entry = Entry::new(record, self.generation);
         self.bytes += entry.memory();
         self.tries.entry(trie).or_default().insert(path, entry);
+    }
+
+    fn remove_leaf(&mut self, address: &ContractAddress) {
+        if self.leaves.remove(address).is_some() {
+            self.bytes -= LEAF_BYTES;
+        }
     }
 
     fn remove(&mut self, trie: &TrieId, path: &Path) {
@@ -261,6 +268,21 @@ impl RecordCache {
         shared.set_roots(roots);
         state.roots = roots;
         self.evictions.fetch_add(state.evict(self.bytes_max()), Ordering::Relaxed);
+        shared.state = Some(state);
+    }
+
+    /// A commitment between two pairs of roots is taken back: what it changed is dropped.
+    pub fn take_back(&self, changed: impl Iterator<Item = Cached>, before: Roots, after: Roots) {
+        let mut shared = self.lock();
+        let Some(mut state) = shared.state.take().filter(|state| state.roots == after) else { return };
+        for changed in changed {
+            match changed {
+                Cached::Record(trie, path) => state.remove(&trie, &path),
+                Cached::Leaf(address) => state.remove_leaf(&address),
+            }
+        }
+        state.roots = before;
+        shared.set_roots(before);
         shared.state = Some(state);
     }
 

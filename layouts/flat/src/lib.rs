@@ -14,6 +14,7 @@ pub use record::DEPTH;
 use cache::RecordCache;
 use flagstone_core::audit::{Findings, Visited};
 use flagstone_core::commit::{NamedLeaves, TrieRows, commit_blocks};
+use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::hash::Hasher;
@@ -172,6 +173,10 @@ impl Layout for Flat {
         Ok((StagedCommitment { batch, applied: Some(applied), ..staged }, witness))
     }
 
+    fn taken_back(&self, batch: &WriteBatch, before: Roots, after: Roots) {
+        self.cache.take_back(batch.iter().filter_map(|(key, _)| rows::cached_of_key(key)), before, after);
+    }
+
     fn tries<'a>(&'a self, state: StateAt<'a>) -> Box<dyn TrieRows + Send + 'a> {
         Box::new(Tries::apart(state, &self.cache))
     }
@@ -231,7 +236,6 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use flagstone_core::commitment::Roots;
     use flagstone_core::hash::Bulk;
     use flagstone_core::store::{MemoryStore, Store};
     use flagstone_testkit::reference::ReferenceState;
@@ -318,6 +322,45 @@ mod tests {
         let counters = cold.cache_counters().unwrap();
         assert_eq!(counters.misses, 0);
         assert!(counters.hits > 0);
+    }
+
+    /// A commitment that is taken back leaves the cache of the state before, without what it changed.
+    #[test]
+    fn what_is_taken_back_leaves_the_rest_of_the_cache() {
+        let (layout, store) = (Flat::new(), MemoryStore::new());
+        let state = |roots| StateAt { store: &store, roots };
+        let stage = |roots, number| layout.stage_commitment(state(roots), &[&block(number)], &Bulk).unwrap();
+        let apply = |staged: &mut StagedCommitment| {
+            staged.applied.take().into_iter().for_each(|applied| applied());
+            staged.roots[0]
+        };
+        let wide = (0..4000u64).fold(StateDiff::builder(), |diff, key| {
+            diff.storage((key % 3 + 1).into(), (key * 77).into(), (key + 1).into())
+        });
+        let wide = wide.build().unwrap();
+        let mut staged = layout.stage_commitment(state(Roots::default()), &[&wide], &Bulk).unwrap();
+        store.write(&staged.batch).unwrap();
+        let first = apply(&mut staged);
+        let whole = layout.cache.bytes();
+        let (mut second, expected) = (stage(first, 2), stage(first, 2).roots);
+        assert_eq!(second.roots, expected, "the cache is taken, and what is read instead is right");
+        let after = apply(&mut second);
+        let mut third = stage(after, 3);
+        let last = apply(&mut third);
+        layout.taken_back(&third.batch, after, last);
+        layout.taken_back(&second.batch, first, after);
+        let (left, misses) = (layout.cache.bytes(), layout.cache_counters().unwrap().misses);
+        assert!(left > whole * 3 / 4 && left < whole, "{left} of {whole}");
+        let mut again = layout.stage_commitment(state(first), &[&wide.then(&block(4))], &Bulk).unwrap();
+        let known = layout.cache_counters().unwrap();
+        assert!(known.misses > misses && known.misses - misses < 200, "{}", known.misses - misses);
+        let cold = Flat::with_cache(0);
+        let fresh = cold.stage_commitment(state(first), &[&wide.then(&block(4))], &Bulk).unwrap();
+        assert_eq!((&again.roots, &again.batch), (&fresh.roots, &fresh.batch));
+        // What is not on top any more is let be.
+        let root = apply(&mut again);
+        layout.taken_back(&third.batch, after, last);
+        assert_eq!(layout.cache.look(&root, |_| Some(())), Some(()));
     }
 
     /// What is committed aside and dropped takes nothing out of the cache; what is applied is in it for the next block.

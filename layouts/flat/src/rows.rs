@@ -109,6 +109,30 @@ pub fn record_key(trie: &TrieId, path: &Path, key: &mut Vec<u8>) {
     key.extend((0..path.len()).step_by(DEPTH).map(band));
 }
 
+/// What is kept in memory of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cached {
+    /// The record of a trie at a path.
+    Record(TrieId, Path),
+    /// A contract's leaf.
+    Leaf(ContractAddress),
+}
+
+/// What is kept in memory of the row at a key; `None` for a row that is not kept.
+pub fn cached_of_key(key: &[u8]) -> Option<Cached> {
+    let mut from = Reader::new(key.get(1..)?);
+    match *key.first()? {
+        CONTRACT_LEAF => Some(Cached::Leaf(from.key("contract address").ok()?.into())),
+        RECORD => {
+            let trie = TrieId::decode(&mut from).ok()?;
+            let bands = from.bytes("bands", from.remaining()).ok()?;
+            let bits = bands.iter().flat_map(|band| (0..DEPTH).rev().map(move |bit| band >> bit & 1 == 1));
+            Some(Cached::Record(trie, bits.fold(Path::ROOT, |path, bit| path.child(bit))))
+        }
+        _ => None,
+    }
+}
+
 /// Writes a record's row, or deletes it if the record has none.
 pub fn put_record(batch: &mut WriteBatch, trie: &TrieId, path: &Path, record: &Record) {
     match record.row() {
@@ -155,7 +179,11 @@ mod tests {
             let keys = paths.map(|path| record(&trie, &path));
             assert!(keys.is_sorted());
             assert!(keys.iter().all(|key| key.starts_with(&record(&trie, &Path::ROOT))));
+            let named = keys.iter().map(|key| cached_of_key(key).unwrap());
+            assert!(named.eq(paths.map(|path| Cached::Record(trie, path))));
         }
         assert_eq!(record(&TrieId::Contracts, &bits("1111000001")), [0x23, 0, 30, 1]);
+        assert_eq!(cached_of_key(&contract_leaf(&7.into())), Some(Cached::Leaf(7.into())));
+        assert_eq!(cached_of_key(&nonce(&7.into())), None);
     }
 }
