@@ -20,7 +20,7 @@ use flagstone_core::store::{
 use flagstone_core::types::{BlockNumber, StateId};
 
 use super::meta::{BlockRoot, StoredHead};
-use super::readers::{Readers, Snapshot};
+use super::readers::{Readers, Snapshot, Ticket};
 
 /// A committed state: its rows are the store's with the layers over them.
 #[derive(Clone, Default)]
@@ -166,20 +166,25 @@ impl Store for EndedStore {
 }
 
 /// A committed state, read for as long as one likes; see [`readers`](super::readers).
-pub struct Reader<'a> {
+pub struct Held {
     base: Arc<Base>,
-    snapshot: Snapshot<'a>,
+    ticket: Ticket,
 }
 
-impl Reader<'_> {
-    /// What it reads.
+impl Held {
+    /// What is read.
     pub fn base(&self) -> &Base {
         &self.base
     }
 
-    /// Its rows.
-    pub fn rows(&self) -> Layered<'_, &Snapshot<'_>> {
-        Layered { layers: &self.base.layers, store: &self.snapshot }
+    /// Its rows. They are answered while the store is had, and so while an engine that is closed waits for it.
+    pub fn rows(&self, store: Arc<dyn Store>) -> Layered<'_, Snapshot<'_>> {
+        Layered { layers: &self.base.layers, store: Snapshot { ticket: &self.ticket, store } }
+    }
+
+    /// Whether more was overwritten since than is kept for readers.
+    pub fn is_expired(&self) -> bool {
+        self.ticket.is_expired()
     }
 }
 
@@ -189,7 +194,7 @@ pub struct Rows {
     base: RwLock<Arc<Base>>,
     /// Generation up to which batches are in the store, or are being applied to it.
     applying: AtomicU64,
-    readers: Readers,
+    readers: Arc<Readers>,
     /// The first write or sync that failed. After that it is not known what the disk has, so nothing is tried again.
     failed: OnceLock<StoreError>,
 }
@@ -203,7 +208,7 @@ impl Rows {
             current: RwLock::new(store.into()),
             base: RwLock::new(Arc::new(base)),
             applying: AtomicU64::new(0),
-            readers: Readers::new(reader_bytes_max),
+            readers: Arc::new(Readers::new(reader_bytes_max)),
             failed: OnceLock::new(),
         }
     }
@@ -267,13 +272,13 @@ impl Rows {
     }
 
     /// The newest committed state, to be read while others come. Nobody waits for it, and it for nobody.
-    pub fn reader(&self) -> Reader<'_> {
+    pub fn hold(&self) -> Held {
         let newest = || {
             let base = self.base();
             (base.generation, base)
         };
         let (ticket, base) = self.readers.begin(newest);
-        Reader { base, snapshot: Snapshot { ticket, store: self.store() } }
+        Held { base, ticket }
     }
 
     /// Puts a committed batch over the rows: reads from now on are of the state after it.

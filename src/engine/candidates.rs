@@ -62,6 +62,7 @@ impl Candidate {
             life: Arc::clone(&proposed.life),
             past: None,
             proposed: Some(Arc::clone(proposed)),
+            _pin: None,
         }
     }
 

@@ -139,6 +139,10 @@ pub struct Chain {
     pub persisted: Option<BlockNumber>,
     /// Written, with values that are still among the recent ones, in order.
     pub recent: VecDeque<Arc<Closed>>,
+    /// What these take.
+    pub recent_bytes: usize,
+    /// The stamp of the last block whose values have left: views from before it have expired.
+    pub left: u64,
     /// Blocks up to this one are to be committed, whatever the cadence.
     pub wanted: Option<BlockNumber>,
     /// Hashes that commitments took.
@@ -295,12 +299,17 @@ impl Chain {
 
     /// The state after a block whose values are on their way or among the recent ones.
     pub fn live(&self, block: BlockNumber, config: &EngineConfig) -> Option<Live> {
+        self.find(config, |closed| closed.block.number == block)
+    }
+
+    /// The newest state that is `there`.
+    fn find(&self, config: &EngineConfig, is_there: impl Fn(&Closed) -> bool) -> Option<Live> {
         let unwritten = self.unwritten.iter().rev().flat_map(|unwritten| unwritten.blocks.iter().rev());
         let newest_first = self.waiting.iter().rev().chain(unwritten).chain(self.recent.iter().rev());
         let (mut blocks, mut bytes) = (0, 0);
         for closed in newest_first {
-            if closed.block.number == block {
-                let lasts = blocks <= config.recent_blocks_max / 2 && bytes <= config.recent_bytes_max / 2;
+            let lasts = blocks <= config.recent_blocks_max / 2 && bytes <= config.recent_bytes_max / 2;
+            if is_there(closed) {
                 return Some(Live { stamp: closed.stamp, life: Arc::clone(&closed.life), lasts });
             }
             blocks += 1;
@@ -309,13 +318,32 @@ impl Chain {
         None
     }
 
-    /// Blocks whose values need not be kept any more.
-    pub fn leaving(&mut self, config: &EngineConfig) -> Vec<Arc<Closed>> {
-        let mut bytes: usize = self.recent.iter().map(|closed| closed.recent_bytes()).sum();
+    /// Whether a state that can be viewed by its stamp stays so for a while.
+    pub fn lasts(&self, stamp: u64, config: &EngineConfig) -> bool {
+        let newest = self.stamp == stamp;
+        newest || self.find(config, |closed| closed.stamp <= stamp).is_some_and(|live| live.lasts)
+    }
+
+    /// Blocks are written: their values are recent ones from now on.
+    pub fn keep_recent(&mut self, written: impl Iterator<Item = Arc<Closed>>) {
+        for closed in written {
+            self.recent_bytes += closed.recent_bytes();
+            self.recent.push_back(closed);
+        }
+    }
+
+    /// Blocks whose values need not be kept any more, or cannot be; `pinned` is the oldest pinned state.
+    pub fn leaving(&mut self, config: &EngineConfig, pinned: Option<u64>) -> Vec<Arc<Closed>> {
         let mut leaving = Vec::new();
-        while bytes > config.recent_bytes_max || self.recent.len() > config.recent_blocks_max {
-            let Some(closed) = self.recent.pop_front() else { break };
-            bytes -= closed.recent_bytes();
+        while self.recent_bytes > config.recent_bytes_max || self.recent.len() > config.recent_blocks_max {
+            let expires_pinned = |closed: &Arc<Closed>| pinned.is_some_and(|pinned| pinned < closed.stamp);
+            let may_stay = self.recent_bytes <= config.pinned_bytes_max;
+            let Some(closed) = self.recent.pop_front_if(|closed| !(may_stay && expires_pinned(closed)))
+            else {
+                break;
+            };
+            self.recent_bytes -= closed.recent_bytes();
+            self.left = closed.stamp;
             leaving.push(closed);
         }
         leaving

@@ -70,6 +70,12 @@ pub struct EngineConfig {
     /// Most bytes of rows that were overwritten, and are kept for who reads an earlier state in its tries. At the bound, the oldest
     /// reader fails with an error whose kind is [`ErrorKind::Expired`](crate::ErrorKind::Expired).
     pub reader_bytes_max: usize,
+    /// About how many bytes values of blocks in the store may take while a view from before them is pinned
+    /// ([`View::pinned`](crate::engine::View::pinned)). At the bound the oldest pinned views expire.
+    pub pinned_bytes_max: usize,
+    /// Most bytes that are kept of earlier states that were viewed or proved, for who asks for them again. At the bound those that were
+    /// longest not asked for leave; so do all that nobody asks for.
+    pub past_bytes_max: usize,
     /// Most candidates ([`Engine::propose`](crate::engine::Engine::propose)); more are refused.
     pub candidates_max: usize,
     /// About how many bytes candidates may take together, without what is computed for them; more are refused.
@@ -132,6 +138,8 @@ impl Default for EngineConfig {
             recent_blocks_max: 64,
             history_blocks: 64,
             reader_bytes_max: 256 << 20,
+            pinned_bytes_max: 256 << 20,
+            past_bytes_max: 64 << 20,
             candidates_max: 64,
             candidate_bytes_max: 256 << 20,
             scrub_rows_per_second: 1000,

@@ -19,10 +19,11 @@ use super::chain::{Chain, Closed, Live, Taken, Unwritten};
 use super::closing::Halt;
 use super::handle::{Event, Life};
 use super::meta::{self, Blob, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
+use super::pasts::{PastTries, PastValues};
 use super::scrub::Changes;
 use super::values::each_value;
 use super::view::{Past, View};
-use super::{Engine, Shared, Tip};
+use super::{Engine, EngineConfig, Shared, Tip};
 use crate::error::{Error, at};
 use crate::journal::Position;
 
@@ -61,24 +62,21 @@ impl Engine {
             life,
             past,
             proposed: None,
+            _pin: None,
         };
         let live = shared.live(block)?;
         if let Some(live) = live.as_ref().filter(|live| live.lasts) {
             return Ok(view(live.stamp, Arc::clone(&live.life), None));
         }
-        let reader = shared.rows.reader();
-        let (base, rows) = (reader.base(), reader.rows());
+        let held = shared.rows.hold();
+        let (base, rows) = (held.base(), held.rows(shared.rows.store()));
         if let Some(root) = shared.kept_root(&rows, base, block)? {
             let life = Life::new(block, state_after(&rows, Some(block))?);
             return Ok(view(base.stamp, life, Some(Past::Kept(root.roots))));
         }
-        match (shared.rewind(&rows, base, block, |at| at == Some(block)), live) {
-            (Ok(Rewind { diff, state, .. }), _) => {
-                let mut changed = HashMap::with_capacity(diff.writes());
-                each_value(&diff, |key, value| {
-                    changed.insert(key, value);
-                });
-                Ok(view(base.stamp, Life::new(block, state), Some(Past::Changed(Arc::new(changed)))))
+        match (shared.past_values(&rows, base, block), live) {
+            (Ok((state, past)), _) => {
+                Ok(view(past.stamp, Life::new(block, state), Some(Past::Changed(past.changed))))
             }
             // Not committed yet, or without history: as long as its values are there.
             (Err(Error::NotClosed { .. } | Error::HistoryGone { .. }), Some(live))
@@ -131,8 +129,8 @@ impl Engine {
         read: impl FnOnce(&dyn TrieRows, Option<BlockNumber>, &BlockRoot) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let shared = &self.shared;
-        let reader = shared.rows.reader();
-        let (base, rows) = (reader.base(), reader.rows());
+        let held = shared.rows.hold();
+        let (base, rows) = (held.base(), held.rows(shared.rows.store()));
         let state = StateAt { store: &rows, roots: base.root.roots };
         let Some(block) = block.filter(|block| Some(*block) != base.block) else {
             return read(&*shared.layout.tries(state), base.block, &base.root);
@@ -141,11 +139,13 @@ impl Engine {
             let kept = StateAt { roots: root.roots, ..state };
             return read(&*shared.layout.tries(kept), Some(block), &root);
         }
-        let rewind = shared.rewind(&rows, base, block, |at| at == Some(block))?;
-        let (mut tries, hasher) = (Overlaid::new(shared.layout.tries(state)), shared.hasher.as_ref());
-        let computed = shared.pool.install(|| tries.advance(state.roots, &rewind.diff, hasher))?;
-        rewind.check(base, computed)?;
-        read(&tries, Some(block), &rewind.root)
+        let past = match shared.known_tries(&rows, base, block)? {
+            Some(past) => past,
+            None => shared.past_tries(block)?,
+        };
+        let rows = past.held.rows(shared.rows.store());
+        let below = StateAt { store: &rows, roots: past.held.base().root.roots };
+        read(&Overlaid::with(shared.layout.tries(below), &past.overlay), Some(block), &past.root)
     }
 
     /// Takes back all blocks after this one. On return they are gone for good: values, tries, roots and journal are those
@@ -203,6 +203,77 @@ impl Shared {
             return Ok(Some(Live { stamp, life, lasts: true }));
         }
         Ok(chain.live(block, &self.config).filter(|live| self.values.reaches(live.stamp)))
+    }
+
+    /// The tries of an earlier state, if they are kept.
+    fn known_tries(
+        &self,
+        rows: &dyn StoreRead,
+        base: &Base,
+        block: BlockNumber,
+    ) -> Result<Option<Arc<PastTries>>, Error> {
+        if base.block < Some(block) {
+            return Ok(None);
+        }
+        let state = meta::read_block_state(rows, block)?;
+        Ok(state.and_then(|(_, state)| self.pasts.tries(state)))
+    }
+
+    /// Leads the tries back to an earlier state, on threads that commit nothing.
+    fn past_tries(&self, block: BlockNumber) -> Result<Arc<PastTries>, Error> {
+        let _leading = self.pasts.leading();
+        let held = self.rows.hold();
+        let (base, rows) = (held.base(), held.rows(self.rows.store()));
+        if let Some(known) = self.known_tries(&rows, base, block)? {
+            return Ok(known);
+        }
+        let rewind = self.rewind(&rows, base, block, |at| at == Some(block))?;
+        let state = StateAt { store: &rows, roots: base.root.roots };
+        let (mut tries, hasher) = (Overlaid::new(self.layout.tries(state)), self.hasher.as_ref());
+        let computed = self.history_pool()?.install(|| tries.advance(state.roots, &rewind.diff, hasher))?;
+        rewind.check(base, computed)?;
+        let overlay = tries.into_overlay();
+        drop(rows);
+        let tries = Arc::new(PastTries { held, overlay, root: rewind.root });
+        self.pasts.keep_tries(rewind.state, &tries);
+        Ok(tries)
+    }
+
+    /// The values of an earlier state where they differ from a newer one, and its id.
+    fn past_values(
+        &self,
+        rows: &dyn StoreRead,
+        base: &Base,
+        block: BlockNumber,
+    ) -> Result<(StateId, PastValues), Error> {
+        let known = match base.block < Some(block) {
+            true => None,
+            false => meta::read_block_state(rows, block)?
+                .and_then(|(_, state)| Some((state, self.pasts.values(state)?))),
+        };
+        if let Some((state, known)) = known
+            && self.chain().lasts(known.stamp, &self.config)
+        {
+            return Ok((state, known));
+        }
+        let rewind = self.rewind(rows, base, block, |at| at == Some(block))?;
+        let mut changed = HashMap::with_capacity(rewind.diff.writes());
+        each_value(&rewind.diff, |key, value| {
+            changed.insert(key, value);
+        });
+        let past = PastValues { stamp: base.stamp, changed: Arc::new(changed) };
+        self.pasts.keep_values(rewind.state, &past);
+        Ok((rewind.state, past))
+    }
+
+    /// The threads on which tries are led back.
+    fn history_pool(&self) -> Result<&rayon::ThreadPool, Error> {
+        if let Some(pool) = self.history_pool.get() {
+            return Ok(pool);
+        }
+        let threads = (self.pool.current_num_threads() / 2).max(1);
+        let pool = EngineConfig { threads, ..self.config }.pool("history")?;
+        Ok(self.history_pool.get_or_init(|| pool))
     }
 
     /// The roots after a block up to a base, if the layout keeps the rows under them.

@@ -26,13 +26,16 @@ mod history;
 pub(crate) mod import;
 pub(crate) mod meta;
 pub(crate) mod opening;
+mod pasts;
 mod persist;
+mod pins;
 mod readers;
 mod scrub;
 mod state;
 mod tries;
 mod values;
 mod view;
+mod walk;
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -59,6 +62,7 @@ pub use scrub::ScrubStats;
 pub use state::CandidateStats;
 pub use values::ReadCacheStats;
 pub use view::View;
+pub use walk::{ContractEntry, Page};
 
 use crate::error::Error;
 use crate::journal::{DatabaseId, Files};
@@ -69,6 +73,8 @@ use durable::Durability;
 use handle::{Life, Subscribers};
 use hints::Hints;
 use opening::{House, Opening, require_atomic_batches};
+use pasts::Pasts;
+use pins::Pins;
 use scrub::{Doubts, Scrubbing};
 use state::Registry;
 use values::Values;
@@ -124,6 +130,10 @@ struct Shared {
     ahead_of_store: bool,
     /// Blocks that can be taken back, ascending.
     history: Mutex<VecDeque<BlockNumber>>,
+    pasts: Pasts,
+    /// The threads on which earlier states are led back to; made when the first is.
+    history_pool: OnceLock<rayon::ThreadPool>,
+    pins: Arc<Pins>,
     subscribers: Subscribers,
     candidates: Arc<Registry>,
     scrubbing: Scrubbing,
@@ -350,6 +360,7 @@ impl Engine {
             Ok(shared.durability.end(&shared.rows, head, refusal)?)
         });
         shared.durability.stop();
+        shared.pasts.clear();
         shared.rows.close();
         shared.house.lock().unwrap_or_else(PoisonError::into_inner).take();
         let left = std::mem::take(&mut shared.chain().waiting);
@@ -379,7 +390,7 @@ impl Shared {
 
     fn view(self: &Arc<Self>) -> View {
         let Tip { stamp, block, life } = self.tip();
-        View { shared: Arc::clone(self), stamp, block, life, past: None, proposed: None }
+        View { shared: Arc::clone(self), stamp, block, life, past: None, proposed: None, _pin: None }
     }
 
     /// Blocks up to this one are to be committed.

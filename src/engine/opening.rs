@@ -25,6 +25,7 @@ use super::durable::{Durability, Journaled};
 use super::handle::{Life, Subscribers};
 use super::hints::{self, Hints};
 use super::meta::{self, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
+use super::pasts::Pasts;
 use super::scrub::{Doubts, Scrubbing};
 use super::values::{Values, each_value};
 use super::{Engine, EngineConfig, Shared, Tip};
@@ -225,6 +226,9 @@ impl Opening {
             durability,
             ahead_of_store,
             history: Mutex::new(history),
+            pasts: Pasts::new(config.past_bytes_max),
+            history_pool: OnceLock::new(),
+            pins: Arc::default(),
             subscribers: Subscribers::default(),
             candidates: Arc::default(),
             scrubbing: Scrubbing::default(),

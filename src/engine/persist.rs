@@ -46,9 +46,10 @@ impl Shared {
             self.durability.synced(*head, *refusal)?; // 6
         }
         let mut chain = self.chain();
-        chain.recent.extend(unwritten.iter().flat_map(|written| &written.blocks).map(Closed::without_blobs));
-        let leaving = chain.leaving(&self.config);
+        chain.keep_recent(unwritten.iter().flat_map(|written| &written.blocks).map(Closed::without_blobs));
+        let leaving = chain.leaving(&self.config, self.pins.oldest());
         drop(chain);
+        self.pasts.drop_idle();
         for closed in leaving {
             self.values.retire(closed.stamp, &closed.block.diff);
         }

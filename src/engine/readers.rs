@@ -81,12 +81,12 @@ impl Readers {
     }
 
     /// Begins to read the generation that `newest` names, which is asked while no writer decides what to keep.
-    pub fn begin<T>(&self, newest: impl FnOnce() -> (u64, T)) -> (Ticket<'_>, T) {
+    pub fn begin<T>(self: &Arc<Self>, newest: impl FnOnce() -> (u64, T)) -> (Ticket, T) {
         let mut state = self.change();
         let (generation, of) = newest();
         let expired = Arc::new(AtomicBool::new(false));
         state.active.entry(generation).or_default().push(Arc::clone(&expired));
-        (Ticket { readers: self, generation, expired }, of)
+        (Ticket { readers: Arc::clone(self), generation, expired }, of)
     }
 
     /// Keeps what a unit that leads to a generation is about to overwrite, if somebody reads an earlier one.
@@ -134,15 +134,20 @@ impl Readers {
 }
 
 /// Somebody reads a generation.
-pub struct Ticket<'a> {
-    readers: &'a Readers,
+pub struct Ticket {
+    readers: Arc<Readers>,
     generation: u64,
     expired: Arc<AtomicBool>,
 }
 
-impl Ticket<'_> {
+impl Ticket {
+    /// Whether its reads fail.
+    pub fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::SeqCst)
+    }
+
     fn check(&self) -> Result<(), StoreError> {
-        if !self.expired.load(Ordering::SeqCst) {
+        if !self.is_expired() {
             return Ok(());
         }
         let problem = "more was written since this read began than is kept for readers (`reader_bytes_max`); begin again";
@@ -150,7 +155,7 @@ impl Ticket<'_> {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.readers.change();
         if let Some(readers) = state.active.get_mut(&self.generation) {
@@ -165,7 +170,7 @@ impl Drop for Ticket<'_> {
 
 /// A store as it was at a generation, without what was not written yet.
 pub struct Snapshot<'a> {
-    pub ticket: Ticket<'a>,
+    pub ticket: &'a Ticket,
     pub store: Arc<dyn Store>,
 }
 
@@ -283,12 +288,12 @@ mod tests {
         /// Each reader sees the store as it was when it began, whatever units came since, also in the middle of a unit.
         #[test]
         fn readers_see_the_state_that_they_began_with(units in units(), leave in prop::collection::vec(0..12usize, 12)) {
-            let (readers, memory) = (Readers::new(usize::MAX), Arc::new(MemoryStore::new()));
+            let (readers, memory) = (Arc::new(Readers::new(usize::MAX)), Arc::new(MemoryStore::new()));
             let mut model = Model::new();
-            let mut reading: Vec<(Snapshot<'_>, Model)> = Vec::new();
+            let mut reading: Vec<(Ticket, Model)> = Vec::new();
             for (generation, (unit, leaves)) in (0u64..).zip(units.iter().zip(leave)) {
                 let (ticket, ()) = readers.begin(|| (generation, ()));
-                reading.push((Snapshot { ticket, store: Arc::clone(&memory) as Arc<dyn Store> }, model.clone()));
+                reading.push((ticket, model.clone()));
                 let batch = batch(unit);
                 readers.keep(generation + 1, &batch, memory.as_ref());
                 // A part of the unit first.
@@ -332,7 +337,7 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_for_nobody_and_at_the_bound_the_oldest_reader_fails() {
-        let (readers, memory) = (Readers::new(3 * (KEPT_BYTES + 3)), Arc::new(MemoryStore::new()));
+        let (readers, memory) = (Arc::new(Readers::new(3 * (KEPT_BYTES + 3))), Arc::new(MemoryStore::new()));
         let begin = |generation| {
             let (ticket, ()) = readers.begin(|| (generation, ()));
             Snapshot { ticket, store: Arc::clone(&memory) as Arc<dyn Store> }
@@ -367,7 +372,7 @@ mod tests {
     /// What cannot be kept for a reader, it does not read newer.
     #[test]
     fn who_reads_while_nothing_can_be_kept_fails_and_who_begins_later_does_not() {
-        let (readers, memory) = (Readers::new(usize::MAX), Arc::new(MemoryStore::new()));
+        let (readers, memory) = (Arc::new(Readers::new(usize::MAX)), Arc::new(MemoryStore::new()));
         let begin = |generation| {
             let (ticket, ()) = readers.begin(|| (generation, ()));
             Snapshot { ticket, store: Arc::clone(&memory) as Arc<dyn Store> }

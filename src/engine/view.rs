@@ -17,8 +17,9 @@ use flagstone_core::types::{
 use super::Shared;
 use super::handle::Life;
 use super::meta;
+use super::pins::Pin;
 use super::state::Proposed;
-use super::values::Lookup;
+use super::values::{Lookup, Vacancy};
 use crate::error::Error;
 
 /// Where a view finds the values of a block that are not among the recent ones.
@@ -51,6 +52,8 @@ pub struct View {
     pub(super) past: Option<Past>,
     /// For a view of a candidate.
     pub(super) proposed: Option<Arc<Proposed>>,
+    /// For a view that is pinned.
+    pub(super) _pin: Option<Arc<Pin>>,
 }
 
 impl View {
@@ -140,24 +143,72 @@ impl View {
             let kept = |state: StateAt<'_>| self.shared.layout.value(StateAt { roots, ..state }, subject);
             return Ok(self.shared.rows.read(kept)?);
         }
-        if let Some(value) = self.past.as_ref().and_then(|past| past.changed(subject)) {
-            return Ok(value);
-        }
-        let key = self.shared.values.key(*subject);
-        let own = self.proposed.as_ref().and_then(|proposed| proposed.value(&key));
-        let known = || self.shared.values.get(self.stamp, key);
-        let value = match own.map_or_else(known, Lookup::Known) {
+        let value = match self.look(subject) {
             Lookup::Known(value) => Some(value),
             Lookup::Expired => None,
             Lookup::Unknown(vacancy) => {
                 let answer = self.shared.rows.read(|state| self.shared.layout.value(state, subject))?;
-                let filled = self.shared.values.fill(vacancy, answer);
-                filled.map_err(|known| self.shared.doubt_read(subject, answer, known))?
+                self.fill(subject, vacancy, answer)?
             }
         };
-        value
-            .filter(|_| !self.life.is_gone())
-            .ok_or_else(|| Error::ViewExpired { view: self.block, now: self.shared.tip().block })
+        value.filter(|_| !self.life.is_gone()).ok_or_else(|| self.expired())
+    }
+
+    /// Like [`View::value`] for many things at once, in order: those that are not in memory are read from the store together.
+    ///
+    /// # Errors
+    /// As [`View::storage_at`].
+    pub fn get_many(&self, subjects: &[Subject]) -> Result<Vec<Felt>, Error> {
+        subjects.iter().try_for_each(|subject| self.shared.doubts.check(subject))?;
+        if let Some(Past::Kept(roots)) = self.past {
+            let kept = |state: StateAt<'_>| self.shared.layout.values(StateAt { roots, ..state }, subjects);
+            return Ok(self.shared.rows.read(kept)?);
+        }
+        let (mut values, mut vacancies) = (Vec::with_capacity(subjects.len()), Vec::new());
+        for (place, subject) in subjects.iter().enumerate() {
+            values.push(match self.look(subject) {
+                Lookup::Known(value) => value,
+                Lookup::Expired => return Err(self.expired()),
+                Lookup::Unknown(vacancy) => {
+                    vacancies.push((place, vacancy));
+                    Felt::ZERO
+                }
+            });
+        }
+        if !vacancies.is_empty() {
+            let asked: Vec<Subject> = vacancies.iter().map(|(place, _)| subjects[*place]).collect();
+            let answers = self.shared.rows.read(|state| self.shared.layout.values(state, &asked))?;
+            for ((place, vacancy), answer) in vacancies.into_iter().zip(answers) {
+                let filled = self.fill(&subjects[place], vacancy, answer)?;
+                values[place] = filled.ok_or_else(|| self.expired())?;
+            }
+        }
+        if self.life.is_gone() { Err(self.expired()) } else { Ok(values) }
+    }
+
+    /// What memory knows of a thing.
+    fn look(&self, subject: &Subject) -> Lookup {
+        if let Some(value) = self.past.as_ref().and_then(|past| past.changed(subject)) {
+            return Lookup::Known(value);
+        }
+        let key = self.shared.values.key(*subject);
+        let own = self.proposed.as_ref().and_then(|proposed| proposed.value(&key));
+        own.map_or_else(|| self.shared.values.get(self.stamp, key), Lookup::Known)
+    }
+
+    /// Takes what the layout answered; `None` if the view has expired meanwhile.
+    fn fill(&self, subject: &Subject, vacancy: Vacancy, answer: Felt) -> Result<Option<Felt>, Error> {
+        let filled = self.shared.values.fill(vacancy, answer);
+        filled.map_err(|known| self.shared.doubt_read(subject, answer, known))
+    }
+
+    /// Whether it reads rows that the layout keeps, whatever comes.
+    pub(super) const fn is_kept(&self) -> bool {
+        matches!(self.past, Some(Past::Kept(_)))
+    }
+
+    pub(super) fn expired(&self) -> Error {
+        Error::ViewExpired { view: self.block, now: self.shared.tip().block }
     }
 }
 

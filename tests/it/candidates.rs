@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flagstone::core::diff::Subject;
 use flagstone::core::felt::Felt;
-use flagstone::core::hash::{Bulk, Hasher};
+use flagstone::core::hash::Bulk;
 use flagstone::core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone::engine::{Blob, Candidate, CandidateStats, NewBlock};
 use flagstone::store::MemoryStore;
@@ -14,7 +14,7 @@ use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, Stat
 use flagstone_testkit::reference::ReferenceState;
 use proptest::prelude::*;
 
-use crate::support::{CADENCES, Place, config, layouts, settle};
+use crate::support::{CADENCES, Counting, Place, config, layouts, settle};
 
 fn update(values: &[(u64, u64)]) -> StateUpdate {
     let values: BTreeMap<u64, u64> = values.iter().copied().collect();
@@ -168,23 +168,6 @@ fn a_candidates_witness_is_that_of_the_block_and_its_blobs_come_with_it() {
         let decided = engine.decide(&candidate).unwrap();
         assert_eq!(decided.committed().wait().unwrap().unwrap().roots, roots);
         assert_eq!(engine.view().blob(b"class").unwrap().as_deref(), Some(&[1][..]));
-    }
-}
-
-/// Counts what it hashes.
-struct Counting(Arc<AtomicUsize>);
-
-impl Hasher for Counting {
-    fn name(&self) -> &'static str {
-        "counting"
-    }
-    fn pedersen_many(&self, pairs: &[[Felt; 2]], out: &mut [Felt]) {
-        self.0.fetch_add(pairs.len(), Ordering::SeqCst);
-        Bulk.pedersen_many(pairs, out);
-    }
-    fn poseidon_many(&self, pairs: &[[Felt; 2]], out: &mut [Felt]) {
-        self.0.fetch_add(pairs.len(), Ordering::SeqCst);
-        Bulk.poseidon_many(pairs, out);
     }
 }
 

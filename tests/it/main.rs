@@ -21,6 +21,7 @@ mod engine;
 mod failures;
 mod handles;
 mod history;
+mod kept;
 mod kills;
 mod lineage;
 #[cfg(target_os = "linux")]

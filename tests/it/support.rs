@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use flagstone::core::felt::Felt;
+use flagstone::core::hash::{Bulk, Hasher};
 use flagstone::core::layout::Layout;
 use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
@@ -123,6 +126,24 @@ pub fn replay(engine: &Engine, updates: &[StateUpdate]) -> Vec<StateCommitment> 
 /// Closes a block and waits for its root.
 pub fn root_of(engine: &Engine, update: &StateUpdate) -> StateCommitment {
     engine.close_block(update).unwrap().committed().wait().unwrap().unwrap().commitment
+}
+
+/// Counts the hashes.
+#[derive(Default)]
+pub struct Counting(pub Arc<AtomicUsize>);
+
+impl Hasher for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+    fn pedersen_many(&self, pairs: &[[Felt; 2]], out: &mut [Felt]) {
+        self.0.fetch_add(pairs.len(), Ordering::SeqCst);
+        Bulk.pedersen_many(pairs, out);
+    }
+    fn poseidon_many(&self, pairs: &[[Felt; 2]], out: &mut [Felt]) {
+        self.0.fetch_add(pairs.len(), Ordering::SeqCst);
+        Bulk.poseidon_many(pairs, out);
+    }
 }
 
 /// A store that does something before each write.

@@ -8,6 +8,7 @@
 //! a group of blocks is shaped first, all blocks, and hashed then: the storage tries of all blocks level by level, then
 //! all leaves of contracts, then the contracts trie. Every hash of every block is still computed, and once.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::prelude::*;
@@ -214,18 +215,49 @@ pub struct GroupChanges {
     pub tries: Vec<TrieChanges>,
 }
 
-/// Rows with the nodes and leaves of commitments over them that are in no row: a source that goes from state to state.
-pub struct Overlaid<R> {
-    rows: R,
+/// What commitments made that is in no row: nodes and leaves, where they differ from the rows of the state before.
+#[derive(Default)]
+pub struct Overlay {
     nodes: HashMap<(TrieId, Path), Option<Node>>,
     leaves: HashMap<ContractAddress, ContractLeaf>,
     classes: HashMap<TrieKey, CompiledClassHash>,
 }
 
+impl Overlay {
+    /// About how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        /// A table's slots with their control bytes.
+        const fn table<K, V>(capacity: usize) -> usize {
+            capacity * (size_of::<(K, V)>() + 1) * 8 / 7
+        }
+        table::<(TrieId, Path), Option<Node>>(self.nodes.capacity())
+            + table::<ContractAddress, ContractLeaf>(self.leaves.capacity())
+            + table::<TrieKey, CompiledClassHash>(self.classes.capacity())
+    }
+}
+
+/// Rows with an [`Overlay`] over them: a source that goes from state to state if it owns that.
+pub struct Overlaid<R, O = Overlay> {
+    rows: R,
+    over: O,
+}
+
 impl<R: TrieRows> Overlaid<R> {
     /// Starts with what the rows say.
     pub fn new(rows: R) -> Self {
-        Self { rows, nodes: HashMap::new(), leaves: HashMap::new(), classes: HashMap::new() }
+        Self { rows, over: Overlay::default() }
+    }
+
+    /// What the commitments on it made.
+    pub fn into_overlay(self) -> Overlay {
+        self.over
+    }
+}
+
+impl<'a, R: TrieRows> Overlaid<R, &'a Overlay> {
+    /// The tries of the state that commitments on these rows led to.
+    pub const fn with(rows: R, over: &'a Overlay) -> Self {
+        Self { rows, over }
     }
 }
 
@@ -246,37 +278,42 @@ impl<R: TrieRows + Send> Overlaid<R> {
     }
 }
 
-impl<R: TrieRows> NodeSource for Overlaid<R> {
+impl<R: TrieRows, O: Borrow<Overlay> + Sync> NodeSource for Overlaid<R, O> {
     fn node(&self, at: &NodeRef) -> Result<Option<Node>, StateError> {
-        match self.nodes.get(&(at.trie, at.path)) {
+        match self.over.borrow().nodes.get(&(at.trie, at.path)) {
             Some(node) => Ok(*node),
             None => self.rows.node(at),
         }
     }
 }
 
-impl<R: TrieRows> TrieRows for Overlaid<R> {
+impl<R: TrieRows, O: Borrow<Overlay> + Sync> TrieRows for Overlaid<R, O> {
     fn contract_leaf(&self, address: &ContractAddress) -> Result<ContractLeaf, StateError> {
-        self.leaves.get(address).map_or_else(|| self.rows.contract_leaf(address), |leaf| Ok(*leaf))
+        self.over
+            .borrow()
+            .leaves
+            .get(address)
+            .map_or_else(|| self.rows.contract_leaf(address), |leaf| Ok(*leaf))
     }
 
     fn class_leaf(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, StateError> {
-        let known = TrieKey::try_from(class_hash.0).ok().and_then(|key| self.classes.get(&key));
+        let classes = &self.over.borrow().classes;
+        let known = TrieKey::try_from(class_hash.0).ok().and_then(|key| classes.get(&key));
         known.map_or_else(|| self.rows.class_leaf(class_hash), |compiled| Ok(*compiled))
     }
 }
 
 impl<R: TrieRows + Send> CommitmentSource for Overlaid<R> {
     fn absorb(&mut self, group: &GroupChanges) -> Result<(), StateError> {
+        let Overlay { nodes, leaves, classes } = &mut self.over;
         for trie in &group.tries {
-            self.nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
-            self.nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
+            nodes.extend(trie.removed.iter().map(|path| ((trie.trie, *path), None)));
+            nodes.extend(trie.written().map(|new| ((trie.trie, new.path), Some(new.node))));
         }
         for block in &group.blocks {
-            self.leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
-            let classes = block.classes.iter();
-            self.classes
-                .extend(classes.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
+            leaves.extend(block.contracts.iter().map(|change| (change.address, change.leaf)));
+            let of_block = block.classes.iter();
+            classes.extend(of_block.filter_map(|class| Some((class.trie_key()?, class.compiled_class_hash))));
         }
         Ok(())
     }

@@ -129,6 +129,14 @@ pub trait Layout: Send + Sync {
         })
     }
 
+    /// Like [`Layout::value`] for many things, in order; a layout with rows for values reads them together.
+    ///
+    /// # Errors
+    /// As [`Layout::storage_at`].
+    fn values(&self, state: StateAt<'_>, subjects: &[Subject]) -> Result<Vec<Felt>, StateError> {
+        subjects.iter().map(|subject| self.value(state, subject)).collect()
+    }
+
     /// The rows that hold a block's values; none if values live in the tries. Written with the block's commitment, or
     /// before it.
     fn stage_values(&self, diff: &StateDiff) -> WriteBatch;

@@ -17,6 +17,7 @@ use flagstone_core::commit::{NamedLeaves, TrieRows, commit_blocks};
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
+use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{CacheCounters, Layout, StagedCommitment, StateAt};
 use flagstone_core::scrub::{Scrub, Scrubbed};
@@ -102,6 +103,18 @@ impl Layout for Flat {
     ) -> Result<CompiledClassHash, StateError> {
         let what = || format!("compiled class hash of class {class_hash}");
         rows::felt_at(state.store, &rows::compiled_class_hash(class_hash), what).map(CompiledClassHash)
+    }
+
+    fn values(&self, state: StateAt<'_>, subjects: &[Subject]) -> Result<Vec<Felt>, StateError> {
+        let keys: Vec<Vec<u8>> = subjects.iter().map(rows::value).collect();
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let felt = |(subject, row): (&Subject, Option<Vec<u8>>)| match row {
+            Some(row) => {
+                rows::decode_felt(&row).map_err(|error| StateError::damaged(format!("{subject}"), error))
+            }
+            None => Ok(Felt::ZERO),
+        };
+        subjects.iter().zip(state.store.get_many(&keys)?).map(felt).collect()
     }
 
     fn stage_values(&self, diff: &StateDiff) -> WriteBatch {

@@ -2,6 +2,7 @@
 
 use flagstone_core::codec::{DecodeError, Reader, put_short_felt};
 use flagstone_core::commitment::ContractLeaf;
+use flagstone_core::diff::Subject;
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::scrub::ValueDigest;
@@ -51,6 +52,16 @@ pub fn nonce(address: &ContractAddress) -> ShortKey {
 
 pub fn compiled_class_hash(class_hash: &ClassHash) -> ShortKey {
     key(COMPILED_CLASS_HASH, &class_hash.to_be())
+}
+
+/// The key of whatever a diff can set.
+pub fn value(subject: &Subject) -> Vec<u8> {
+    match subject {
+        Subject::Storage(address, key) => storage(address, key).to_vec(),
+        Subject::Nonce(address) => nonce(address).to_vec(),
+        Subject::ClassHash(address) => class_hash(address).to_vec(),
+        Subject::CompiledClassHash(hash) => compiled_class_hash(hash).to_vec(),
+    }
 }
 
 pub fn contract_leaf(address: &ContractAddress) -> ShortKey {
