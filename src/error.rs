@@ -6,7 +6,7 @@ use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::store::{StoreError, StoreErrorKind};
 use flagstone_core::trie::TrieId;
-use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
+use flagstone_core::types::{BlockHash, BlockNumber, StateCommitment, StateId};
 
 use crate::snapshot::SnapshotError;
 
@@ -104,6 +104,16 @@ pub enum Error {
         with: BlockNumber,
         /// Why that was.
         cause: String,
+    },
+    /// The block brings a hash that another block has. Nothing of it is kept.
+    #[error("block {block}: its hash {hash} is that of block {by} already")]
+    HashTaken {
+        /// The block.
+        block: BlockNumber,
+        /// The hash.
+        hash: BlockHash,
+        /// The block that has it.
+        by: BlockNumber,
     },
     /// The block does not follow the last one.
     #[error("block {got} does not follow: the next block of this database is {expected}")]
@@ -315,6 +325,7 @@ impl Error {
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
             | Self::BlockTooLarge { .. }
+            | Self::HashTaken { .. }
             | Self::NotClosed { .. }
             | Self::UnknownName { .. }
             | Self::NothingCommitted
@@ -358,6 +369,7 @@ impl Error {
             | Self::WrongNumber { got: block, .. }
             | Self::VersionNeeded { block }
             | Self::BlockTooLarge { block, .. }
+            | Self::HashTaken { block, .. }
             | Self::NotClosed { block, .. }
             | Self::HistoryGone { block, .. } => Some(*block),
             _ => None,

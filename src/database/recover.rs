@@ -24,7 +24,7 @@ use super::{
 };
 use crate::disk::sync_dir;
 use crate::engine::import::{self, ImportProgress};
-use crate::engine::meta::{self, PendingBlock, StoredHead};
+use crate::engine::meta::{self, BlockFacts, PendingBlock, StoredHead};
 use crate::engine::opening::{House, Opening};
 use crate::engine::{CheckReport, EngineConfig};
 use crate::error::Error;
@@ -262,7 +262,8 @@ impl Rebuild<'_> {
         meta::put_database(&mut batch, database);
         meta::put_head(&mut batch, &StoredHead { state, refusal: Position::default(), ..head });
         if let Some(block) = head.block.filter(|_| source != Source::Store) {
-            meta::put_block_root(&mut batch, block, &head.root, state);
+            let hash = self.salvaged.blocks.get(&block).and_then(decode).and_then(|block| block.hash);
+            meta::put_block(&mut batch, block, &BlockFacts { root: head.root, state, hash });
         }
         store.write(&batch)?;
         store.sync()?;

@@ -20,7 +20,7 @@ use flagstone_core::hash::Hasher;
 use flagstone_core::layout::StateAt;
 use flagstone_core::proof;
 use flagstone_core::store::{Store, StoreErrorKind, StoreRead, keyspace};
-use flagstone_core::types::BlockNumber;
+use flagstone_core::types::{BlockHash, BlockNumber};
 
 use super::meta::{self, BlockRoot, Head, PendingBlock};
 use super::values::each_value;
@@ -163,7 +163,7 @@ impl Check<'_> {
 
     /// Roots of blocks come without gaps, up to the head's.
     fn block_roots(&self) -> Result<u64, Error> {
-        let (mut blocks, mut next) = (0, None);
+        let (mut blocks, mut next, mut hashes) = (0, None, HashMap::new());
         scan_rows(self.store(), &[keyspace::BLOCK], self.findings, &mut |key, row| {
             let Some(block) = meta::block_of_key(key) else {
                 self.findings.add(Place::Row(key.to_vec()), "it is no key of a block's roots");
@@ -177,12 +177,38 @@ impl Check<'_> {
             if Some(block) > self.head.committed {
                 self.findings.add(Place::Block(block), "it has roots, and is not committed");
             }
-            match meta::decode_block_state(row) {
-                Ok((root, _)) => check_commitment(self.findings, Place::Block(block), &root),
+            match meta::decode_block(row) {
+                Ok(facts) => {
+                    check_commitment(self.findings, Place::Block(block), &facts.root);
+                    hashes.extend(facts.hash.map(|hash| (hash, block)));
+                }
                 Err(error) => self.findings.add(Place::Block(block), error.to_string()),
             }
         })?;
+        self.block_hashes(hashes)?;
         Ok(blocks)
+    }
+
+    /// Blocks are found by the hashes that they have, and by no others.
+    fn block_hashes(&self, mut hashes: HashMap<BlockHash, BlockNumber>) -> Result<(), Error> {
+        scan_rows(self.store(), &[keyspace::BLOCK_HASH], self.findings, &mut |key, row| {
+            let Some(hash) = meta::hash_of_key(key) else {
+                self.findings.add(Place::Row(key.to_vec()), "it is no key of a block's hash");
+                return;
+            };
+            match meta::decode_block_of_hash(row) {
+                Ok(block) if hashes.remove(&hash) == Some(block) => {}
+                Ok(block) => {
+                    self.findings
+                        .add(Place::Block(block), format!("it is found by hash {hash}, and has another"));
+                }
+                Err(error) => self.findings.add(Place::Row(key.to_vec()), error.to_string()),
+            }
+        })?;
+        for (hash, block) in hashes {
+            self.findings.add(Place::Block(block), format!("it is not found by its hash {hash}"));
+        }
+        Ok(())
     }
 
     /// What takes blocks back leads, from the head on, from state to state, each with the roots that it states and that were
@@ -243,7 +269,7 @@ impl Check<'_> {
         for byte in (0..keyspace::LAYOUT_FIRST).filter(|byte| *byte != keyspace::BLOB) {
             scan_rows(self.store(), &[byte], self.findings, &mut |key, _| match byte {
                 keyspace::META if meta::is_known(key) => {}
-                keyspace::BLOCK | keyspace::UNDO => {}
+                keyspace::BLOCK | keyspace::UNDO | keyspace::BLOCK_HASH => {}
                 _ => nobodys(key),
             })?;
         }

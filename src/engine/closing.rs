@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use flagstone_core::diff::Subject;
-use flagstone_core::types::{BlockNumber, StateId};
+use flagstone_core::types::{BlockHash, BlockNumber, StateId};
 use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
@@ -51,7 +51,8 @@ impl Engine {
     /// [`Error::WrongState`], [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow,
     /// [`Error::VersionNeeded`] if its commitment would not be defined, [`Error::RootMismatch`] if its root, or an earlier
     /// block's, is not the stated one, [`Error::BlockTooLarge`] if the journal does not take so much for one block,
-    /// [`Error::Config`] if a blob's key or bytes are too long, [`Error::State`] if the store fails or is damaged.
+    /// [`Error::HashTaken`] if another block has its hash, [`Error::Config`] if a blob's key or bytes are too long, [`Error::State`] if the
+    /// store fails or is damaged.
     pub fn close_block<'a>(&self, block: impl Into<NewBlock<'a>>) -> Result<BlockHandle, Error> {
         Ok(self.close_new(&block.into(), None)?.0)
     }
@@ -161,6 +162,7 @@ impl Shared {
         drop(chain);
         let block = pending(number, lineage, update, blobs);
         check_length(number, block.encoded_len(), self.durability.payload_bytes_max())?;
+        self.check_hash(number, update.block_hash)?;
         let mut closed = Closed::new(block, stamp);
         closed.life = proposed.map_or(closed.life, |proposed| Arc::clone(&proposed.life));
         let (closed, base) = (Arc::new(closed), self.rows.base());
@@ -178,6 +180,15 @@ impl Shared {
         proposed.into_iter().for_each(|proposed| self.candidates.decide(proposed));
         self.candidates.keep_on(state);
         Ok((Arc::clone(&closed.life), witness))
+    }
+
+    /// Refuses a hash that another block has.
+    fn check_hash(&self, block: BlockNumber, hash: Option<BlockHash>) -> Result<(), Error> {
+        let Some(hash) = hash else { return Ok(()) };
+        match self.block_by_hash(hash)? {
+            Some(by) => Err(Error::HashTaken { block, hash, by }),
+            None => Ok(()),
+        }
     }
 
     /// Waits for room. Lets go if blocks are being taken back, because that needs the closer's lock.
@@ -315,6 +326,7 @@ pub(super) fn pending(
 ) -> PendingBlock {
     PendingBlock {
         number,
+        hash: update.block_hash,
         lineage,
         version: update.starknet_version,
         old_root: update.old_root,

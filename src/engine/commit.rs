@@ -16,7 +16,7 @@ use super::base::Base;
 use super::chain::{Chain, Closed, Ending, ToShow, Unwritten, check_parent};
 use super::handle::{Event, Life};
 use super::history::HistoryChange;
-use super::meta::{self, BlockRoot, PendingBlock, StoredHead, Undo};
+use super::meta::{self, BlockFacts, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::scrub::Changes;
 use super::{CommittedBlock, Shared};
 use crate::error::{Error, ErrorKind};
@@ -247,12 +247,11 @@ impl Shared {
         let StagedRows { batch: of_layout, hashes, applied, witness } = rows;
         let mut batch = WriteBatch::default();
         let last = committed.last().map_or((base.block, base.root), |last| (Some(last.number), last.root));
-        let state_after = |number| {
-            let closed = blocks.iter().find(|closed| closed.block.number == number);
-            closed.map_or(base.state, |closed| closed.block.lineage.state)
-        };
+        let of = |number| blocks.iter().map(|closed| &closed.block).find(|block| block.number == number);
+        let state_after = |number| of(number).map_or(base.state, |block| block.lineage.state);
         for CommittedBlock { number, root, .. } in &committed {
-            meta::put_block_root(&mut batch, *number, root, state_after(*number));
+            let (state, hash) = (state_after(*number), of(*number).and_then(|block| block.hash));
+            meta::put_block(&mut batch, *number, &BlockFacts { root: *root, state, hash });
         }
         let refusal = self.chain().refusal;
         let state = last.0.map_or(base.state, state_after);

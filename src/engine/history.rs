@@ -552,7 +552,6 @@ impl Shared {
         }
         let first = block.map_or(0, |block| block.0 + 1);
         let last = base.block.map_or(0, |block| block.0);
-        (first..=last).for_each(|block| meta::delete_block_root(batch, BlockNumber(block)));
-        Ok(())
+        (first..=last).try_for_each(|block| meta::delete_block(batch, &rows, BlockNumber(block)))
     }
 }

@@ -27,7 +27,7 @@ use flagstone_core::trie::TrieId;
 use flagstone_core::types::{ClassesRoot, ContractsRoot};
 
 use super::base::Layered;
-use super::meta::{self, BlockRoot, Identity, StoredHead};
+use super::meta::{self, BlockFacts, BlockRoot, Identity, StoredHead};
 use super::{Engine, EngineConfig, require_atomic_batches};
 use crate::error::{Error, ImportOf};
 use crate::journal::DatabaseId;
@@ -254,7 +254,7 @@ fn finish(store: &dyn Store, done: &Unfinished) -> Result<(), Error> {
     meta::put_identity(&mut batch, &done.identity);
     let state = meta::fresh_state();
     meta::put_database(&mut batch, DatabaseId::fresh());
-    meta::put_block_root(&mut batch, block, &root, state);
+    meta::put_block(&mut batch, block, &BlockFacts { root, state, hash: None });
     meta::put_head(&mut batch, &StoredHead { block: Some(block), root, state, ..StoredHead::default() });
     // Nothing before it may be missing when it is there.
     store.sync()?;

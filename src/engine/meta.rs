@@ -8,9 +8,11 @@
 //!                             block = 0, or 1 and a u64; state = the id of the state after it; refusal = place of the last
 //!                             refusal in the journal
 //! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`import.rs`)
-//! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32] | state u64
+//! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32] | state u64 | hash
+//!                             hash = 0, or 1 and the block's hash[32]
 //! 0x03 | block u64 | part u32 a piece of what takes the block back (at most PART_BYTES)
 //! 0x04 | length u8 | key | part u32   a piece of a blob (at most PART_BYTES); the first begins with the length, a u64
+//! 0x05 | hash[32]             block u64: the block that has this hash
 //! ```
 
 use std::collections::VecDeque;
@@ -23,7 +25,7 @@ use flagstone_core::commitment::{Roots, StarknetVersion};
 use flagstone_core::diff::StateDiff;
 use flagstone_core::layout::Layout;
 use flagstone_core::store::{StoreError, StoreRead, WriteBatch, keyspace};
-use flagstone_core::types::{BlockNumber, ClassesRoot, ContractsRoot, StateCommitment, StateId};
+use flagstone_core::types::{BlockHash, BlockNumber, ClassesRoot, ContractsRoot, StateCommitment, StateId};
 
 use super::import;
 use crate::error::Error;
@@ -31,7 +33,7 @@ use crate::journal::{DatabaseId, Position, fresh_salt};
 use crate::store::KEY_BYTES_MAX;
 
 /// Version of the rows in this file.
-const ENGINE_FORMAT: u32 = 3;
+const ENGINE_FORMAT: u32 = 4;
 
 /// The commitment scheme: tries of height 251, Pedersen and Poseidon, state commitment v0.
 const SCHEME: &str = "starknet-state-v0";
@@ -210,6 +212,7 @@ impl Lineage {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PendingBlock {
     pub number: BlockNumber,
+    pub hash: Option<BlockHash>,
     pub lineage: Lineage,
     pub version: Option<StarknetVersion>,
     pub old_root: Option<StateCommitment>,
@@ -251,8 +254,8 @@ impl PendingBlock {
     /// The byte form, without what was computed:
     ///
     /// ```text
-    /// state u64 | parent state u64 | parent root | version | old root | new root | diff | count u32 | blobs
-    /// parent root, version, old root, new root: 0, or 1 and the value
+    /// state u64 | parent state u64 | parent root | hash | version | old root | new root | diff | count u32 | blobs
+    /// parent root, hash, version, old root, new root: 0, or 1 and the value
     /// ```
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.encoded_len() as usize);
@@ -260,6 +263,7 @@ impl PendingBlock {
         bytes.extend_from_slice(&self.lineage.parent.0.to_be_bytes());
         let put_root = |root: &StateCommitment, out: &mut Vec<u8>| out.extend_from_slice(&root.to_be());
         put_option(&mut bytes, &self.lineage.parent_root, put_root);
+        put_hash(&mut bytes, &self.hash);
         put_option(&mut bytes, &self.version, |version, out| {
             version.numbers().iter().for_each(|number| out.extend_from_slice(&number.to_be_bytes()));
         });
@@ -275,16 +279,18 @@ impl PendingBlock {
     pub fn encoded_len(&self) -> u64 {
         let roots = [self.lineage.parent_root, self.old_root, self.new_root];
         let roots = roots.iter().map(|root| 1 + root.map_or(0, |_| size_of::<[u8; 32]>())).sum::<usize>();
+        let hash = 1 + self.hash.map_or(0, |_| size_of::<[u8; 32]>());
         let lineage = 2 * size_of::<u64>();
         let version = 1 + self.version.map_or(0, |_| 4 * size_of::<u16>());
         let blobs = self.blobs.iter().map(|blob| 1 + blob.key.len() + size_of::<u32>() + blob.bytes.len());
         let blobs = size_of::<u32>() + blobs.sum::<usize>();
-        (lineage + version + roots + self.diff.encoded_len() + blobs) as u64
+        (lineage + hash + version + roots + self.diff.encoded_len() + blobs) as u64
     }
 
     pub fn decode(number: BlockNumber, bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
         let lineage = Lineage::decode(&mut from)?;
+        let hash = read_hash(&mut from)?;
         let version = option(&mut from, "version flag", |from| {
             let bytes: [u8; 8] = from.array("version")?;
             let number = |i: usize| u16::from_be_bytes([bytes[2 * i], bytes[2 * i + 1]]);
@@ -296,8 +302,16 @@ impl PendingBlock {
         let blobs = from.u32("number of blobs")?;
         let blobs = (0..blobs).map(|_| Blob::decode(&mut from)).collect::<Result<_, _>>()?;
         from.end("pending block")?;
-        Ok(Self { number, lineage, version, old_root, new_root, diff, blobs, computed: None })
+        Ok(Self { number, hash, lineage, version, old_root, new_root, diff, blobs, computed: None })
     }
+}
+
+fn put_hash(out: &mut Vec<u8>, hash: &Option<BlockHash>) {
+    put_option(out, hash, |hash, out| out.extend_from_slice(&hash.to_be()));
+}
+
+fn read_hash(from: &mut Reader<'_>) -> Result<Option<BlockHash>, DecodeError> {
+    option(from, "hash flag", |from| from.felt("block hash").map(BlockHash))
 }
 
 fn put_option<T>(out: &mut Vec<u8>, value: &Option<T>, put: impl FnOnce(&T, &mut Vec<u8>)) {
@@ -402,14 +416,50 @@ fn decode_head(row: &[u8]) -> Result<StoredHead, DecodeError> {
     Ok(StoredHead { block, root, state, refusal })
 }
 
-pub fn put_block_root(batch: &mut WriteBatch, block: BlockNumber, root: &BlockRoot, state: StateId) {
-    let mut row = root.to_bytes();
-    row.extend_from_slice(&state.0.to_be_bytes());
+/// What is kept of a committed block, for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BlockFacts {
+    pub root: BlockRoot,
+    /// The id of the state after it.
+    pub state: StateId,
+    pub hash: Option<BlockHash>,
+}
+
+fn hash_key(hash: &BlockHash) -> Vec<u8> {
+    [&[keyspace::BLOCK_HASH][..], &hash.to_be()].concat()
+}
+
+pub fn put_block(batch: &mut WriteBatch, block: BlockNumber, facts: &BlockFacts) {
+    let mut row = facts.root.to_bytes();
+    row.extend_from_slice(&facts.state.0.to_be_bytes());
+    put_hash(&mut row, &facts.hash);
     batch.put(block_key(keyspace::BLOCK, block), row);
+    facts.hash.iter().for_each(|hash| batch.put(hash_key(hash), block.0.to_be_bytes()));
+}
+
+/// The block that has a hash.
+pub fn read_block_of_hash(store: &dyn StoreRead, hash: &BlockHash) -> Result<Option<BlockNumber>, Error> {
+    let Some(row) = store.get(&hash_key(hash))? else { return Ok(None) };
+    let damaged = |error| Error::damaged(format!("the block of hash {hash}"), error);
+    decode_block_of_hash(&row).map(Some).map_err(damaged)
+}
+
+pub fn decode_block_of_hash(row: &[u8]) -> Result<BlockNumber, DecodeError> {
+    let mut from = Reader::new(row);
+    let block = BlockNumber(from.u64("block")?);
+    from.end("block of a hash")?;
+    Ok(block)
+}
+
+/// The hash that a key of a block's hash is of.
+pub fn hash_of_key(key: &[u8]) -> Option<BlockHash> {
+    let mut from = Reader::new(key.get(1..)?);
+    let hash = from.felt("block hash").ok()?;
+    from.end("key").ok().map(|()| BlockHash(hash))
 }
 
 pub fn read_block_root(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<BlockRoot>, Error> {
-    Ok(read_block_state(store, block)?.map(|(root, _)| root))
+    Ok(read_block(store, block)?.map(|facts| facts.root))
 }
 
 /// The roots after a block, and the id of the state that they are of.
@@ -417,17 +467,23 @@ pub fn read_block_state(
     store: &dyn StoreRead,
     block: BlockNumber,
 ) -> Result<Option<(BlockRoot, StateId)>, Error> {
-    let Some(row) = store.get(&block_key(keyspace::BLOCK, block))? else { return Ok(None) };
-    let damaged = |error| Error::damaged(format!("the roots of block {block}"), error);
-    decode_block_state(&row).map(Some).map_err(damaged)
+    Ok(read_block(store, block)?.map(|facts| (facts.root, facts.state)))
 }
 
-pub fn decode_block_state(row: &[u8]) -> Result<(BlockRoot, StateId), DecodeError> {
+/// What is kept of a committed block.
+pub fn read_block(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<BlockFacts>, Error> {
+    let Some(row) = store.get(&block_key(keyspace::BLOCK, block))? else { return Ok(None) };
+    let damaged = |error| Error::damaged(format!("the roots of block {block}"), error);
+    decode_block(&row).map(Some).map_err(damaged)
+}
+
+pub fn decode_block(row: &[u8]) -> Result<BlockFacts, DecodeError> {
     let mut from = Reader::new(row);
     let root = BlockRoot::decode(&mut from)?;
     let state = StateId(from.u64("state")?);
+    let hash = read_hash(&mut from)?;
     from.end("block root")?;
-    Ok((root, state))
+    Ok(BlockFacts { root, state, hash })
 }
 
 /// The block of a key of a block's roots.
@@ -441,8 +497,13 @@ pub fn is_known(key: &[u8]) -> bool {
     ["identity", "id", "head"].iter().any(|name| meta_key(name) == key)
 }
 
-pub fn delete_block_root(batch: &mut WriteBatch, block: BlockNumber) {
+/// Deletes what is kept of a committed block.
+pub fn delete_block(batch: &mut WriteBatch, store: &dyn StoreRead, block: BlockNumber) -> Result<(), Error> {
+    if let Some(hash) = read_block(store, block)?.and_then(|facts| facts.hash) {
+        batch.delete(hash_key(&hash));
+    }
     batch.delete(block_key(keyspace::BLOCK, block));
+    Ok(())
 }
 
 /// Puts bytes as rows of at most [`PART_BYTES`], at `prefix` and a part number.
@@ -662,11 +723,13 @@ mod tests {
             old_root: Some(1.into()),
             new_root: Some(2.into()),
             lineage: Lineage { parent_root: Some(3.into()), ..Lineage::default() },
+            hash: Some(4.into()),
             blobs: vec![blob(0), blob(9), blob(500)],
             ..least.clone()
         };
         for block in [least, most] {
             assert_eq!(block.encode().len() as u64, block.encoded_len());
+            assert_eq!(PendingBlock::decode(block.number, &block.encode()).unwrap(), block);
         }
     }
 

@@ -47,7 +47,7 @@ use flagstone_core::commit::HashCounts;
 use flagstone_core::hash::{Bulk, Hasher};
 use flagstone_core::layout::{CacheCounters, Layout};
 use flagstone_core::store::Store;
-use flagstone_core::types::BlockNumber;
+use flagstone_core::types::{BlockHash, BlockNumber};
 
 pub use candidates::Candidate;
 pub use check::CheckReport;
@@ -243,6 +243,29 @@ impl Engine {
         meta::read_block_root(&self.shared.rows.of(&base), block)
     }
 
+    /// The hash of a closed block, if it was brought with the block ([`StateUpdate::block_hash`](crate::StateUpdate)). It is kept as long
+    /// as the block's root.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the store fails or the row is damaged.
+    pub fn block_hash(&self, block: BlockNumber) -> Result<Option<BlockHash>, Error> {
+        let chain = self.shared.chain();
+        if let Some(closed) = chain.waiting.iter().find(|closed| closed.block.number == block) {
+            return Ok(closed.block.hash);
+        }
+        drop(chain);
+        let base = self.shared.rows.base();
+        Ok(meta::read_block(&self.shared.rows.of(&base), block)?.and_then(|facts| facts.hash))
+    }
+
+    /// The closed block that has a hash; `None` if none was brought with it.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the store fails or the row is damaged.
+    pub fn block_by_hash(&self, hash: BlockHash) -> Result<Option<BlockNumber>, Error> {
+        self.shared.block_by_hash(hash)
+    }
+
     /// What the values in front of the layout have done since the opening, and what they hold.
     pub fn read_cache_stats(&self) -> ReadCacheStats {
         self.shared.values.stats()
@@ -391,6 +414,16 @@ impl Shared {
     fn view(self: &Arc<Self>) -> View {
         let Tip { stamp, block, life } = self.tip();
         View { shared: Arc::clone(self), stamp, block, life, past: None, proposed: None, _pin: None }
+    }
+
+    fn block_by_hash(&self, hash: BlockHash) -> Result<Option<BlockNumber>, Error> {
+        let chain = self.chain();
+        if let Some(closed) = chain.waiting.iter().find(|closed| closed.block.hash == Some(hash)) {
+            return Ok(Some(closed.block.number));
+        }
+        drop(chain);
+        let base = self.rows.base();
+        meta::read_block_of_hash(&self.rows.of(&base), &hash)
     }
 
     /// Blocks up to this one are to be committed.

@@ -24,7 +24,7 @@ use super::chain::Chain;
 use super::durable::{Durability, Journaled};
 use super::handle::{Life, Subscribers};
 use super::hints::{self, Hints};
-use super::meta::{self, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
+use super::meta::{self, BlockFacts, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
 use super::pasts::Pasts;
 use super::scrub::{Doubts, Scrubbing};
 use super::values::{Values, each_value};
@@ -465,9 +465,10 @@ impl Opening {
         }
         self.hold_tries(&diff, wrong, &mut repair)?;
         self.hold_blobs(looked, &mut repair)?;
-        for PendingBlock { number, lineage, computed, .. } in &looked.kept {
+        for PendingBlock { number, hash, lineage, computed, .. } in &looked.kept {
             if let (Some(root), None) = (computed, self.stored_state(*number)?) {
-                meta::put_block_root(&mut repair.batch, *number, root, lineage.state);
+                let facts = BlockFacts { root: *root, state: lineage.state, hash: *hash };
+                meta::put_block(&mut repair.batch, *number, &facts);
                 repair.count += 1;
             }
         }

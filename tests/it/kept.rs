@@ -1,17 +1,19 @@
 //! States that are held on to: pinned views, earlier states that are asked for again, and walks over whole states.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flagstone::core::diff::Subject;
 use flagstone::core::felt::Felt;
 use flagstone::core::trie::{TrieId, lookup};
-use flagstone::core::types::{BlockNumber, ContractAddress, StorageKey};
-use flagstone::store::MemoryStore;
+use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
+use flagstone::journal::faulty::FaultyFiles;
+use flagstone::store::{MemoryStore, Store, StoreRead, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, View};
 
-use crate::support::{Counting, Place, config, layouts, settle};
+use crate::support::{CADENCES, Counting, Place, config, layouts, settle};
 
 const SLOTS: u64 = 300;
 
@@ -186,5 +188,57 @@ fn walks_page_by_page_see_what_was_written() {
         let nothing = engine.storage_of_at(None, &9.into(), None, 10).unwrap();
         assert!(nothing.entries.is_empty() && nothing.next.is_none());
         assert!(engine.contracts_at(Some(BlockNumber(9)), None, 1).is_err());
+    }
+}
+
+/// A block is found by its hash from its closing on, as long as its root is kept.
+#[test]
+fn a_block_is_found_by_the_hash_that_it_brings() {
+    let hashed = |number: u64, hash: u64| StateUpdate { block_hash: Some(hash.into()), ..update(number) };
+    for cadence in CADENCES {
+        let (store, files) = (Arc::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
+        let open = || {
+            let (make, files) = (flagstone::layout("flat").unwrap().make(), Arc::clone(&files));
+            Engine::open_journaled(
+                Box::new(Arc::clone(&store)),
+                make,
+                config(cadence, 1),
+                files,
+                Path::new("/j"),
+            )
+            .unwrap()
+        };
+        let found =
+            |engine: &Engine| [100u64, 101, 102].map(|hash| engine.block_by_hash(hash.into()).unwrap());
+        let engine = open();
+        engine.close_block(&hashed(0, 100)).unwrap();
+        engine.close_block(&update(1)).unwrap();
+        engine.close_block(&hashed(2, 102)).unwrap();
+        let there = [Some(BlockNumber(0)), None, Some(BlockNumber(2))];
+        assert_eq!(found(&engine), there, "{cadence:?}");
+        assert_eq!(engine.block_hash(BlockNumber(2)).unwrap(), Some(102.into()));
+        assert_eq!(engine.block_hash(BlockNumber(1)).unwrap(), None);
+        let taken = engine.close_block(&hashed(3, 100)).unwrap_err();
+        assert!(matches!(taken, Error::HashTaken { by: BlockNumber(0), .. }), "{taken}");
+        drop(engine);
+        let engine = open();
+        assert_eq!(found(&engine), there, "replayed");
+        settle(&engine);
+        assert_eq!(found(&engine), there, "committed and written");
+        engine.revert_to(BlockNumber(1)).unwrap();
+        assert_eq!(found(&engine), [Some(BlockNumber(0)), None, None]);
+        engine.close_block(&hashed(2, 101)).unwrap();
+        settle(&engine);
+        assert_eq!(found(&engine), [Some(BlockNumber(0)), Some(BlockNumber(2)), None]);
+        let is_sound = |engine: &Engine| engine.check(&|_| ()).unwrap().findings;
+        assert_eq!(is_sound(&engine), []);
+
+        // A row that is lost, and one that belongs to nothing.
+        let row = [&[0x05][..], &StateCommitment::from(101).to_be()].concat();
+        let mut batch = WriteBatch::default();
+        batch.delete(&row);
+        let value = store.get(&row).unwrap().unwrap();
+        store.write(&batch).unwrap();
+        assert_eq!(is_sound(&engine).len(), 1, "{value:?}");
     }
 }

@@ -24,6 +24,8 @@ pub mod keyspace {
     pub const UNDO: u8 = 0x03;
     /// What callers keep beside the state, by their own keys.
     pub const BLOB: u8 = 0x04;
+    /// Blocks by their hashes.
+    pub const BLOCK_HASH: u8 = 0x05;
     /// First byte that belongs to the layout.
     pub const LAYOUT_FIRST: u8 = 0x10;
 }
