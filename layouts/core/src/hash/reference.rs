@@ -1,5 +1,6 @@
 //! The oracle: one hash at a time through `starknet-crypto`, contributions by textbook scalar
-//! multiplication, which is what [`Hasher`] does by itself. Slow, shares no arithmetic with the rest, and stays: everything quick is compared to it.
+//! multiplication, as every [`Hasher`] makes them that has no quicker way. Slow, shares no arithmetic with the
+//! rest, and stays: everything quick is compared to it.
 
 use super::hasher::Hasher;
 use starknet_types_core::felt::Felt;
