@@ -8,7 +8,7 @@ use flagstone_core::store::{StoreError, StoreErrorKind};
 use flagstone_core::trie::TrieId;
 use flagstone_core::types::{BlockHash, BlockNumber, StateCommitment, StateId};
 
-use crate::snapshot::SnapshotError;
+use crate::snapshot::error::SnapshotError;
 
 /// What kind of error it is, for callers that branch; the text is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

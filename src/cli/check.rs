@@ -11,9 +11,10 @@ use flagstone::engine::CheckReport;
 use flagstone::{Engine, EngineConfig, Error, database};
 use serde_json::json;
 
+use super::args::{Diff, Inspect};
+use super::failure::Failure;
 use super::inspect::look;
-use super::output::{BAD, GOOD, Output, styled};
-use super::{Diff, Failure, Inspect, state_after};
+use super::output::{BAD, GOOD, Output, state_after, styled};
 
 pub fn check(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();

@@ -10,8 +10,9 @@ use flagstone::registry::LAYOUTS;
 use flagstone::{Cadence, Engine, EngineConfig};
 use serde_json::json;
 
-use super::output::{DIM, Output, styled};
-use super::{Failure, Get, GetWhat, Inspect, Revert, state_after};
+use super::args::{Get, GetWhat, Inspect, Revert};
+use super::failure::Failure;
+use super::output::{DIM, Output, state_after, styled};
 
 fn config() -> EngineConfig {
     EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() }

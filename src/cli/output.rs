@@ -7,9 +7,10 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use flagstone::core::types::BlockNumber;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Failure;
+use super::failure::Failure;
 
 pub const GOOD: Style = AnsiColor::Green.on_default();
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -120,4 +121,9 @@ pub fn answered(written: io::Result<()>) -> Result<(), Failure> {
 /// A text in a style.
 pub fn styled(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
+}
+
+/// The state after a block, in the middle of a sentence.
+pub fn state_after(block: Option<BlockNumber>) -> String {
+    block.map_or_else(|| "the empty state".to_owned(), |block| format!("block {block}"))
 }

@@ -6,7 +6,7 @@ use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::MemoryStore;
 use flagstone::{Engine, EngineConfig, database};
 
-use super::Failure;
+use super::failure::Failure;
 
 /// A store named on the command line that keeps nothing.
 const MEMORY: &str = "memory";

@@ -14,9 +14,10 @@ use flagstone::input::{self, AskedProof, BlockTag, ProofFile};
 use flagstone::{Error, wire};
 use serde_json::{Value, json};
 
+use super::args::{Prove, VerifyProof};
+use super::failure::Failure;
 use super::inspect::look;
 use super::output::{DIM, GOOD, Output, styled};
-use super::{Failure, Prove, VerifyProof};
 
 pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
     let mut asked = match &args.request {

@@ -3,8 +3,9 @@
 use flagstone::database::{self, RecoverOptions, Recovery};
 use serde_json::json;
 
-use super::output::Output;
-use super::{Failure, Recover, state_after};
+use super::args::Recover;
+use super::failure::Failure;
+use super::output::{Output, state_after};
 
 pub fn recover(args: &Recover, output: &mut Output) -> Result<(), Failure> {
     let options = RecoverOptions { dump: args.dump.as_deref(), dry_run: args.dry_run };

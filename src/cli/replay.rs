@@ -19,9 +19,11 @@ use flagstone::input::{InputError, LocatedUpdate, UpdateReader};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, registry};
 use serde_json::json;
 
+use super::args::Replay;
+use super::failure::Failure;
 use super::output::{BAD, DIM, GOOD, Output, styled};
 use super::place::{Place, outside_databases};
-use super::{Failure, Replay, witness};
+use super::witness;
 
 /// Updates that are read and wait to be closed. They bound, with the two in hands, what is held in memory.
 const READ_AHEAD: usize = 2;

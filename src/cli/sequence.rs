@@ -4,8 +4,8 @@
 pub use with_executor::run;
 
 #[cfg(not(feature = "blockifier"))]
-pub fn run(_: &super::Sequence, _: &mut super::Output) -> Result<(), super::Failure> {
-    Err(super::Failure::usage(
+pub fn run(_: &super::args::Sequence, _: &mut super::output::Output) -> Result<(), super::failure::Failure> {
+    Err(super::failure::Failure::usage(
         "this program was built without the executor; build it with it: \
          cargo build --release --features blockifier",
     ))
@@ -24,9 +24,10 @@ mod with_executor {
     use flagstone::{EngineConfig, registry};
     use serde_json::{Value, json};
 
+    use crate::cli::args::Sequence;
+    use crate::cli::failure::{Failure, exit_code_of};
     use crate::cli::output::{BAD, DIM, GOOD, Output, styled};
     use crate::cli::place::Place;
-    use crate::cli::{Failure, Sequence, exit_code_of};
 
     /// Bytes of classes that are kept ready to run.
     const CLASS_CACHE_BYTES: usize = 256 << 20;

@@ -11,10 +11,11 @@ use flagstone::snapshot::{self, Counts, Exported};
 use flagstone::{EngineConfig, database, registry};
 use serde_json::json;
 
+use super::args::{Convert, Export, Import, NewDatabase};
+use super::failure::Failure;
 use super::inspect::look;
 use super::output::Output;
 use super::place::{new_database, outside_databases};
-use super::{Convert, Export, Failure, Import, NewDatabase};
 
 /// The name of standard input and output.
 const DASH: &str = "-";

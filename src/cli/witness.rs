@@ -11,8 +11,9 @@ use flagstone::input::{self, LocatedUpdate, UpdateReader};
 use flagstone::wire;
 use serde_json::json;
 
+use super::args::VerifyWitness;
+use super::failure::Failure;
 use super::output::{GOOD, Output, styled};
-use super::{Failure, VerifyWitness};
 
 /// Writes a block's witness into a directory, which is made if it is missing.
 pub fn write(witness: &Witness, number: BlockNumber, dir: &Path, as_json: bool) -> Result<(), Failure> {

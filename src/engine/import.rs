@@ -31,7 +31,9 @@ use super::meta::{self, BlockFacts, BlockRoot, Identity, StoredHead};
 use super::{Engine, EngineConfig, require_atomic_batches};
 use crate::error::{Error, ImportOf};
 use crate::journal::DatabaseId;
-use crate::snapshot::{Chunk, Counts, DumpReader, Header, Position, SnapshotError};
+use crate::snapshot::error::SnapshotError;
+use crate::snapshot::format::{Counts, Header};
+use crate::snapshot::read::{Chunk, DumpReader, Position};
 use crate::store::Sealed;
 
 /// Chunks that are read ahead.

@@ -267,6 +267,10 @@ mod tests {
         batch
     }
 
+    fn at<'a>(ticket: &'a Ticket, memory: &Arc<MemoryStore>) -> Snapshot<'a> {
+        Snapshot { ticket, store: Arc::clone(memory) as Arc<dyn Store> }
+    }
+
     fn scanned(snapshot: &Snapshot<'_>, prefix: &[u8], from: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut rows = Vec::new();
         let visit = &mut |key: &[u8], row: &[u8]| {
@@ -305,7 +309,8 @@ mod tests {
                 });
                 for written in [&part, &batch] {
                     memory.write(written).unwrap();
-                    for (snapshot, then) in &reading {
+                    for (ticket, then) in &reading {
+                        let snapshot = &at(ticket, &memory);
                         let expected: Vec<_> = then.iter().map(|(key, row)| (key.clone(), row.clone())).collect();
                         prop_assert_eq!(scanned(snapshot, &[], &[]), expected.clone());
                         let behind: Vec<_> = expected.into_iter().filter(|(key, _)| key.as_slice() >= &[1, 7][..] && key[0] == 1).collect();
@@ -338,10 +343,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_for_nobody_and_at_the_bound_the_oldest_reader_fails() {
         let (readers, memory) = (Arc::new(Readers::new(3 * (KEPT_BYTES + 3))), Arc::new(MemoryStore::new()));
-        let begin = |generation| {
-            let (ticket, ()) = readers.begin(|| (generation, ()));
-            Snapshot { ticket, store: Arc::clone(&memory) as Arc<dyn Store> }
-        };
+        let begin = |generation| readers.begin(|| (generation, ())).0;
         let unit = |generation: u64, keys: std::ops::Range<u16>| {
             let rows: Vec<_> = keys.map(|key| (key, Some(generation as u8))).collect();
             readers.keep(generation, &batch(&rows), memory.as_ref());
@@ -349,9 +351,8 @@ mod tests {
         };
         unit(1, 0..100);
         assert_eq!(readers.read().bytes, 0);
-        let oldest = begin(1);
-        unit(2, 0..2);
-        let newer = begin(2);
+        let tickets = (begin(1), unit(2, 0..2), begin(2));
+        let (oldest, newer) = (at(&tickets.0, &memory), at(&tickets.2, &memory));
         unit(3, 2..3);
         assert_eq!(oldest.get(&[0, 0]).unwrap(), Some(vec![1]));
         unit(4, 0..1);
@@ -365,7 +366,7 @@ mod tests {
             [newer.get(&[0, 0]).unwrap(), newer.get(&[0, 2]).unwrap()],
             [Some(vec![2]), Some(vec![1])]
         );
-        drop((oldest, newer));
+        drop(tickets);
         assert_eq!(readers.read().bytes, 0);
     }
 
@@ -373,14 +374,11 @@ mod tests {
     #[test]
     fn who_reads_while_nothing_can_be_kept_fails_and_who_begins_later_does_not() {
         let (readers, memory) = (Arc::new(Readers::new(usize::MAX)), Arc::new(MemoryStore::new()));
-        let begin = |generation| {
-            let (ticket, ()) = readers.begin(|| (generation, ()));
-            Snapshot { ticket, store: Arc::clone(&memory) as Arc<dyn Store> }
-        };
+        let begin = |generation| readers.begin(|| (generation, ())).0;
         let (before, unit) = (begin(1), batch(&[(7, Some(2))]));
         readers.keep(2, &unit, &EndedStore::of(memory.as_ref()));
         memory.write(&unit).unwrap();
-        assert_eq!(before.get(&[0, 7]).unwrap_err().kind(), StoreErrorKind::Expired);
-        assert_eq!(begin(2).get(&[0, 7]).unwrap(), Some(vec![2]));
+        assert_eq!(at(&before, &memory).get(&[0, 7]).unwrap_err().kind(), StoreErrorKind::Expired);
+        assert_eq!(at(&begin(2), &memory).get(&[0, 7]).unwrap(), Some(vec![2]));
     }
 }

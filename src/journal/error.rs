@@ -225,7 +225,7 @@ impl From<JournalError> for StoreError {
     }
 }
 
-impl From<JournalError> for crate::Error {
+impl From<JournalError> for crate::error::Error {
     fn from(error: JournalError) -> Self {
         StoreError::from(error).into()
     }

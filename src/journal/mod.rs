@@ -149,6 +149,7 @@ mod format;
 mod lineage;
 mod recovery;
 mod salvage;
+mod segment;
 #[cfg(test)]
 mod tests;
 
@@ -167,10 +168,12 @@ pub(crate) use lineage::fresh_salt;
 pub use lineage::{Acknowledged, DatabaseId, Position, Refusal};
 pub use recovery::{Cut, Recovery};
 pub use salvage::Salvaged;
+pub use segment::Recovered;
 
 use files::{read_full, write_full};
 use format::{FRAME_HEAD_BYTES, FrameHead, HEADER_BYTES, Header, Kind, SegmentKey, padded, put_frame};
 use recovery::Unsettled;
+use segment::{Held, Segment, io_error, segment_name, segment_path};
 
 /// Frames longer than this part of a preallocation step are not preallocated for.
 const PREALLOCATED_FRAMES_MIN: u64 = 8;
@@ -190,33 +193,6 @@ impl Default for JournalConfig {
     fn default() -> Self {
         Self { segment_bytes: 64 << 20, preallocate_bytes: 1 << 20, payload_bytes_max: 1 << 30 }
     }
-}
-
-/// A block read back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recovered {
-    /// Its number.
-    pub block: BlockNumber,
-    /// The bytes that were appended for it.
-    pub payload: Vec<u8>,
-    /// The bytes that were appended as its roots, if they were known.
-    pub roots: Option<Vec<u8>>,
-}
-
-/// A segment of which no more is to be known.
-#[derive(Debug, Clone, Copy)]
-struct Segment {
-    key: SegmentKey,
-    end: u64,
-}
-
-/// A block that is held, and where; and where its roots are. (Those that were found when the journal was opened: what this
-/// process appends, it need not read.)
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    sequence: u64,
-    head: FrameHead,
-    roots: Option<(u64, FrameHead)>,
 }
 
 /// The segment that is written to: the last one of [`Journal::segments`].
@@ -859,22 +835,4 @@ impl Replay<'_> {
         }
         .into()
     }
-}
-
-fn segment_name(sequence: u64) -> String {
-    format!("{sequence:020}.seg")
-}
-
-fn segment_path(dir: &Path, sequence: u64) -> PathBuf {
-    dir.join(segment_name(sequence))
-}
-
-/// The sequence number in a segment's file name. Files with other names are none of the journal's.
-fn parse_name(name: &str) -> Option<u64> {
-    let sequence = name.strip_suffix(".seg")?.parse().ok()?;
-    (segment_name(sequence) == name).then_some(sequence)
-}
-
-fn io_error(what: &'static str, path: &Path, source: io::Error) -> JournalError {
-    JournalError::Io { what, path: path.to_owned(), source }
 }

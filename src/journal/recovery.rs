@@ -13,7 +13,7 @@ use super::format::{
     padded,
 };
 use super::lineage::{Acknowledged, DatabaseId, Position, Refusal};
-use super::{Held, Segment, io_error, parse_name, segment_path};
+use super::segment::{Held, Segment, io_error, parse_name, segment_path};
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 18;

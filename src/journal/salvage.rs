@@ -13,7 +13,7 @@ use super::files::{Files, read_full};
 use super::format::{FrameHead, HeaderFlaw, Kind};
 use super::lineage::DatabaseId;
 use super::recovery::{Scan, list, scan};
-use super::{Recovered, io_error, segment_path};
+use super::segment::{Recovered, io_error, segment_path};
 
 /// The whole frames of a journal.
 #[derive(Debug, Default)]

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::faulty::{Fault, FaultyFiles};
 use super::format::{FrameHead, HeaderFlaw};
+use super::segment::parse_name;
 use super::*;
 
 const SMALL: JournalConfig =

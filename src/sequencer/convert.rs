@@ -10,7 +10,7 @@ use flagstone_core::types::{
 use starknet_api::core as api;
 use starknet_api::state as api_state;
 
-use super::SequencerError;
+use super::error::SequencerError;
 
 /// Our types to the executor's.
 pub mod to_executor {

@@ -29,8 +29,10 @@ use starknet_api::block::BlockHashAndNumber;
 use starknet_api::executable_transaction::AccountTransaction;
 
 use super::classes::{ClassStore, DeclaredClass, cairo_0};
+use super::convert;
+use super::error::SequencerError;
 use super::hints::{self, Prefetch, Recipes};
-use super::{ReadCounts, SequencerError, ViewReader, convert};
+use super::reader::{ReadCounts, ViewReader};
 use crate::engine::{BlockHandle, BlockRoot, Engine, NewBlock};
 
 /// How long the producer sleeps between looks at what the workers have done.

@@ -56,10 +56,10 @@
 //!
 //! A contract whose entries do not fit goes on in the next chunk, which begins with it.
 
-mod error;
+pub(crate) mod error;
 mod export;
-mod format;
-mod read;
+pub(crate) mod format;
+pub(crate) mod read;
 mod write;
 
 pub use error::{SnapshotError, SnapshotErrorKind};

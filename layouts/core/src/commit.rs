@@ -11,6 +11,10 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+pub use crate::outcome::changes::{
+    BlockChanges, ClassLeafChange, ContractLeafChange, GroupChanges, HashCounts,
+};
+
 use rayon::prelude::*;
 
 use crate::commitment::{ContractLeaf, Roots, class_leaf_preimage};
@@ -18,7 +22,7 @@ use crate::diff::{ClassDiff, ContractDiff, StateDiff, Subject};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
-use crate::layout::StagedCommitment;
+use crate::outcome::changes::StagedCommitment;
 use crate::trie::{
     HashFunction, Node, NodeRef, NodeSource, Path, ShapedTrie, TrieChanges, TrieId, hash_forest, hash_pairs,
     shape_blocks, shape_blocks_in_memory,
@@ -142,77 +146,6 @@ impl NamedLeaves {
         wanted.retain(|wanted| wanted.root != Felt::ZERO && !wanted.leaves.is_empty());
         Ok(wanted)
     }
-}
-
-/// A contract's leaf that a block changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ContractLeafChange {
-    /// The contract.
-    pub address: ContractAddress,
-    /// The leaf, a hash; zero if the contract is absent now.
-    pub hash: Felt,
-    /// What it commits to.
-    pub leaf: ContractLeaf,
-}
-
-/// A class's leaf that a block changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClassLeafChange {
-    /// The class.
-    pub class_hash: ClassHash,
-    /// The leaf, a hash; zero if the class is absent now.
-    pub hash: Felt,
-    /// What it commits to.
-    pub compiled_class_hash: CompiledClassHash,
-}
-
-impl ClassLeafChange {
-    /// The key of the leaf.
-    fn trie_key(&self) -> Option<TrieKey> {
-        TrieKey::try_from(self.class_hash.0).ok()
-    }
-}
-
-/// How many hashes were computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HashCounts {
-    /// Pedersen hashes.
-    pub pedersen: u64,
-    /// Poseidon hashes of two felts.
-    pub poseidon: u64,
-}
-
-impl std::ops::AddAssign for HashCounts {
-    fn add_assign(&mut self, other: Self) {
-        self.pedersen += other.pedersen;
-        self.poseidon += other.poseidon;
-    }
-}
-
-/// What committing one block changes.
-#[derive(Debug, Clone, Default)]
-pub struct BlockChanges {
-    /// Roots after the block.
-    pub roots: Roots,
-    /// Nodes of all changed tries.
-    pub tries: Vec<TrieChanges>,
-    /// Changed leaves of the contracts trie, ascending by address.
-    pub contracts: Vec<ContractLeafChange>,
-    /// Leaves of the classes trie that the block sets, ascending by class hash.
-    pub classes: Vec<ClassLeafChange>,
-    /// The diff that takes the block back: every value that the block sets, as it was before.
-    pub undo: StateDiff,
-    /// Hashes computed for it.
-    pub hashes: HashCounts,
-}
-
-/// What committing a group of blocks changes.
-#[derive(Debug, Default)]
-pub struct GroupChanges {
-    /// What each block changes.
-    pub blocks: Vec<BlockChanges>,
-    /// What the blocks together do to the tries: the nodes that are there after the last of them.
-    pub tries: Vec<TrieChanges>,
 }
 
 /// What commitments made that is in no row: nodes and leaves, where they differ from the rows of the state before.

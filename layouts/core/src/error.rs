@@ -2,7 +2,7 @@
 
 use crate::codec::DecodeError;
 use crate::store::StoreError;
-use crate::trie::NodeRef;
+use crate::trie::place::NodeRef;
 
 /// A read or a commitment failed. Each says where; none of them is ever answered with a default value.
 #[derive(Debug, Clone, thiserror::Error)]

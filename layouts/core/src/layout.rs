@@ -3,19 +3,19 @@
 //! A layout decides which rows hold values and nodes. It reads through a [`StoreRead`] and returns batches; it never
 //! writes. The engine writes a batch together with its own rows, as one unit.
 
-use std::fmt;
+pub use crate::outcome::changes::StagedCommitment;
 
-use crate::audit::{Findings, Visited};
-use crate::commit::{ContractLeafChange, HashCounts, TrieRows};
+use crate::commit::TrieRows;
 use crate::commitment::Roots;
 use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
+use crate::outcome::findings::{Findings, Visited};
+use crate::outcome::witness::Witness;
 use crate::scrub::{At, Scrub, Scrubbed};
 use crate::store::{StoreRead, WriteBatch};
 use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
-use crate::witness::Witness;
 
 /// A state in a store: the rows, and the roots of the tries in them.
 #[derive(Clone, Copy)]
@@ -24,32 +24,6 @@ pub struct StateAt<'a> {
     pub store: &'a dyn StoreRead,
     /// Roots of the tries, at the height of the last commitment.
     pub roots: Roots,
-}
-
-/// What committing one or more blocks writes.
-#[derive(Default)]
-pub struct StagedCommitment {
-    /// Rows to write and delete.
-    pub batch: WriteBatch,
-    /// Roots after each of the blocks, in order.
-    pub roots: Vec<Roots>,
-    /// For each of the blocks, in order, the diff that takes it back.
-    pub undo: Vec<StateDiff>,
-    /// For each of the blocks, in order, the contract leaves that it changed, ascending by address.
-    pub contracts: Vec<Vec<ContractLeafChange>>,
-    /// Hashes computed.
-    pub hashes: HashCounts,
-    /// What the layout wants done once the batch is written, such as moving a cache on. Dropped if it is not written.
-    pub applied: Option<Box<dyn FnOnce() + Send>>,
-}
-
-impl fmt::Debug for StagedCommitment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StagedCommitment")
-            .field("rows", &self.batch.len())
-            .field("roots", &self.roots)
-            .finish_non_exhaustive()
-    }
 }
 
 /// How often a layout's cache of decoded records could answer, and its bound.

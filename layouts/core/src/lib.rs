@@ -17,6 +17,7 @@ pub mod error;
 pub mod felt;
 pub mod hash;
 pub mod layout;
+mod outcome;
 pub mod proof;
 pub mod scrub;
 pub mod store;

@@ -7,9 +7,9 @@
 
 use twox_hash::XxHash3_128;
 
-use crate::audit::{Finding, Place};
 use crate::codec::{DecodeError, Reader};
 use crate::felt::Felt;
+use crate::outcome::findings::{Finding, Place};
 use crate::types::{ClassHash, ContractAddress, StorageKey, StorageValue, TrieKey};
 
 /// Number and digest of a contract's storage values.

@@ -12,7 +12,7 @@ use std::fmt;
 use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-pub use batch::{BatchBuilder, WriteBatch};
+pub use batch::{BatchBuilder, Row, WriteBatch};
 
 /// First bytes of keys. A layout's rows begin at [`keyspace::LAYOUT_FIRST`].
 pub mod keyspace {
@@ -75,9 +75,6 @@ pub struct Capabilities {
     /// Whether anything outlives the process.
     pub durable: bool,
 }
-
-/// One key's row: its bytes, or `None` if there is none.
-pub type Row = Option<Vec<u8>>;
 
 /// Called by [`StoreRead::scan`] with a key and its row.
 pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;

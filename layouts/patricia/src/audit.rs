@@ -17,8 +17,8 @@ use flagstone_core::store::StoreErrorKind;
 use flagstone_core::trie::{HashFunction, Node, NodeRef, NodeSource, Path, TrieId, hash_pairs};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress};
 
-use crate::addressing::{CLASS_LEAF, CONTRACT_LEAF, NODE};
-use crate::{Addressing, Tries, decode_class_leaf};
+use crate::addressing::{Addressing, CLASS_LEAF, CONTRACT_LEAF, NODE};
+use crate::tries::{Tries, decode_class_leaf};
 
 /// Rows that are hashed together.
 const BATCH: usize = 2048;

@@ -9,6 +9,8 @@
 //! ```
 
 pub mod conformance;
+mod driver;
+mod property;
 pub mod reference;
 pub mod strategies;
 mod whole_states;

@@ -14,7 +14,8 @@ use flagstone_core::types::{ContractAddress, StorageValue, TrieKey};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use crate::conformance::{Driver, fail, for_random, for_random_blocks, sample_driver};
+use crate::driver::{Driver, sample_driver};
+use crate::property::{fail, for_random, for_random_blocks};
 use crate::reference::ReferenceState;
 use crate::strategies::blocks;
 

@@ -19,7 +19,8 @@ use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 use starknet_api::contract_class::ContractClass;
 
-use super::{ClassError, CompiledClassHashes, DeclaredClass, ReadyClass};
+use super::class::{CompiledClassHashes, DeclaredClass, ReadyClass};
+use super::error::ClassError;
 
 /// Most bytes of a class's JSON. The network's bound on classes is far below.
 pub const CLASS_BYTES_MAX: usize = 64 << 20;

@@ -12,7 +12,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use flagstone_core::types::ClassHash;
 use lru::LruCache;
 
-use super::{ClassError, ClassStore, DeclaredClass, ReadyClass};
+use super::class::{DeclaredClass, ReadyClass};
+use super::error::ClassError;
+use super::store::ClassStore;
 use crate::engine::Blob;
 
 struct Ready {

@@ -15,7 +15,9 @@
 use flagstone_core::codec::{DecodeError, Reader};
 use flagstone_core::types::{BlockNumber, ClassHash};
 
-use super::{ClassError, ClassStore, DeclaredClass};
+use super::class::DeclaredClass;
+use super::error::ClassError;
+use super::store::ClassStore;
 use crate::engine::{Blob, View};
 
 /// Version of both blobs; another one is refused.

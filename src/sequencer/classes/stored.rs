@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use flagstone_core::types::ClassHash;
 
-use super::{ClassError, ClassStore, DeclaredClass, ReadyClass, blob};
+use super::blob;
+use super::class::{DeclaredClass, ReadyClass};
+use super::error::ClassError;
+use super::store::ClassStore;
 use crate::engine::{Blob, Engine};
 
 /// A [`ClassStore`] in the engine's own database, one blob a class: a class is there if a block that declared it was closed, and

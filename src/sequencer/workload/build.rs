@@ -4,11 +4,12 @@ use flagstone_core::felt::Felt;
 use flagstone_core::types::{BlockNumber, ContractAddress, StateCommitment};
 use starknet_api::block::{BlockHash, BlockHashAndNumber, BlockNumber as ApiBlockNumber};
 
-use super::transactions::{Builder, Call, GAS_MAX, context, deployed_address};
-use super::{
-    ACCOUNTS, CONTRACTS, Part, Random, SLOW_ACCOUNTS, STRK, Workload, X, Y, account, address, contract,
-    small_class,
+use super::class::small_class;
+use super::kind::Workload;
+use super::parts::{
+    ACCOUNTS, CONTRACTS, Part, Random, SLOW_ACCOUNTS, STRK, X, Y, account, address, contract,
 };
+use super::transactions::{Builder, Call, GAS_MAX, context, deployed_address};
 use crate::engine::View;
 use crate::sequencer::{BlockInput, SequencerError};
 

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use starknet_api::abi::abi_utils::selector_from_name;
 use starknet_api::contract_class::{ContractClass, SierraVersion};
 
-use super::{Part, felt};
+use super::parts::{Part, felt};
 use crate::sequencer::classes::{ClassError, DeclaredClass};
 
 /// A word of a syscall's request.

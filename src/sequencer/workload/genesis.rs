@@ -10,7 +10,7 @@ use flate2::read::GzDecoder;
 use starknet_api::abi::abi_utils::get_storage_var_address;
 use starknet_api::contract_class::{ContractClass, SierraVersion};
 
-use super::{ACCOUNTS, CONTRACTS, Class, ETH, Part, SLOW_ACCOUNTS, STRK, X, Y, address};
+use super::parts::{ACCOUNTS, CONTRACTS, Class, ETH, Part, SLOW_ACCOUNTS, STRK, X, Y, address};
 use crate::engine::View;
 use crate::sequencer::classes::DeclaredClass;
 use crate::sequencer::hints::balance_keys;

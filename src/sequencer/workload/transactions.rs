@@ -28,7 +28,7 @@ use starknet_api::transaction::{
 };
 use starknet_api::versioned_constants_logic::VersionedConstantsTrait;
 
-use super::{ETH, Part, STRK, address};
+use super::parts::{ETH, Part, STRK, address};
 use crate::engine::View;
 use crate::sequencer::classes::{ClassError, DeclaredClass};
 use crate::sequencer::{SequencerError, convert, to_executor};

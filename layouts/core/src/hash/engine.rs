@@ -1,10 +1,13 @@
 //! The choices: which backend, which table, which call for how many.
 
+use super::contribution::{Contribution, Side};
 use super::field::Fp;
+use super::hasher::Hasher;
 use super::platform::{Backend, Platform};
 use super::sum;
 use super::table::{Form, Table};
-use super::{Contribution, Hasher, Side, TableWidth, portable, poseidon};
+use super::width::TableWidth;
+use super::{portable, poseidon};
 use starknet_types_core::felt::Felt;
 
 /// Pairs joined per shared inversion.

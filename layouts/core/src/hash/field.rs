@@ -197,14 +197,6 @@ impl Fp {
         let (r3, w) = (d & ((1 << 59) - 1)).borrowing_sub(17 * q, w);
         add_modulus_if(w, [r0, r1, r2, r3])
     }
-
-    /// 1/x, and 0 for 0.
-    pub(crate) fn invert(&self) -> Fp {
-        // (xR)^-1 · R³ / R = x^-1 · R.
-        const R_CUBED: Fp =
-            Fp([0xcc71_77d1_406d_f18e, 0x7545_7066_77ff_cc06, 0xf47d_84f8_3630_0018, 0x038e_5f79_873c_0a6d]);
-        Fp(super::invert::invert(self.0)).mul(&R_CUBED)
-    }
 }
 
 #[inline(always)]

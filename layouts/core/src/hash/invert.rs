@@ -8,7 +8,7 @@
 //!
 //! Numbers are five signed limbs of 62 bits; only the top one carries the sign.
 
-use super::field::P3;
+use super::field::{Fp, P3};
 
 const LIMB_BITS: u32 = 62;
 const LIMB_MASK: i64 = (1 << LIMB_BITS) - 1;
@@ -24,9 +24,19 @@ struct Matrix {
     r: i64,
 }
 
+impl Fp {
+    /// 1/x, and 0 for 0.
+    pub(crate) fn invert(&self) -> Fp {
+        // (xR)^-1 · R³ / R = x^-1 · R.
+        const R_CUBED: Fp =
+            Fp([0xcc71_77d1_406d_f18e, 0x7545_7066_77ff_cc06, 0xf47d_84f8_3630_0018, 0x038e_5f79_873c_0a6d]);
+        Fp(invert(self.0)).mul(&R_CUBED)
+    }
+}
+
 /// x^-1 mod p for x < p; zero for zero.
-pub(crate) fn invert(x: [u64; 4]) -> [u64; 4] {
-    debug_assert!(super::field::Fp(x).is_reduced());
+fn invert(x: [u64; 4]) -> [u64; 4] {
+    debug_assert!(Fp(x).is_reduced());
     let mut d = [0i64; 5];
     let mut e = [1i64, 0, 0, 0, 0];
     let mut f = P;

@@ -4,10 +4,10 @@
 //! tree of affine additions, where all additions of a level share one inversion: six multiplications
 //! per addition in place of ten.
 
-use super::Contribution;
+use super::contribution::Contribution;
 use super::curve::{Affine, sum_complete};
 use super::field::Fp;
-use super::sum::{Job, Sums, redo};
+use super::job::{Job, Sums, redo};
 use super::table::{Form, Table};
 use super::windows::{TERMS_MAX, Term};
 

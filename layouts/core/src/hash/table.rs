@@ -4,11 +4,13 @@
 //! 14-bit windows take 19.0 MiB and 18 + 18 additions per hash, 12-bit windows 5.5 MiB and 21 + 21.
 //! Never freed: a table is used for as long as the process hashes.
 
+use super::contribution::Side;
 use super::curve::{Affine, PedersenPoints};
 use super::field::Fp;
 use super::huge::HugeSlice;
+use super::platform::prefetch;
+use super::width::TableWidth;
 use super::windows::{Class, Geometry, OPERAND_BITS, SHORT_WINDOWS, Term};
-use super::{Side, TableWidth, prefetch};
 use std::sync::OnceLock;
 
 /// Montgomery form of the coordinates in a table.

@@ -3,8 +3,9 @@
 
 use super::curve::{Affine, PedersenPoints, sum_complete};
 use super::field::{Fp, P3};
+use super::job::Sums;
 use super::platform::{Backend, Platform};
-use super::sum::{self, Sums};
+use super::sum;
 use super::table::{Form, Table};
 use super::windows::{Class, Geometry, Term};
 use super::*;

@@ -12,7 +12,7 @@
 //! Table order, per side: windows 0 to count−2 with 2^(w−1) points each, then the top window with 2^w.
 //! After both sides come two points per side that stand for leading zero windows, see [`Class`].
 
-use super::Side;
+use super::contribution::Side;
 
 /// Bits of an operand. The modulus is above 2^251, so the top bit is used.
 pub(crate) const OPERAND_BITS: u32 = 252;

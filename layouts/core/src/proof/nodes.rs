@@ -2,53 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::ProofError;
+use super::error::ProofError;
 use crate::codec::DecodeError;
 use crate::commitment::TRIE_HEIGHT;
 use crate::felt::Felt;
 use crate::hash::Hasher;
+use crate::outcome::proof::{ProofNode, Proven};
 use crate::trie::{HashFunction, Node, NodeRef, Path, TrieId, hash_pairs};
 use crate::types::TrieKey;
-
-/// A node with the hash that is stated for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProofNode {
-    /// Its hash, as stated.
-    pub hash: Felt,
-    /// Its content.
-    pub node: Node,
-}
-
-/// What a proof says of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proven<T> {
-    /// It has this value.
-    Value(T),
-    /// It has none.
-    Absent,
-    /// The proof does not lead as far as the key.
-    NotCovered,
-}
-
-impl<T> Proven<T> {
-    /// The value as another one.
-    pub fn map<U>(self, with: impl FnOnce(T) -> U) -> Proven<U> {
-        match self {
-            Self::Value(value) => Proven::Value(with(value)),
-            Self::Absent => Proven::Absent,
-            Self::NotCovered => Proven::NotCovered,
-        }
-    }
-
-    /// The value, or `absent` if it is proven that there is none; `None` if nothing is proven.
-    pub fn value_or(self, absent: T) -> Option<T> {
-        match self {
-            Self::Value(value) => Some(value),
-            Self::Absent => Some(absent),
-            Self::NotCovered => None,
-        }
-    }
-}
 
 /// Checks that every node could be one, and has the hash stated for it.
 pub(crate) fn check_hashes<'a>(

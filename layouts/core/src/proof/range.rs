@@ -9,11 +9,12 @@
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
-use super::nodes::PartialTrie;
-use super::{ProofError, ProofNode, check_hashes};
+use super::error::ProofError;
+use super::nodes::{PartialTrie, check_hashes};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
+use crate::outcome::proof::ProofNode;
 use crate::trie::{Node, NodeRef, NodeSource, Path, ShapedTrie, TrieId, hash_forest, hash_pairs, shape};
 use crate::types::TrieKey;
 

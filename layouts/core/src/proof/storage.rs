@@ -6,13 +6,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::nodes::{PartialTrie, top_of};
-use super::{Anchor, ProofError, ProofNode, Proven, check_commitment, check_hashes};
+use super::anchor::{Anchor, check_commitment};
+use super::error::ProofError;
+use super::nodes::{PartialTrie, check_hashes, top_of};
 use crate::commit::{TrieRows, contract_leaf_hashes};
 use crate::commitment::{ContractLeaf, Roots};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
+use crate::outcome::proof::{ProofNode, Proven};
 use crate::trie::{Path, TrieId, visit_paths};
 use crate::types::{
     BlockHash, ClassHash, ContractAddress, ContractsRoot, Nonce, StorageKey, StorageRoot, StorageValue,

@@ -8,7 +8,8 @@ use std::fmt;
 
 use rayon::slice::ParallelSliceMut;
 
-use super::Row;
+/// One key's row: its bytes, or `None` if there is none.
+pub type Row = Option<Vec<u8>>;
 
 /// Rows to write and keys to delete, one of them for each key: what is said last counts. Iterates by key.
 ///

@@ -1,6 +1,10 @@
 //! Where two tries differ, found by walking both at once and never below equal hashes.
 
-use super::{Broken, Node, NodeRef, NodeSource, Path, TrieId};
+use super::node::Node;
+use super::path::Path;
+use super::place::{NodeRef, TrieId};
+use super::source::NodeSource;
+use super::walk::Broken;
 use crate::felt::Felt;
 use crate::types::TrieKey;
 

@@ -11,7 +11,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{InMemory, Node, NodeReader, NodeRef, NodeSource, Path, TrieId};
+use super::node::Node;
+use super::path::Path;
+use super::place::{NodeRef, TrieId};
+use super::source::{InMemory, NodeReader, NodeSource};
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;

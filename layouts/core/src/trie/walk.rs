@@ -9,7 +9,11 @@
 
 use std::collections::VecDeque;
 
-use super::{HashFunction, Node, NodeRef, NodeSource, Path, TrieId, hash_pairs};
+use super::hashing::{HashFunction, hash_pairs};
+use super::node::Node;
+use super::path::Path;
+use super::place::{NodeRef, TrieId};
+use super::source::NodeSource;
 use crate::commitment::TRIE_HEIGHT;
 use crate::error::StateError;
 use crate::felt::Felt;

@@ -19,12 +19,13 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Witness, WitnessError, WitnessTrie};
+use super::error::WitnessError;
 use crate::codec::{DecodeError, Reader, put_short_felt};
 use crate::commitment::{ContractLeaf, Roots};
 use crate::diff::Subject;
 use crate::felt::Felt;
-use crate::proof::ProofNode;
+use crate::outcome::proof::ProofNode;
+use crate::outcome::witness::{Witness, WitnessTrie};
 use crate::trie::{Node, TrieId};
 use crate::types::{
     BlockNumber, ClassHash, ClassesRoot, CompiledClassHash, ContractsRoot, Nonce, StorageRoot,

@@ -11,17 +11,15 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::encoding::subject_key;
-use super::{Witness, WitnessTrie};
-use crate::commit::{
-    BlockChanges, CommitmentSource, GroupChanges, NamedLeaves, TrieRows, Wanted, commit_blocks,
-};
+use crate::commit::{CommitmentSource, NamedLeaves, TrieRows, Wanted, commit_blocks};
 use crate::commitment::{ContractLeaf, Roots, TRIE_HEIGHT};
 use crate::diff::{StateDiff, Subject};
 use crate::error::StateError;
 use crate::felt::Felt;
 use crate::hash::Hasher;
-use crate::layout::StagedCommitment;
-use crate::proof::ProofNode;
+use crate::outcome::changes::{BlockChanges, GroupChanges, StagedCommitment};
+use crate::outcome::proof::ProofNode;
+use crate::outcome::witness::{Witness, WitnessTrie};
 use crate::trie::{Node, NodeRef, NodeSource, Path, TrieId, visit_paths};
 use crate::types::{ClassHash, CompiledClassHash, ContractAddress};
 

@@ -18,7 +18,8 @@ use flagstone_core::witness::{Witness, WitnessError};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::{Driver, Touched, fail, for_random, for_random_blocks};
+use crate::driver::{Driver, Touched};
+use crate::property::{fail, for_random, for_random_blocks, rayon_pool};
 use crate::reference::ReferenceState;
 use crate::strategies::plans;
 
@@ -193,7 +194,7 @@ fn stage_with_witness<L: Layout>(
     diff: &StateDiff,
     reads: &[Subject],
 ) -> Result<Witness, TestCaseError> {
-    let layout = driver.layout;
+    let layout = driver.layout();
     let (staged, witness) =
         layout.stage_commitment_with_witness(driver.state(), diff, reads, &Bulk).map_err(fail)?;
     let alone = layout.stage_commitment(driver.state(), &[diff], &Bulk).map_err(fail)?;
@@ -221,7 +222,7 @@ pub fn witnesses_commit_blocks_without_a_store<L: Layout>(make: impl Fn() -> L) 
                 let applied = witness.apply(&diff, &Bulk).map_err(unfit)?;
                 prop_assert_eq!(applied.roots, expected.roots());
                 prop_assert_eq!(Witness::decode(&witness.encode()), Ok(witness.clone()));
-                let on_one = super::rayon_pool(1).install(|| stage_with_witness(&driver, &diff, &reads))?;
+                let on_one = rayon_pool(1).install(|| stage_with_witness(&driver, &diff, &reads))?;
                 prop_assert_eq!(&on_one, &witness, "threads");
                 for rule in [CommitmentRule::ContractsRootAlone, CommitmentRule::AlwaysBoth] {
                     let before = reference.commitment(rule);

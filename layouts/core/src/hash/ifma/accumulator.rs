@@ -14,7 +14,7 @@ use super::lanes::{Lanes, invert};
 use super::terms::{LANES, VectorTerm};
 use crate::hash::curve::Affine;
 use crate::hash::field::Fp;
-use crate::hash::sum::{Sums, redo};
+use crate::hash::job::{Sums, redo};
 use crate::hash::table::Table;
 use crate::hash::windows::{TERMS_MAX, Term};
 

@@ -2,7 +2,7 @@
 
 use super::lanes::{Lanes, invert, transpose};
 use super::terms::{LANES, row};
-use crate::hash::Contribution;
+use crate::hash::contribution::Contribution;
 use crate::hash::field::Fp;
 use crate::hash::portable::join_complete;
 

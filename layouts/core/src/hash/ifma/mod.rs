@@ -1,7 +1,7 @@
 //! The backend for CPUs with AVX-512 and its 52-bit integer multiply-add (IFMA).
 //!
 //! This file is the door: its functions are safe, and every function behind it requires the
-//! instructions that the [`Platform`](super::Platform) check has seen.
+//! instructions that the [`Platform`] check has seen.
 
 mod accumulator;
 mod join;
@@ -10,10 +10,11 @@ mod pipeline;
 mod poseidon;
 mod terms;
 
-use super::Contribution;
+use super::contribution::Contribution;
 use super::field::Fp;
+use super::job::{Job, Sums};
+use super::platform::Platform;
 use super::portable;
-use super::sum::{Job, Sums};
 use super::table::{Form, Table};
 use super::windows::{TERMS_MAX, Term};
 use pipeline::Pipeline;
@@ -40,7 +41,7 @@ const VECTOR_POSEIDON_MIN: usize = 2;
 /// Calls vector code, once the platform has been asked.
 macro_rules! on_checked_platform {
     ($call:expr) => {{
-        assert_ne!(super::Platform::detect(), super::Platform::PORTABLE);
+        assert_ne!(Platform::detect(), Platform::PORTABLE);
         // SAFETY: `Platform::detect` has seen avx512ifma, avx512vbmi2, avx512vl and bmi2, which is all
         // that the callee's `target_feature` attributes name; the callee is a safe function otherwise.
         unsafe { $call }

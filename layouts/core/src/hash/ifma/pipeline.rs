@@ -25,7 +25,7 @@ use super::lanes::{Lanes, invert_four};
 use super::terms::{LANES, VectorTerm, recode};
 use crate::hash::curve::Affine;
 use crate::hash::field::Fp;
-use crate::hash::sum::{Job, Sums, redo};
+use crate::hash::job::{Job, Sums, redo};
 use crate::hash::table::Table;
 use crate::hash::windows::TERMS_MAX;
 

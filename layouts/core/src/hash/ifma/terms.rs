@@ -2,7 +2,7 @@
 
 use super::lanes::{Lanes, Limb, all, transpose};
 use crate::hash::curve::Affine;
-use crate::hash::sum::{Job, Summand};
+use crate::hash::job::{Job, Summand};
 use crate::hash::table::Table;
 use crate::hash::windows::{Class, Geometry, Term};
 use std::arch::x86_64::*;
