@@ -196,7 +196,7 @@ impl Check<'_> {
                 self.findings.add(Place::Row(key.to_vec()), "it is no key of a block's hash");
                 return;
             };
-            match meta::decode_block_of_hash(row) {
+            match meta::decode_number(row) {
                 Ok(block) if hashes.remove(&hash) == Some(block) => {}
                 Ok(block) => {
                     self.findings

@@ -7,6 +7,7 @@
 //! 0x00 "head"                 block | contracts root[32] | classes root[32] | commitment[32] | state u64 | refusal u64 u64
 //!                             block = 0, or 1 and a u64; state = the id of the state after it; refusal = place of the last
 //!                             refusal in the journal
+//! 0x00 "oldest"               block u64: the roots of blocks before it were pruned; not there if none were
 //! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`import.rs`)
 //! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32] | state u64 | hash
 //!                             hash = 0, or 1 and the block's hash[32]
@@ -391,6 +392,18 @@ pub fn read_database(store: &dyn StoreRead) -> Result<DatabaseId, Error> {
         .map_err(|_| Error::damaged("the row of the database's id", format!("it has {length} bytes, not 16")))
 }
 
+/// Says before which block roots were pruned.
+pub fn put_oldest(batch: &mut WriteBatch, block: BlockNumber) {
+    batch.put(meta_key("oldest"), block.0.to_be_bytes());
+}
+
+/// Before which block roots were pruned.
+pub fn read_oldest(store: &dyn StoreRead) -> Result<Option<BlockNumber>, Error> {
+    let Some(row) = store.get(&meta_key("oldest"))? else { return Ok(None) };
+    let decoded = decode_number(&row);
+    decoded.map(Some).map_err(|error| Error::damaged("the row of the oldest roots", error))
+}
+
 pub fn put_head(batch: &mut WriteBatch, head: &StoredHead) {
     let mut row = Vec::with_capacity(129);
     put_option(&mut row, &head.block, |block, out| out.extend_from_slice(&block.0.to_be_bytes()));
@@ -441,13 +454,13 @@ pub fn put_block(batch: &mut WriteBatch, block: BlockNumber, facts: &BlockFacts)
 pub fn read_block_of_hash(store: &dyn StoreRead, hash: &BlockHash) -> Result<Option<BlockNumber>, Error> {
     let Some(row) = store.get(&hash_key(hash))? else { return Ok(None) };
     let damaged = |error| Error::damaged(format!("the block of hash {hash}"), error);
-    decode_block_of_hash(&row).map(Some).map_err(damaged)
+    decode_number(&row).map(Some).map_err(damaged)
 }
 
-pub fn decode_block_of_hash(row: &[u8]) -> Result<BlockNumber, DecodeError> {
+pub fn decode_number(row: &[u8]) -> Result<BlockNumber, DecodeError> {
     let mut from = Reader::new(row);
     let block = BlockNumber(from.u64("block")?);
-    from.end("block of a hash")?;
+    from.end("block number")?;
     Ok(block)
 }
 
@@ -494,7 +507,7 @@ pub fn block_of_key(key: &[u8]) -> Option<BlockNumber> {
 
 /// Whether a key is that of a row that a database has.
 pub fn is_known(key: &[u8]) -> bool {
-    ["identity", "id", "head"].iter().any(|name| meta_key(name) == key)
+    ["identity", "id", "head", "oldest"].iter().any(|name| meta_key(name) == key)
 }
 
 /// Deletes what is kept of a committed block.

@@ -465,7 +465,9 @@ impl Opening {
         }
         self.hold_tries(&diff, wrong, &mut repair)?;
         self.hold_blobs(looked, &mut repair)?;
-        for PendingBlock { number, hash, lineage, computed, .. } in &looked.kept {
+        let oldest = meta::read_oldest(&self.store)?;
+        let kept = looked.kept.iter().filter(|block| Some(block.number) >= oldest);
+        for PendingBlock { number, hash, lineage, computed, .. } in kept {
             if let (Some(root), None) = (computed, self.stored_state(*number)?) {
                 let facts = BlockFacts { root: *root, state: lineage.state, hash: *hash };
                 meta::put_block(&mut repair.batch, *number, &facts);

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::Subject;
+use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::layout::StateAt;
 use flagstone_core::types::{
@@ -141,7 +142,7 @@ impl View {
         self.shared.doubts.check(subject)?;
         if let Some(Past::Kept(roots)) = self.past {
             let kept = |state: StateAt<'_>| self.shared.layout.value(StateAt { roots, ..state }, subject);
-            return Ok(self.shared.rows.read(kept)?);
+            return self.shared.rows.read(kept).map_err(|error| self.or_pruned(error));
         }
         let value = match self.look(subject) {
             Lookup::Known(value) => Some(value),
@@ -162,7 +163,7 @@ impl View {
         subjects.iter().try_for_each(|subject| self.shared.doubts.check(subject))?;
         if let Some(Past::Kept(roots)) = self.past {
             let kept = |state: StateAt<'_>| self.shared.layout.values(StateAt { roots, ..state }, subjects);
-            return Ok(self.shared.rows.read(kept)?);
+            return self.shared.rows.read(kept).map_err(|error| self.or_pruned(error));
         }
         let (mut values, mut vacancies) = (Vec::with_capacity(subjects.len()), Vec::new());
         for (place, subject) in subjects.iter().enumerate() {
@@ -184,6 +185,15 @@ impl View {
             }
         }
         if self.life.is_gone() { Err(self.expired()) } else { Ok(values) }
+    }
+
+    /// Why rows that the layout kept cannot be read: they were pruned, or else the error.
+    fn or_pruned(&self, error: StateError) -> Error {
+        let oldest = self.shared.rows.read(|state| meta::read_oldest(state.store));
+        match oldest {
+            Ok(oldest) if self.block < oldest => self.expired(),
+            _ => error.into(),
+        }
     }
 
     /// What memory knows of a thing.

@@ -30,6 +30,7 @@ mod load;
 mod moving;
 mod proofs;
 mod properties;
+mod prune;
 mod read_cache;
 mod readers;
 mod recover;

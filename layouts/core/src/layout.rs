@@ -57,6 +57,21 @@ pub trait Layout: Send + Sync {
         false
     }
 
+    /// Visits the keys of rows that none of these states needs: those of other states, and what is left of blocks that were taken
+    /// back. A layout that does not keep old states has none. Returns how many rows the states need, if that was counted: some 40
+    /// bytes of memory are taken for each of them.
+    ///
+    /// # Errors
+    /// [`StateError`] if a state's rows cannot be read.
+    fn needless_rows(
+        &self,
+        _store: &dyn StoreRead,
+        _kept: &[Roots],
+        _visit: &mut dyn FnMut(&[u8]),
+    ) -> Result<u64, StateError> {
+        Ok(0)
+    }
+
     /// Value of a storage slot; zero if it was never written.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod addressing;
 mod audit;
+mod prune;
 mod tries;
 
 pub use addressing::{Addressing, ByHash, ByPath};
@@ -9,12 +10,13 @@ pub use addressing::{Addressing, ByHash, ByPath};
 use flagstone_core::audit::{Findings, Visited};
 use flagstone_core::codec::put_short_felt;
 use flagstone_core::commit::{BlockChanges, TrieRows, commit_blocks};
+use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StagedCommitment, StateAt};
-use flagstone_core::store::{BatchBuilder, WriteBatch};
+use flagstone_core::store::{BatchBuilder, StoreRead, WriteBatch};
 use flagstone_core::trie::{NodeRef, TrieId, lookup};
 use flagstone_core::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 use flagstone_core::witness::{Witness, commit_with_witness};
@@ -84,6 +86,15 @@ impl<A: Addressing> Layout for Patricia<A> {
 
     fn keeps_old_states(&self) -> bool {
         !self.0.removes()
+    }
+
+    fn needless_rows(
+        &self,
+        store: &dyn StoreRead,
+        kept: &[Roots],
+        visit: &mut dyn FnMut(&[u8]),
+    ) -> Result<u64, StateError> {
+        if self.0.removes() { Ok(0) } else { prune::needless_rows(store, kept, visit) }
     }
 
     fn storage_at(

@@ -1,0 +1,144 @@
+//! Old roots, and rows that no kept state needs any more.
+
+use flagstone_core::commitment::Roots;
+use flagstone_core::store::WriteBatch;
+use flagstone_core::types::BlockNumber;
+
+use super::base::Base;
+use super::chain::{Chain, Unwritten};
+use super::meta;
+use super::{Engine, Shared};
+use crate::error::Error;
+
+/// Rows that are deleted in one unit.
+const UNIT_ROWS: usize = 20_000;
+
+/// What a pruning deleted, or would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Pruned {
+    /// Blocks whose roots went: their states cannot be viewed or proved any more.
+    pub roots: u64,
+    /// The oldest block whose root is left.
+    pub oldest: Option<BlockNumber>,
+    /// Rows of the layout that only the states of these blocks needed.
+    pub rows_of_roots: u64,
+    /// Rows that no state needed: what blocks left that were taken back.
+    pub rows_of_none: u64,
+    /// Bytes of all these rows and their keys.
+    pub bytes: u64,
+    /// Rows that the kept states need, if the layout counts them.
+    pub rows_needed: u64,
+}
+
+impl Engine {
+    /// Forgets the roots of all but the last `keep` blocks (at least one is kept), and deletes the rows that only their states need; also
+    /// those that blocks left that were taken back. `None` keeps all roots. Only a layout that keeps old states has such rows
+    /// ([`Layout::needless_rows`](flagstone_core::layout::Layout::needless_rows)). What can be taken back stays so.
+    ///
+    /// No block is closed meanwhile. Takes memory for each row that the kept states need. With `dry_run` it tells, and deletes nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::commit`]; [`Error::State`] if the store fails, or a kept state's rows cannot be read: then nothing is deleted.
+    pub fn prune(&self, keep: Option<u64>, dry_run: bool) -> Result<Pruned, Error> {
+        let shared = &self.shared;
+        shared.durability.check_writable()?;
+        shared.in_turn(|| {
+            drop(shared.await_turn(Chain::is_at_rest)?);
+            Ok(shared.prune(keep, dry_run)?)
+        })
+    }
+}
+
+/// Blocks with roots, newest first.
+struct Kept {
+    roots: Vec<(BlockNumber, Roots)>,
+    /// How many of them stay.
+    count: usize,
+}
+
+impl Shared {
+    /// The caller holds the closer's lock, and nothing is on its way.
+    fn prune(&self, keep: Option<u64>, dry_run: bool) -> Result<Pruned, Error> {
+        let base = self.rows.base();
+        let kept = self.kept_roots(&base, keep)?;
+        let rows = self.rows.of(&base);
+        let all: Vec<Roots> = kept.roots.iter().map(|(_, roots)| *roots).collect();
+        let mut pruned = Pruned {
+            roots: (all.len() - kept.count) as u64,
+            oldest: kept.roots[..kept.count].last().map(|(block, _)| *block),
+            ..Pruned::default()
+        };
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        let visit = &mut |key: &[u8]| keys.push(key.to_vec());
+        pruned.rows_needed = self.layout.needless_rows(&rows, &all[..kept.count], visit)?;
+        let mut of_none = 0;
+        if pruned.roots > 0 {
+            self.layout.needless_rows(&rows, &all, &mut |_| of_none += 1)?;
+        } else {
+            of_none = keys.len() as u64;
+        }
+        (pruned.rows_of_none, pruned.rows_of_roots) = (of_none, keys.len() as u64 - of_none);
+        for key in &keys {
+            let row = flagstone_core::store::StoreRead::get(&rows, key)?;
+            pruned.bytes += (key.len() + row.map_or(0, |row| row.len())) as u64;
+        }
+        drop(rows);
+        if dry_run {
+            return Ok(pruned);
+        }
+        // The roots first: one that is left can be read whole, however far this comes.
+        let gone = kept.roots[kept.count..].iter().map(|(block, _)| *block).collect::<Vec<_>>();
+        self.delete(|batch, base| {
+            pruned
+                .oldest
+                .filter(|_| pruned.roots > 0)
+                .iter()
+                .for_each(|oldest| meta::put_oldest(batch, *oldest));
+            gone.iter().try_for_each(|block| meta::delete_block(batch, &self.rows.of(base), *block))
+        })?;
+        for keys in keys.chunks(UNIT_ROWS) {
+            self.delete(|batch, _| {
+                keys.iter().for_each(|key| batch.delete(key));
+                Ok(())
+            })?;
+        }
+        Ok(pruned)
+    }
+
+    /// The roots that there are, and which of them stay: the last ones, and all that can be gone back to.
+    fn kept_roots(&self, base: &Base, keep: Option<u64>) -> Result<Kept, Error> {
+        let rows = self.rows.of(base);
+        let mut roots = Vec::new();
+        let mut at = base.block;
+        while let Some(block) = at {
+            match meta::read_block_root(&rows, block)? {
+                Some(root) => roots.push((block, root.roots)),
+                None => break,
+            }
+            at = block.0.checked_sub(1).map(BlockNumber);
+        }
+        let undo = self.history().front().map(|first| first.0.saturating_sub(1));
+        let wanted = keep.map_or(usize::MAX, |keep| usize::try_from(keep.max(1)).unwrap_or(usize::MAX));
+        let can_go_back =
+            roots.iter().take_while(|(block, _)| Some(block.0) >= undo && undo.is_some()).count();
+        let count = wanted.max(can_go_back).min(roots.len());
+        Ok(Kept { roots, count })
+    }
+
+    /// Has the writing thread delete rows, and waits for that.
+    fn delete(&self, put: impl FnOnce(&mut WriteBatch, &Base) -> Result<(), Error>) -> Result<(), Error> {
+        let base = self.rows.base();
+        let mut batch = WriteBatch::default();
+        put(&mut batch, &base)?;
+        let after = Base { layers: Vec::new(), ..Base::clone(&base) };
+        let layer = self.rows.commit(batch, after);
+        let mut chain = self.chain();
+        let (head, root, refusal) = (chain.committed, chain.root, chain.written_refusal);
+        let unwritten =
+            Unwritten { layer, blocks: Vec::new(), head, root, refusal, to_show: None, goes_back: true };
+        chain.unwritten.push_back(unwritten);
+        self.changed.notify_all();
+        self.wait(chain, Chain::is_at_rest).map(drop)
+    }
+}
