@@ -44,7 +44,8 @@ type Shared = Arc<dyn Store>;
 #[expect(clippy::expect_used, reason = "a bench over a damaged state measures nothing")]
 fn engine(store: &Shared, name: &str, read_cache_bytes: usize) -> Engine {
     let layout = layout(name).expect("a layout of the registry").make();
-    let config = EngineConfig { cadence: Cadence::OnRequest, read_cache_bytes, ..EngineConfig::default() };
+    let config =
+        EngineConfig::default().with_cadence(Cadence::OnRequest).with_read_cache_bytes(read_cache_bytes);
     Engine::open(Box::new(Arc::clone(store)), layout, config).expect("the store is sound")
 }
 

@@ -42,7 +42,7 @@ fn finding_json(place: &Place, problem: &str) -> serde_json::Value {
             finding["key"] = json!(path.to_key().map(|key| key.to_string()));
         }
         Place::Block(block) => finding["block"] = json!(block.0),
-        Place::Row(_) | Place::Named(_) => {}
+        _ => {}
     }
     json!({ "finding": finding })
 }
@@ -93,7 +93,7 @@ impl Teller<'_> {
     /// Tells one; whether to go on.
     fn tell(&mut self, difference: &Difference) -> bool {
         self.told += 1;
-        let Difference { subject, trie, path, values: [a, b] } = difference;
+        let Difference { subject, trie, path, values: [a, b], .. } = difference;
         let told = self.output.line(&if self.args.json {
             let difference = json!({
                 "trie": trie.to_string(), "path": path.to_string(), "subject": subject.to_string(),

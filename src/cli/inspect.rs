@@ -14,7 +14,7 @@ use super::output::{DIM, Output, styled};
 use super::{Failure, Get, GetWhat, Inspect, Revert, state_after};
 
 fn config() -> EngineConfig {
-    EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() }
+    EngineConfig::default().with_cadence(Cadence::OnRequest)
 }
 
 /// Opens a database to answer of its last closed block, and changes no byte of it. Blocks that the journal alone has, as after
@@ -82,7 +82,9 @@ pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
 
 /// The head as it is answered, and what of it is in the store on the disk.
 fn head_on_disk(engine: &Engine) -> Head {
-    Head { persisted: engine.opened().persisted, ..engine.head() }
+    let mut head = engine.head();
+    head.persisted = engine.opened().persisted;
+    head
 }
 
 fn print_head(head: &Head, as_json: bool, output: &mut Output) -> Result<(), Failure> {

@@ -21,7 +21,7 @@ use super::{Failure, Prove, VerifyProof};
 pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
     let mut asked = match &args.request {
         Some(file) => input::read_proof_request(file)?,
-        None => AskedProof { request: request_of(args), ..AskedProof::default() },
+        None => AskedProof::from(request_of(args)),
     };
     if args.request.is_some() {
         add_contracts_of_slots(&mut asked.request, output);

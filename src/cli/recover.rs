@@ -7,7 +7,7 @@ use super::output::Output;
 use super::{Failure, Recover, state_after};
 
 pub fn recover(args: &Recover, output: &mut Output) -> Result<(), Failure> {
-    let options = RecoverOptions { dump: args.dump.as_deref(), dry_run: args.dry_run };
+    let options = RecoverOptions::default().with_dump(args.dump.as_deref()).with_dry_run(args.dry_run);
     let recovered = database::recover(&args.data, options)?;
     let Recovery { problems, source, block, lost, aside, .. } = &recovered;
     let aside: Vec<String> = aside.iter().map(|path| path.display().to_string()).collect();

@@ -79,13 +79,11 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
     let defaults = EngineConfig::default();
     let history_blocks = args.history.unwrap_or(defaults.history_blocks);
     let record_cache_bytes = args.record_cache.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
-    let config = EngineConfig {
-        cadence: args.commit,
-        threads: args.threads,
-        history_blocks,
-        record_cache_bytes,
-        ..defaults
-    };
+    let config = defaults
+        .with_cadence(args.commit)
+        .with_threads(args.threads)
+        .with_history_blocks(history_blocks)
+        .with_record_cache_bytes(record_cache_bytes);
     let layout = args.layout.as_deref().map(registry::layout).transpose()?;
     let engine = place.open(layout, args.store.as_deref(), config)?;
     // What a run before this one left closed. A failure of it is not about anything that is read now.

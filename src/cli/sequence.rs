@@ -26,7 +26,7 @@ mod with_executor {
 
     use crate::cli::output::{BAD, DIM, GOOD, Output, styled};
     use crate::cli::place::Place;
-    use crate::cli::{Failure, Sequence, exit_code_of};
+    use crate::cli::{Failure, Sequence};
 
     /// Bytes of classes that are kept ready to run.
     const CLASS_CACHE_BYTES: usize = 256 << 20;
@@ -87,7 +87,7 @@ mod with_executor {
         let layout = args.layout.as_deref().map(registry::layout).transpose()?;
         let engine = Arc::new(place.open(layout, args.store.as_deref(), EngineConfig::default())?);
         let classes = ReadyClasses::new(EngineClasses::new(Arc::clone(&engine)), CLASS_CACHE_BYTES);
-        let workers = ProducerConfig { workers: args.workers, ..ProducerConfig::default() };
+        let workers = ProducerConfig::default().with_workers(args.workers);
         let producer = Producer::new(Arc::clone(&engine), Arc::new(classes), workers);
         Ok(if args.no_hints { producer } else { producer.with_prefetch(engine) })
     }
@@ -204,7 +204,11 @@ mod with_executor {
 
     impl From<SequencerError> for Failure {
         fn from(error: SequencerError) -> Self {
-            Self { message: error.to_string(), code: exit_code_of(error.kind()) }
+            match &error {
+                SequencerError::Engine(error) => error.into(),
+                SequencerError::Foreign(_) => Self::usage(error.to_string()),
+                _ => Self::store(error.to_string()),
+            }
         }
     }
 }

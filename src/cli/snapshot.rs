@@ -151,7 +151,7 @@ fn fill(
 ) -> Result<Imported, flagstone::Error> {
     let layout = made.layout.as_deref().map(registry::layout).transpose()?;
     let store = made.store.as_deref().map(database::store).transpose()?;
-    let config = EngineConfig { threads: made.threads, ..EngineConfig::default() };
+    let config = EngineConfig::default().with_threads(made.threads);
     database::import(data, layout, store, dump, &config, progress)
 }
 
@@ -160,7 +160,7 @@ fn rate(items: u64, since: Instant) -> String {
 }
 
 fn counts_text(counts: Counts) -> String {
-    let Counts { contracts, storage_entries, classes } = counts;
+    let Counts { contracts, storage_entries, classes, .. } = counts;
     format!("{contracts} contracts, {storage_entries} storage entries, {classes} classes")
 }
 
@@ -173,7 +173,7 @@ fn counts_json(counts: Counts) -> serde_json::Value {
 }
 
 fn exported_line(exported: &Exported, since: Instant, as_json: bool) -> String {
-    let Exported { header, counts, bytes } = *exported;
+    let Exported { header, counts, bytes, .. } = *exported;
     let seconds = since.elapsed().as_secs_f64();
     if as_json {
         let facts = json!({
@@ -187,7 +187,7 @@ fn exported_line(exported: &Exported, since: Instant, as_json: bool) -> String {
 }
 
 fn imported_line(imported: &Imported, since: Instant, as_json: bool) -> String {
-    let Imported { header, counts, resumed_after } = *imported;
+    let Imported { header, counts, resumed_after, .. } = *imported;
     let seconds = since.elapsed().as_secs_f64();
     if as_json {
         let facts = json!({

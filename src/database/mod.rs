@@ -82,6 +82,7 @@ pub const STORES: &[StoreEntry] = &[StoreEntry {
 
 /// What a directory says its database is.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Marker {
     /// What the store must say, too.
     pub identity: Identity,
@@ -382,7 +383,7 @@ pub fn import(
 fn refuse_database(dir: &Path) -> Result<(), Error> {
     match Marker::read(dir)? {
         None => Ok(()),
-        Some(_) => Err(Error::Config(format!(
+        Some(_) => Err(Error::Refused(format!(
             "{} holds a database already, and an import makes a new one; name an empty or a new directory",
             dir.display()
         ))),

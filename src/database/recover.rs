@@ -31,16 +31,25 @@ use crate::error::Error;
 use crate::journal::{BlockRange, DatabaseId, Journal, OsFiles, Position, Recovered, Salvaged};
 use crate::lock::{DirLock, io_error};
 use crate::registry;
+use crate::setters::setters;
 use crate::snapshot;
 use crate::store::{Sealed, Store, WriteBatch};
 
 /// What a recovery may use, and whether it is only to tell.
 #[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct RecoverOptions<'a> {
     /// A dump of an earlier state of the same chain.
     pub dump: Option<&'a Path>,
     /// Build and check, in a temporary place, and change nothing.
     pub dry_run: bool,
+}
+
+impl<'a> RecoverOptions<'a> {
+    setters! {
+        with_dump => dump: Option<&'a Path>,
+        with_dry_run => dry_run: bool,
+    }
 }
 
 /// From what a database was built anew.
@@ -90,7 +99,7 @@ pub struct Recovery {
 /// Builds the database in a directory anew from what can be believed of it, and says what is lost.
 ///
 /// # Errors
-/// [`Error::Config`] if it is sound, so that nothing is to be recovered; [`Error::State`] if nothing can be built that is
+/// [`Error::Refused`] if it is sound, so that nothing is to be recovered; [`Error::State`] if nothing can be built that is
 /// sound, saying why of each way; and as [`open`](super::open). Then nothing was changed.
 pub fn recover(dir: &Path, options: RecoverOptions<'_>) -> Result<Recovery, Error> {
     marker_of(dir)?;
@@ -139,7 +148,7 @@ fn what_is_wrong(dir: &Path) -> Result<String, Error> {
     };
     match report.findings.first() {
         Some(finding) => Ok(format!("{finding} (and {} more findings)", report.findings_total - 1)),
-        None => Err(Error::Config(format!(
+        None => Err(Error::Refused(format!(
             "the database in {} is sound, so nothing is to be recovered: open it",
             dir.display()
         ))),
@@ -202,7 +211,7 @@ impl Rebuild<'_> {
                 copied.map_err(|error| io_error("cannot copy the store to", &store_dir, &error))?;
             }
             Source::Journal if !self.salvaged.is_from_beginning => {
-                return Err(Error::Config("it does not reach back to the first block".into()));
+                return Err(Error::Refused("it does not reach back to the first block".into()));
             }
             Source::Journal => {}
             Source::Dump => self.import_dump(&store_dir)?,
@@ -222,7 +231,7 @@ impl Rebuild<'_> {
         }
         let block = engine.head().closed;
         if block.is_none() && !self.salvaged.blocks.is_empty() {
-            return Err(Error::Config("no block follows from it".into()));
+            return Err(Error::Refused("no block follows from it".into()));
         }
         drop(engine);
         sync_tree(at).map_err(|error| io_error("cannot sync", at, &error))?;
@@ -381,7 +390,7 @@ pub(super) fn finish(dir: &Path, write: bool) -> Result<Vec<PathBuf>, Error> {
         return Ok(aside);
     }
     if !write {
-        return Err(Error::Config(format!(
+        return Err(Error::Refused(format!(
             "a recovery in {} was interrupted just before its end; `flagstone recover` without --dry-run, or any command that \
              opens the database to write, ends it",
             dir.display()

@@ -21,7 +21,7 @@ use crate::store_conformance::batch;
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 pub fn config() -> EngineConfig {
-    EngineConfig { threads: 1, read_cache_bytes: 0, cadence: Cadence::AtClose, ..EngineConfig::default() }
+    EngineConfig::default().with_threads(1).with_read_cache_bytes(0).with_cadence(Cadence::AtClose)
 }
 
 /// Small blocks with changes and deletions in all tries.

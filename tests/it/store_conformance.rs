@@ -152,9 +152,7 @@ fn sealed_memory_store_conforms() {
 #[test]
 fn sled_store_conforms() {
     let dir = tempfile::tempdir().unwrap();
-    check_store(
-        &SledStore::open(dir.path(), SledConfig { cache_bytes: 0, ..SledConfig::default() }).unwrap(),
-    );
+    check_store(&SledStore::open(dir.path(), SledConfig::default().with_cache_bytes(0)).unwrap());
 }
 
 #[test]

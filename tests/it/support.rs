@@ -42,7 +42,7 @@ pub const CADENCES: [Cadence; 4] = [
 ];
 
 pub fn config(cadence: Cadence, threads: usize) -> EngineConfig {
-    EngineConfig { cadence, threads, ..EngineConfig::default() }
+    EngineConfig::default().with_cadence(cadence).with_threads(threads)
 }
 
 /// A place to keep a database over several openings.
@@ -82,7 +82,7 @@ impl Place {
 
 /// Each block committed before it counts as closed.
 pub fn at_close() -> EngineConfig {
-    EngineConfig { cadence: Cadence::AtClose, ..EngineConfig::default() }
+    EngineConfig::default().with_cadence(Cadence::AtClose)
 }
 
 /// Waits until everything that is closed is committed and in the store.

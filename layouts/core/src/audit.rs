@@ -35,6 +35,7 @@ const SPLIT_PARTS: usize = 32;
 
 /// Where something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Place {
     /// A row of the engine, or something else that has a name.
     Named(String),
@@ -72,11 +73,19 @@ impl fmt::Display for Place {
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Finding {
     /// Where.
     pub place: Place,
     /// What.
     pub problem: String,
+}
+
+impl Finding {
+    /// What is wrong at a place.
+    pub const fn new(place: Place, problem: String) -> Self {
+        Self { place, problem }
+    }
 }
 
 impl fmt::Display for Finding {

@@ -174,6 +174,7 @@ impl ClassLeafChange {
 
 /// How many hashes were computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct HashCounts {
     /// Pedersen hashes.
     pub pedersen: u64,

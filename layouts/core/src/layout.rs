@@ -18,6 +18,8 @@ use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, Storage
 use crate::witness::Witness;
 
 /// A state in a store: the rows, and the roots of the tries in them.
+///
+/// Callers of a layout build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Clone, Copy)]
 pub struct StateAt<'a> {
     /// Where the rows are.
@@ -27,6 +29,8 @@ pub struct StateAt<'a> {
 }
 
 /// What committing one or more blocks writes.
+///
+/// Layouts build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Default)]
 pub struct StagedCommitment {
     /// Rows to write and delete.
@@ -53,6 +57,8 @@ impl fmt::Debug for StagedCommitment {
 }
 
 /// How often a layout's cache of decoded records could answer, and its bound.
+///
+/// Layouts build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheCounters {
     /// Records that were there.

@@ -72,6 +72,7 @@ pub struct WitnessTrie {
 
 /// Why a witness is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum WitnessError {
     /// The bytes are no witness.
     #[error("witness: {0}")]
