@@ -7,19 +7,24 @@ use flagstone::core::compare::{Difference, StateTries, compare};
 use flagstone::core::diff::Subject;
 use flagstone::core::error::StateError;
 use flagstone::core::types::BlockNumber;
+use flagstone::database::Catalogue;
 use flagstone::engine::CheckReport;
-use flagstone::{Engine, EngineConfig, Error, database};
+use flagstone::{Engine, EngineConfig, Error};
 use serde_json::json;
 
 use super::inspect::look;
 use super::output::{BAD, GOOD, Output, styled};
-use super::{Diff, Failure, Inspect, state_after};
+use super::{Diff, Existing, Failure, Inspect, state_after};
 
 pub fn check(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     output.start_spinner();
     let progress = |entries| output.progress(entries, || format!("{entries} storage entries"));
-    let report = database::check(&args.data, EngineConfig::default(), &progress);
+    let report = Catalogue::default().check(
+        &args.database.data,
+        &args.database.options(EngineConfig::default()),
+        &progress,
+    );
     output.end_progress();
     let report = report?;
     for finding in &report.findings {
@@ -118,9 +123,9 @@ const fn kind(subject: &Subject) -> &'static str {
 }
 
 pub fn diff(args: &Diff, output: &mut Output) -> Result<(), Failure> {
-    let a = look(&args.a, output)?;
+    let a = look(&Existing::at(&args.a), output)?;
     let same_place = args.a.canonicalize().ok() == args.b.canonicalize().ok();
-    let b = if same_place { None } else { Some(look(&args.b, output)?) };
+    let b = if same_place { None } else { Some(look(&Existing::at(&args.b), output)?) };
     let mut teller = Teller { args, output, told: 0, failed: None };
     let b = b.as_ref().unwrap_or(&a);
     let number = |engine: &Engine, block| engine.at_block(block, |_, block, _| Ok(block));

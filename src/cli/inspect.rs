@@ -1,9 +1,7 @@
 //! Commands that look at a database, and those that go back or on.
 
-use std::path::Path;
-
 use flagstone::core::types::BlockNumber;
-use flagstone::database::{self, bytes_on_disk};
+use flagstone::database::{Catalogue, bytes_on_disk};
 use flagstone::engine::{Head, Opened};
 use flagstone::journal::Cut;
 use flagstone::registry::LAYOUTS;
@@ -11,7 +9,7 @@ use flagstone::{Cadence, Engine, EngineConfig};
 use serde_json::json;
 
 use super::output::{DIM, Output, styled};
-use super::{Failure, Get, GetWhat, Inspect, Revert, state_after};
+use super::{Existing, Failure, Get, GetWhat, Inspect, Revert, state_after};
 
 fn config() -> EngineConfig {
     EngineConfig::default().with_cadence(Cadence::OnRequest)
@@ -20,8 +18,8 @@ fn config() -> EngineConfig {
 /// Opens a database to answer of its last closed block, and changes no byte of it. Blocks that the journal alone has, as after
 /// a kill, are committed in memory first: an answer of an older block would look like one of the last, and one of a block
 /// whose root nobody has compared could be of a block that is refused.
-pub fn look(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
-    let engine = database::open_read_only(data, None, config())?;
+pub fn look(database: &Existing, output: &mut Output) -> Result<Engine, Failure> {
+    let engine = Catalogue::default().open_read_only(&database.data, &database.options(config()))?;
     tell_opened(engine.opened(), output);
     let Head { closed, committed, .. } = engine.head();
     engine.commit()?;
@@ -35,8 +33,8 @@ pub fn look(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
 }
 
 /// Opens a database to change it, all its blocks committed.
-fn open(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
-    let engine = database::open(data, None, config())?;
+fn open(database: &Existing, output: &mut Output) -> Result<Engine, Failure> {
+    let engine = Catalogue::default().open(&database.data, &database.options(config()))?;
     tell_opened(engine.opened(), output);
     engine.commit()?;
     Ok(engine)
@@ -61,7 +59,7 @@ fn tell_opened(opened: &Opened, output: &mut Output) {
 }
 
 pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     let view = match args.block {
         Some(block) => engine.view_at(BlockNumber(block))?,
         None => engine.view(),
@@ -76,7 +74,7 @@ pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
 }
 
 pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     print_head(&head_on_disk(&engine), args.json, output)
 }
 
@@ -92,7 +90,7 @@ fn print_head(head: &Head, as_json: bool, output: &mut Output) -> Result<(), Fai
 }
 
 pub fn revert(args: &Revert, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data, output)?;
+    let engine = open(&args.database, output)?;
     engine.revert_to(BlockNumber(args.block))?;
     print_head(&engine.head(), args.json, output)
 }
@@ -110,11 +108,11 @@ fn head_json(head: &Head) -> serde_json::Value {
 }
 
 pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     let (identity, head, store) = (engine.identity(), head_on_disk(&engine), engine.store_name());
     // Files come and go until the engine has ended.
     drop(engine);
-    let bytes = bytes_on_disk(&args.data)?;
+    let bytes = bytes_on_disk(&args.database.data)?;
     if args.json {
         let mut facts = head_json(&head);
         facts["layout"] = json!(identity.layout);

@@ -16,7 +16,7 @@ mod witness;
 
 use std::io::{self, Write};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -26,9 +26,11 @@ use flagstone::core::commitment::StarknetVersion;
 use flagstone::core::types::{
     BlockHash, BlockNumber, ClassHash, ContractAddress, ParseError, StateCommitment, StorageKey,
 };
+use flagstone::database::{Options, STORES, StoreEntry, StoreSettings};
 use flagstone::engine::THREADS_MAX;
 use flagstone::input::InputError;
-use flagstone::{Cadence, Error, ErrorKind};
+use flagstone::registry::LAYOUTS;
+use flagstone::{Cadence, EngineConfig, Error, ErrorKind};
 
 use output::Output;
 
@@ -114,14 +116,108 @@ enum Command {
     },
 }
 
+/// Settings of the store, whichever it is.
+#[derive(Args, Default)]
+struct Settings {
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting, help = settings_help())]
+    store_set: Vec<(String, String)>,
+}
+
+impl Settings {
+    fn given(&self) -> StoreSettings {
+        self.store_set.iter().cloned().collect()
+    }
+}
+
+/// What a database is opened or made with.
+fn options(
+    layout: Option<&String>,
+    store: Option<&String>,
+    settings: &Settings,
+    engine: EngineConfig,
+) -> Options {
+    let mut options = Options::default().with_store_settings(settings.given()).with_engine(engine);
+    options.layout = layout.cloned();
+    options.store = store.cloned();
+    options
+}
+
+/// A database that is there.
+#[derive(Args)]
+struct Existing {
+    /// Directory of the database
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Existing {
+    /// The one in a directory.
+    fn at(data: &Path) -> Self {
+        Self { data: data.to_owned(), settings: Settings::default() }
+    }
+
+    fn options(&self, engine: EngineConfig) -> Options {
+        options(None, None, &self.settings, engine)
+    }
+}
+
+/// Names in the middle of a sentence.
+fn one_of(names: &[&str]) -> String {
+    match names {
+        [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        names => names.concat(),
+    }
+}
+
+fn layout_help(what: &str, otherwise: &str) -> String {
+    let names: Vec<&str> = LAYOUTS.iter().map(|entry| entry.name).collect();
+    format!("{what}: {} [default: {otherwise}{}]", one_of(&names), LAYOUTS[0].name)
+}
+
+fn place_help() -> String {
+    let names: Vec<&str> = [place::MEMORY].into_iter().chain(STORES.iter().map(|entry| entry.name)).collect();
+    format!(
+        "Where the rows are kept: {} [default: what the database has, or {}]",
+        one_of(&names),
+        STORES[0].name
+    )
+}
+
+fn store_help() -> String {
+    let names: Vec<&str> = STORES.iter().map(|entry| entry.name).collect();
+    format!("Store of the new database: {} [default: {}]", one_of(&names), STORES[0].name)
+}
+
+fn settings_help() -> String {
+    let taken = |entry: &StoreEntry| {
+        let settings = entry.settings().iter();
+        let told =
+            settings.map(|setting| format!("{}={} ({})", setting.name, setting.default, setting.about));
+        told.collect::<Vec<_>>().join(", ")
+    };
+    let of_stores = STORES.iter().filter(|entry| !entry.settings().is_empty());
+    let told: Vec<String> = of_stores.map(|entry| format!("{} takes {}", entry.name, taken(entry))).collect();
+    format!(
+        "A setting of the store, for this run; may be given more than once. Unless told otherwise, {}",
+        told.join("; ")
+    )
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, such as cache_bytes=1048576")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 #[derive(Args)]
 struct Replay {
-    /// Layout of the state [default: what the database has, or flat]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = layout_help("Layout of the state", "what the database has, or "))]
     layout: Option<String>,
-    /// Where the rows are kept: memory or sled [default: what the database has, or sled]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = place_help())]
     store: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
     /// Directory of the database, made if missing; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -138,7 +234,7 @@ struct Replay {
     /// How many of the last blocks can be taken back, read and proven [default: 64]
     #[arg(long, value_name = "N")]
     history: Option<usize>,
-    /// Most MiB of trie records that are kept decoded; layouts other than flat keep none [default: 256, on the store memory 64]
+    /// Most MiB of trie records that are kept decoded, by a layout that does so [default: 256, on the store memory 64]
     #[arg(long, value_name = "MIB")]
     record_cache: Option<usize>,
     /// Write the witness of each block to DIR/BLOCK.witness, in no database's directory; needs `--commit every` or `close`
@@ -161,9 +257,8 @@ struct Replay {
 
 #[derive(Args)]
 struct Export {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    database: Existing,
     /// State after this block [default: the last one]
     #[arg(long, value_name = "N", value_parser = parse_block)]
     block: Option<BlockNumber>,
@@ -178,12 +273,12 @@ struct Export {
 /// What a database is to be that is made from a dump.
 #[derive(Args)]
 struct NewDatabase {
-    /// Layout of the new database [default: flat]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = layout_help("Layout of the new database", ""))]
     layout: Option<String>,
-    /// Store of the new database [default: sled]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = store_help())]
     store: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
     /// Threads for commitment, at most 1024 [default: one for each core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = threads())]
     threads: usize,
@@ -261,12 +356,12 @@ struct Sequence {
     /// Another seed gives other transactions
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Layout of the state [default: what the database has, or flat]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = layout_help("Layout of the state", "what the database has, or "))]
     layout: Option<String>,
-    /// Where the rows are kept: memory or sled [default: what the database has, or sled]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = place_help())]
     store: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
     /// Directory of the database, made if missing, continued if not; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -283,9 +378,8 @@ struct Sequence {
 
 #[derive(Args)]
 struct Inspect {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    database: Existing,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -293,9 +387,8 @@ struct Inspect {
 
 #[derive(Args)]
 struct Recover {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    database: Existing,
     /// A dump of an earlier state of the same chain, to build on if the store is of no use
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
@@ -309,9 +402,8 @@ struct Recover {
 
 #[derive(Args)]
 struct Revert {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    database: Existing,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -321,9 +413,8 @@ struct Revert {
 
 #[derive(Args)]
 struct Get {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    database: Existing,
     /// Read the state after this block [default: the last one]
     #[arg(long, value_name = "N")]
     block: Option<u64>,
@@ -364,9 +455,8 @@ enum GetWhat {
 
 #[derive(Args)]
 struct Prove {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    database: Existing,
     /// The block whose state is proven [default: the last one]
     #[arg(long, value_name = "N")]
     block: Option<u64>,

@@ -27,7 +27,7 @@ pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
         add_contracts_of_slots(&mut asked.request, output);
     }
     let block = block_of(args, &asked)?;
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     // The contract with the hashes of blocks; any other one would do.
     let any_contract = ContractAddress::from(1);
     let mut shows_root = false;

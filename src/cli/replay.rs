@@ -16,12 +16,12 @@ use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::core::witness::Witness;
 use flagstone::engine::{BlockHandle, BlockRoot};
 use flagstone::input::{InputError, LocatedUpdate, UpdateReader};
-use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, registry};
+use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate};
 use serde_json::json;
 
 use super::output::{BAD, DIM, GOOD, Output, styled};
 use super::place::{Place, outside_databases};
-use super::{Failure, Replay, witness};
+use super::{Failure, Replay, options, witness};
 
 /// Updates that are read and wait to be closed. They bound, with the two in hands, what is held in memory.
 const READ_AHEAD: usize = 2;
@@ -84,8 +84,7 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
         .with_threads(args.threads)
         .with_history_blocks(history_blocks)
         .with_record_cache_bytes(record_cache_bytes);
-    let layout = args.layout.as_deref().map(registry::layout).transpose()?;
-    let engine = place.open(layout, args.store.as_deref(), config)?;
+    let engine = place.open(&options(args.layout.as_ref(), args.store.as_ref(), &args.settings, config))?;
     // What a run before this one left closed. A failure of it is not about anything that is read now.
     engine.commit()?;
     let layout = engine.identity().layout;

@@ -17,16 +17,16 @@ mod with_executor {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
+    use flagstone::EngineConfig;
     use flagstone::sequencer::classes::{EngineClasses, ReadyClasses};
     use flagstone::sequencer::run::{self, BlockReport, RunConfig, Summary};
     use flagstone::sequencer::workload::Workload;
     use flagstone::sequencer::{Producer, ProducerConfig, SequencerError};
-    use flagstone::{EngineConfig, registry};
     use serde_json::{Value, json};
 
     use crate::cli::output::{BAD, DIM, GOOD, Output, styled};
     use crate::cli::place::Place;
-    use crate::cli::{Failure, Sequence};
+    use crate::cli::{Failure, Sequence, options};
 
     /// Bytes of classes that are kept ready to run.
     const CLASS_CACHE_BYTES: usize = 256 << 20;
@@ -84,8 +84,9 @@ mod with_executor {
     }
 
     fn producer(args: &Sequence, place: &Place) -> Result<Producer, Failure> {
-        let layout = args.layout.as_deref().map(registry::layout).transpose()?;
-        let engine = Arc::new(place.open(layout, args.store.as_deref(), EngineConfig::default())?);
+        let config = EngineConfig::default();
+        let options = options(args.layout.as_ref(), args.store.as_ref(), &args.settings, config);
+        let engine = Arc::new(place.open(&options)?);
         let classes = ReadyClasses::new(EngineClasses::new(Arc::clone(&engine)), CLASS_CACHE_BYTES);
         let workers = ProducerConfig::default().with_workers(args.workers);
         let producer = Producer::new(Arc::clone(&engine), Arc::new(classes), workers);

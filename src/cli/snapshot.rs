@@ -6,15 +6,16 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+use flagstone::EngineConfig;
+use flagstone::database::Catalogue;
 use flagstone::engine::{ImportProgress, Imported};
 use flagstone::snapshot::{self, Counts, Exported};
-use flagstone::{EngineConfig, database, registry};
 use serde_json::json;
 
 use super::inspect::look;
 use super::output::Output;
 use super::place::{new_database, outside_databases};
-use super::{Convert, Export, Failure, Import, NewDatabase};
+use super::{Convert, Existing, Export, Failure, Import, NewDatabase, options};
 
 /// The name of standard input and output.
 const DASH: &str = "-";
@@ -27,9 +28,9 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     let to_stdout = args.out.as_deref().is_none_or(|out| out == Path::new(DASH));
     refuse_terminal(to_stdout && io::stdout().is_terminal())?;
     if let Some(out) = args.out.as_deref().filter(|_| !to_stdout) {
-        outside_databases("--out", out, Some(&args.data))?;
+        outside_databases("--out", out, Some(&args.database.data))?;
     }
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     output.start_spinner();
     let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
     let mut write = |out: &mut dyn Write| snapshot::export(&engine, args.block, out, &mut progress);
@@ -119,7 +120,7 @@ pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {
 pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     new_database("--to", &args.to, Some(&args.from))?;
-    let from = look(&args.from, output)?;
+    let from = look(&Existing::at(&args.from), output)?;
     let (reader, writer) =
         io::pipe().map_err(|error| Failure::store(format!("cannot make a pipe: {error}")))?;
     output.start_progress(None);
@@ -149,10 +150,9 @@ fn fill(
     dump: impl Read + Send,
     progress: &mut dyn FnMut(ImportProgress),
 ) -> Result<Imported, flagstone::Error> {
-    let layout = made.layout.as_deref().map(registry::layout).transpose()?;
-    let store = made.store.as_deref().map(database::store).transpose()?;
     let config = EngineConfig::default().with_threads(made.threads);
-    database::import(data, layout, store, dump, &config, progress)
+    let options = options(made.layout.as_ref(), made.store.as_ref(), &made.settings, config);
+    Catalogue::default().import(data, &options, dump, progress)
 }
 
 fn rate(items: u64, since: Instant) -> String {

@@ -45,6 +45,7 @@ const _: () = assert!(BLOB_KEY_MAX <= u8::MAX as usize);
 
 /// What a database is. A mismatch refuses to open, naming both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Identity {
     /// Name of the layout.
     pub layout: String,

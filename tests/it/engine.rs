@@ -187,7 +187,7 @@ fn a_block_on_another_parent_is_refused_at_every_cadence() {
 #[test]
 fn nothing_is_kept_of_a_block_whose_root_does_not_match() {
     let known = roots(4);
-    for place in [Place::memory, || Place::Sled(tempfile::tempdir().unwrap())] {
+    for place in [Place::memory, Place::directory] {
         for (layout, _) in layouts() {
             for cadence in [Cadence::EVERY_BLOCK, every(3), every(4), Cadence::OnRequest] {
                 let place = place();
@@ -314,7 +314,7 @@ fn an_expired_view_says_where_it_is_and_where_the_store_is() {
 
 #[test]
 fn views_of_recent_blocks_stay_valid_whatever_is_committed_and_written() {
-    for place in [Place::memory, || Place::Sled(tempfile::tempdir().unwrap())] {
+    for place in [Place::memory, Place::directory] {
         for (layout, _) in layouts() {
             for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
                 let config = config(cadence, 1).with_recent_blocks_max(4);

@@ -121,7 +121,7 @@ fn random_blocks_give_the_references_roots_and_reads_on_sled() {
     for_random_steps(4, |steps| {
         for (layout, _) in layouts() {
             for cadence in [Cadence::EVERY_BLOCK, every(3)] {
-                run(&Place::Sled(tempfile::tempdir().unwrap()), layout, config(cadence, 1), steps);
+                run(&Place::directory(), layout, config(cadence, 1), steps);
             }
         }
     });

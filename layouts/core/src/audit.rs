@@ -155,6 +155,7 @@ impl Findings {
 
 /// What a state has, as far as it could be visited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Visited {
     /// Nodes of all tries.
     pub nodes: u64,
