@@ -12,11 +12,10 @@ use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::{MemoryStore, SEAL_BYTES, Sealed, Store, StoreRead, keyspace};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
 use flagstone_testkit::reference::ReferenceState;
+use flagstone_testkit::stores::batch;
 use flagstone_testkit::strategies;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
-
-use crate::store_conformance::batch;
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 

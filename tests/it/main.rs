@@ -31,6 +31,7 @@ mod lineage;
 mod load;
 #[cfg(target_os = "linux")]
 mod moving;
+mod outside;
 mod proofs;
 mod properties;
 mod read_cache;

@@ -11,9 +11,9 @@ use flagstone::store::{
     BATCH_ROWS_MAX, KEY_BYTES_MAX, SEAL_BYTES, SledConfig, SledStore, Store, StoreErrorKind, StoreRead,
     VALUE_BYTES_MAX, WriteBatch,
 };
+use flagstone_testkit::stores::{batch, scan};
 
 use crate::child;
-use crate::store_conformance::{batch, scan};
 
 const MIB: u64 = 1 << 20;
 
