@@ -16,7 +16,7 @@ use crate::snapshot::SnapshotError;
 /// |---|---|
 /// | [`Root`](Self::Root) | asks another source for the block or the dump; nothing of this one was kept |
 /// | [`Input`](Self::Input) | corrects what it asked for; the same call fails again |
-/// | [`Full`](Self::Full) | makes room, and tries the same call again |
+/// | [`Full`](Self::Full) | makes room, and tries the same call again; if that says `Stopped`, opens the database again |
 /// | [`Locked`](Self::Locked) | waits for the process that has the database open, or ends it |
 /// | [`Damaged`](Self::Damaged) | takes the database out of service; `flagstone check` says what is wrong, `flagstone recover` rebuilds it |
 /// | [`Misconfigured`](Self::Misconfigured) | has a person look at directory, names and settings |
