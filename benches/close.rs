@@ -82,7 +82,7 @@ fn settle(engine: &Engine) {
 #[expect(clippy::expect_used, reason = "a bench without a place for its database measures nothing")]
 fn database(dir: &Path, name: &str) -> Engine {
     let layout = flagstone::registry::layout(name).expect("a layout of the registry");
-    let config = EngineConfig { cadence: Cadence::EVERY_BLOCK, ..EngineConfig::default() };
+    let config = EngineConfig::default().with_cadence(Cadence::EVERY_BLOCK);
     database::open_or_create(dir, Some(layout), None, config).expect("an empty directory takes a database")
 }
 

@@ -75,7 +75,7 @@ struct State {
 }
 
 fn open(store: &Arc<dyn Store>, name: &str, read_cache_bytes: usize) -> Result<Arc<Engine>, SequencerError> {
-    let config = EngineConfig { read_cache_bytes, ..EngineConfig::default() };
+    let config = EngineConfig::default().with_read_cache_bytes(read_cache_bytes);
     Ok(Arc::new(Engine::open(Box::new(Arc::clone(store)), layout(name)?.make(), config)?))
 }
 
@@ -150,7 +150,7 @@ fn bench(
         }
     }
     for workers in [1, 2] {
-        let config = ProducerConfig { workers, ..ProducerConfig::default() };
+        let config = ProducerConfig::default().with_workers(workers);
         let producer = Producer::new(Arc::clone(&states[0].engine), Arc::clone(classes), config);
         #[expect(clippy::expect_used, reason = "a bench over a damaged state measures nothing")]
         let run = move || {

@@ -2,7 +2,7 @@
 //! against the by-path Patricia layout with starknet-crypto, which hashes one pair after another.
 //!
 //! The state is workload S with 10^6 leaves over 1 000 contracts (a quarter of the writes go to the hottest; 8 of 10
-//! rewrite a key, 2 make one), on the same kind of store for both: in memory, and sled in a directory. Blocks of 100, 1 000
+//! rewrite a key, 2 make one), on the same kind of store for both: in memory, and each store that lives in a directory. Blocks of 100, 1 000
 //! and 10 000 slots; each is staged by one contender and then by the other, its rows are written outside the time, and
 //! roots must agree. Both are warm: the flat layout's cache of records has room for the state, the stores' caches have
 //! what they keep by default.
@@ -14,9 +14,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use flagstone::database::STORES;
 use flagstone::store::{MemoryStore, Store};
 use flagstone_benches::process::cpu_time;
-use flagstone_benches::sled;
+use flagstone_benches::store_in;
 use flagstone_benches::workload_s::{ROOTS, WorkloadS};
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::StateDiff;
@@ -148,19 +149,19 @@ fn main() {
     let blocks = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(5);
     let wanted = |name: &str| {
         let named = |name: &str| arguments.iter().any(|argument| argument == name);
-        named(name) || !(named("memory") || named("sled"))
+        named(name) || !(named("memory") || STORES.iter().any(|store| named(store.name)))
     };
     println!("10^6 leaves over 1 000 contracts, {} threads", rayon::current_num_threads());
     if wanted("memory") {
         run("memory", blocks, || Box::new(MemoryStore::new()));
     }
-    if wanted("sled") {
+    for store in STORES.iter().filter(|store| wanted(store.name)) {
         #[expect(clippy::expect_used, reason = "without a directory there is nothing to measure")]
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut count = 0;
-        run("sled", blocks, || {
+        run(store.name, blocks, || {
             count += 1;
-            Box::new(sled(&dir.path().join(count.to_string())))
+            store_in(store, &dir.path().join(count.to_string()))
         });
     }
 }

@@ -5,12 +5,13 @@ pub mod workload_s;
 
 use std::path::Path;
 
-use flagstone::store::{SledConfig, SledStore};
+use flagstone::database::{StoreEntry, StoreSettings};
+use flagstone::store::Store;
 
-/// A store on sled in a directory, as it is unless told otherwise.
+/// A store in a directory, as it is unless told otherwise.
 #[expect(clippy::expect_used, reason = "a bench without a place for its database measures nothing")]
-pub fn sled(dir: &Path) -> SledStore {
-    SledStore::open(dir, SledConfig::default()).expect("an empty directory takes a database")
+pub fn store_in(entry: &StoreEntry, dir: &Path) -> Box<dyn Store> {
+    entry.open(dir, &StoreSettings::default()).expect("an empty directory takes a database")
 }
 
 /// What the system says of this process. Zero where it does not say.

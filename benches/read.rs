@@ -15,10 +15,11 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion};
 use flagstone::core::diff::StateDiff;
 use flagstone::core::types::{ContractAddress, StorageKey, StorageValue, TrieKey};
+use flagstone::database::STORES;
 use flagstone::store::{MemoryStore, Store, StoreRead};
 use flagstone::{Cadence, Engine, EngineConfig, StateUpdate, View, layout};
 use flagstone_benches::interleaved::{Contender, compare};
-use flagstone_benches::sled;
+use flagstone_benches::store_in;
 use flagstone_benches::workload_s::{ROOTS, WorkloadS};
 
 /// Slots asked for again and again.
@@ -44,7 +45,8 @@ type Shared = Arc<dyn Store>;
 #[expect(clippy::expect_used, reason = "a bench over a damaged state measures nothing")]
 fn engine(store: &Shared, name: &str, read_cache_bytes: usize) -> Engine {
     let layout = layout(name).expect("a layout of the registry").make();
-    let config = EngineConfig { cadence: Cadence::OnRequest, read_cache_bytes, ..EngineConfig::default() };
+    let config =
+        EngineConfig::default().with_cadence(Cadence::OnRequest).with_read_cache_bytes(read_cache_bytes);
     Engine::open(Box::new(Arc::clone(store)), layout, config).expect("the store is sound")
 }
 
@@ -173,7 +175,7 @@ fn main() {
     let cases = [
         Case::new("flat", Arc::new(MemoryStore::new()), &base),
         Case::new("patricia-path", Arc::new(MemoryStore::new()), &base),
-        Case::new("flat", Arc::new(sled(directory.path())), &base),
+        Case::new("flat", Arc::from(store_in(&STORES[0], directory.path())), &base),
     ];
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("read");

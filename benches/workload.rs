@@ -1,6 +1,7 @@
-//! Workload S from end to end, for each layout: the base, ten blocks of 1 000 slots, ten of 10 000, in memory or on sled.
+//! Workload S from end to end, for each layout: the base, ten blocks of 1 000 slots, ten of 10 000, in memory or in a store
+//! in a directory.
 //!
-//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [sled] [cache=MIB] [hints] [LAYOUT]...]` prints for each size the median and least
+//! `cargo bench -p flagstone-benches --bench workload [-- [THREADS] [STORE] [cache=MIB] [hints] [LAYOUT]...]` prints for each size the median and least
 //! time from a prepared diff to its root with all rows staged, the CPU time of that over all threads, the time to write
 //! the rows, and what they weigh, and checks the roots that the workload's definition states. The layouts take turns
 //! block by block, so that a slow spell of the machine hits all of them.
@@ -9,7 +10,7 @@
 //! MiB: with 512 all reads are from memory. With `hints`, layouts are told each block's writes before the time begins, and
 //! the time that they take to read ahead is told apart.
 //!
-//! With `sled`, each layout has a database in a directory of its own, with sled's default cache.
+//! With a store's name, such as `sled`, each layout has a database in a directory of its own, with the store's default settings.
 //!
 //! After the base it prints what the state takes for each leaf: the bytes of all rows, and the anonymous memory by which
 //! the process grew (store, caches, and what the allocator keeps), which is exact if one layout is named and runs alone.
@@ -17,16 +18,16 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use flagstone::database::STORES;
+use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::{MemoryStore, Store};
 use flagstone_benches::process::{anonymous_memory, cpu_time};
-use flagstone_benches::sled;
+use flagstone_benches::store_in;
 use flagstone_benches::workload_s::{ROOT_AFTER_LARGE_BLOCKS, ROOTS, WorkloadS};
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{ContractDiff, StateDiff, Subject};
 use flagstone_core::hash::Bulk;
 use flagstone_core::layout::{Layout, StateAt};
-use flagstone_flat::Flat;
-use flagstone_patricia::{ByHash, ByPath, Patricia};
 use tempfile::TempDir;
 
 /// A state in one layout, and what its blocks cost.
@@ -163,7 +164,7 @@ fn main() {
     let threads = arguments.iter().filter_map(|argument| argument.parse().ok()).next_back().unwrap_or(0);
     let cache: Option<usize> =
         arguments.iter().find_map(|argument| argument.strip_prefix("cache=")?.parse().ok());
-    let on_sled = arguments.iter().any(|argument| argument == "sled");
+    let stored = STORES.iter().find(|store| arguments.iter().any(|argument| argument == store.name));
     let hints = arguments.iter().any(|argument| argument == "hints");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     #[expect(clippy::expect_used, reason = "without threads there is nothing to measure")]
@@ -171,16 +172,19 @@ fn main() {
     for (leaves, contracts, after_base, after_blocks) in ROOTS {
         println!("{leaves} leaves over {contracts} contracts, {} threads", pool.current_num_threads());
         let (mut workload, base) = WorkloadS::new(leaves, contracts);
-        let flat = cache.map_or_else(Flat::new, |mebibytes| Flat::with_cache(mebibytes << 20));
-        let layouts: [Box<dyn Layout>; 3] =
-            [Box::new(flat), Box::new(Patricia::new(ByPath)), Box::new(Patricia::new(ByHash))];
+        let make = |entry: &LayoutEntry| {
+            let layout = entry.make();
+            cache.iter().for_each(|mebibytes| layout.set_cache_bytes(mebibytes << 20));
+            layout
+        };
+        let layouts: Vec<Box<dyn Layout>> = LAYOUTS.iter().map(make).collect();
         let named = |layout: &dyn Layout| arguments.iter().any(|argument| argument == layout.name());
         let all = !layouts.iter().any(|layout| named(layout.as_ref()));
         let layouts = layouts.into_iter().filter(|layout| all || named(layout.as_ref()));
-        let dir = on_sled.then(directory);
+        let dir = stored.map(|store| (store, directory()));
         let contender = |layout: Box<dyn Layout>| {
             let store: Box<dyn Store> = match &dir {
-                Some(dir) => Box::new(sled(&dir.path().join(layout.name()))),
+                Some((store, dir)) => store_in(store, &dir.path().join(layout.name())),
                 None => Box::new(MemoryStore::new()),
             };
             Contender::new(layout, store, hints)

@@ -11,16 +11,53 @@ use flagstone_core::types::{BlockHash, BlockNumber, StateCommitment, StateId};
 use crate::snapshot::error::SnapshotError;
 
 /// What kind of error it is, for callers that branch; the text is for people.
+///
+/// | kind | what a program does |
+/// |---|---|
+/// | [`Root`](Self::Root) | asks another source for the block or the dump; nothing of this one was kept |
+/// | [`Input`](Self::Input) | corrects what it asked for; the same call fails again |
+/// | [`Full`](Self::Full) | makes room, and tries the same call again; if that says `Stopped`, opens the database again |
+/// | [`Locked`](Self::Locked) | waits for the process that has the database open, or ends it |
+/// | [`Damaged`](Self::Damaged) | takes the database out of service; `flagstone check` says what is wrong, `flagstone recover` rebuilds it |
+/// | [`Misconfigured`](Self::Misconfigured) | has a person look at directory, names and settings |
+/// | [`Expired`](Self::Expired) | takes a new view, or asks for a later state |
+/// | [`Stopped`](Self::Stopped) | opens the database again; what was acknowledged is there |
+/// | [`Store`](Self::Store) | opens the database again, and has a person look at the machine if that fails |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ErrorKind {
     /// A computed root is not the stated one.
     Root,
     /// The caller's input or arguments are wrong.
     Input,
-    /// The view is no longer current.
+    /// There is no room: the disk is full, or as many candidates are there as can be. Nothing of what was asked for is kept.
+    Full,
+    /// Another process has the database open.
+    Locked,
+    /// What is on the disk is not what was written, or its parts do not belong together.
+    Damaged,
+    /// There is no database where one is opened, or it is another than it is opened as; or a setting or a name is wrong.
+    Misconfigured,
+    /// What is asked for is not kept any more: a view, a candidate, or an earlier state.
     Expired,
-    /// The store failed, is damaged, or is not what it was opened as.
+    /// The engine was closed, or stopped after an earlier failure.
+    Stopped,
+    /// The store or the operating system failed otherwise.
     Store,
+}
+
+impl From<StoreErrorKind> for ErrorKind {
+    fn from(kind: StoreErrorKind) -> Self {
+        match kind {
+            StoreErrorKind::Full => Self::Full,
+            StoreErrorKind::Corrupt => Self::Damaged,
+            StoreErrorKind::Locked => Self::Locked,
+            StoreErrorKind::Unsupported => Self::Misconfigured,
+            StoreErrorKind::Expired => Self::Expired,
+            StoreErrorKind::Closed => Self::Stopped,
+            _ => Self::Store,
+        }
+    }
 }
 
 /// An error of the engine.
@@ -266,10 +303,14 @@ pub enum Error {
     /// A setting cannot work.
     #[error("{0}")]
     Config(String),
+    /// What is asked for cannot be done, whatever the settings are.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// A dump, and the layout that it is imported into.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImportOf {
     /// The dump's block.
     pub block: BlockNumber,
@@ -321,30 +362,27 @@ impl Error {
             }
             Self::WrongParent { .. }
             | Self::WrongState { .. }
-            | Self::TooManyCandidates { .. }
             | Self::WrongNumber { .. }
             | Self::VersionNeeded { .. }
             | Self::BlockTooLarge { .. }
             | Self::HashTaken { .. }
             | Self::NotClosed { .. }
-            | Self::UnknownName { .. }
             | Self::NothingCommitted
             | Self::Snapshot(_)
             | Self::OtherImport { .. }
-            | Self::Config(_) => ErrorKind::Input,
+            | Self::Refused(_) => ErrorKind::Input,
+            Self::TooManyCandidates { .. } => ErrorKind::Full,
             Self::ViewExpired { .. } | Self::HistoryGone { .. } | Self::CandidateGone { .. } => {
                 ErrorKind::Expired
             }
-            Self::State(StateError::Store(error)) if error.kind() == StoreErrorKind::Expired => {
-                ErrorKind::Expired
-            }
-            Self::State(_)
+            Self::State(StateError::Store(error)) => error.kind().into(),
+            Self::State(_) | Self::Mixed { .. } => ErrorKind::Damaged,
+            Self::Config(_)
+            | Self::UnknownName { .. }
             | Self::IdentityMismatch { .. }
-            | Self::Mixed { .. }
             | Self::NoDatabase(_)
-            | Self::UnfinishedImport { .. }
-            | Self::Stopped { .. }
-            | Self::Ended => ErrorKind::Store,
+            | Self::UnfinishedImport { .. } => ErrorKind::Misconfigured,
+            Self::Stopped { .. } | Self::Ended => ErrorKind::Stopped,
         }
     }
 

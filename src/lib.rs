@@ -10,6 +10,7 @@ mod lock;
 pub mod registry;
 #[cfg(feature = "blockifier")]
 pub mod sequencer;
+mod setters;
 pub mod snapshot;
 pub mod store;
 pub mod wire;

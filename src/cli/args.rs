@@ -1,17 +1,21 @@
 //! The arguments of each command.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
-use flagstone::Cadence;
 use flagstone::core::commitment::StarknetVersion;
 use flagstone::core::types::{
     BlockHash, BlockNumber, ClassHash, ContractAddress, ParseError, StateCommitment, StorageKey,
 };
+use flagstone::database::{Options, STORES, StoreEntry, StoreSettings};
 use flagstone::engine::THREADS_MAX;
+use flagstone::registry::LAYOUTS;
+use flagstone::{Cadence, EngineConfig};
+
+use super::place;
 
 const EXIT_CODES: &str = "Exit codes:
   0  fine
@@ -95,14 +99,108 @@ pub enum Command {
     },
 }
 
+/// Settings of the store, whichever it is.
+#[derive(Args, Default)]
+pub struct Settings {
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting, help = settings_help())]
+    pub store_set: Vec<(String, String)>,
+}
+
+impl Settings {
+    pub fn given(&self) -> StoreSettings {
+        self.store_set.iter().cloned().collect()
+    }
+}
+
+/// What a database is opened or made with.
+pub fn options(
+    layout: Option<&String>,
+    store: Option<&String>,
+    settings: &Settings,
+    engine: EngineConfig,
+) -> Options {
+    let mut options = Options::default().with_store_settings(settings.given()).with_engine(engine);
+    options.layout = layout.cloned();
+    options.store = store.cloned();
+    options
+}
+
+/// A database that is there.
+#[derive(Args)]
+pub struct Existing {
+    /// Directory of the database
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+impl Existing {
+    /// The one in a directory.
+    pub fn at(data: &Path) -> Self {
+        Self { data: data.to_owned(), settings: Settings::default() }
+    }
+
+    pub fn options(&self, engine: EngineConfig) -> Options {
+        options(None, None, &self.settings, engine)
+    }
+}
+
+/// Names in the middle of a sentence.
+fn one_of(names: &[&str]) -> String {
+    match names {
+        [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        names => names.concat(),
+    }
+}
+
+fn layout_help(what: &str, otherwise: &str) -> String {
+    let names: Vec<&str> = LAYOUTS.iter().map(|entry| entry.name).collect();
+    format!("{what}: {} [default: {otherwise}{}]", one_of(&names), LAYOUTS[0].name)
+}
+
+fn place_help() -> String {
+    let names: Vec<&str> = [place::MEMORY].into_iter().chain(STORES.iter().map(|entry| entry.name)).collect();
+    format!(
+        "Where the rows are kept: {} [default: what the database has, or {}]",
+        one_of(&names),
+        STORES[0].name
+    )
+}
+
+fn store_help() -> String {
+    let names: Vec<&str> = STORES.iter().map(|entry| entry.name).collect();
+    format!("Store of the new database: {} [default: {}]", one_of(&names), STORES[0].name)
+}
+
+fn settings_help() -> String {
+    let taken = |entry: &StoreEntry| {
+        let settings = entry.settings().iter();
+        let told =
+            settings.map(|setting| format!("{}={} ({})", setting.name, setting.default, setting.about));
+        told.collect::<Vec<_>>().join(", ")
+    };
+    let of_stores = STORES.iter().filter(|entry| !entry.settings().is_empty());
+    let told: Vec<String> = of_stores.map(|entry| format!("{} takes {}", entry.name, taken(entry))).collect();
+    format!(
+        "A setting of the store, for this run; may be given more than once. Unless told otherwise, {}",
+        told.join("; ")
+    )
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, such as cache_bytes=1048576")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 #[derive(Args)]
 pub struct Replay {
-    /// Layout of the state [default: what the database has, or flat]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = layout_help("Layout of the state", "what the database has, or "))]
     pub layout: Option<String>,
-    /// Where the rows are kept: memory or sled [default: what the database has, or sled]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = place_help())]
     pub store: Option<String>,
+    #[command(flatten)]
+    pub settings: Settings,
     /// Directory of the database, made if missing; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -119,7 +217,7 @@ pub struct Replay {
     /// How many of the last blocks can be taken back, read and proven [default: 64]
     #[arg(long, value_name = "N")]
     pub history: Option<usize>,
-    /// Most MiB of trie records that are kept decoded; layouts other than flat keep none [default: 256, on the store memory 64]
+    /// Most MiB of trie records that are kept decoded, by a layout that does so [default: 256, on the store memory 64]
     #[arg(long, value_name = "MIB")]
     pub record_cache: Option<usize>,
     /// Write the witness of each block to DIR/BLOCK.witness, in no database's directory; needs `--commit every` or `close`
@@ -142,9 +240,8 @@ pub struct Replay {
 
 #[derive(Args)]
 pub struct Export {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: Existing,
     /// State after this block [default: the last one]
     #[arg(long, value_name = "N", value_parser = parse_block)]
     pub block: Option<BlockNumber>,
@@ -159,12 +256,12 @@ pub struct Export {
 /// What a database is to be that is made from a dump.
 #[derive(Args)]
 pub struct NewDatabase {
-    /// Layout of the new database [default: flat]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = layout_help("Layout of the new database", ""))]
     pub layout: Option<String>,
-    /// Store of the new database [default: sled]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = store_help())]
     pub store: Option<String>,
+    #[command(flatten)]
+    pub settings: Settings,
     /// Threads for commitment, at most 1024 [default: one for each core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = threads())]
     pub threads: usize,
@@ -242,12 +339,12 @@ pub struct Sequence {
     /// Another seed gives other transactions
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Layout of the state [default: what the database has, or flat]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = layout_help("Layout of the state", "what the database has, or "))]
     pub layout: Option<String>,
-    /// Where the rows are kept: memory or sled [default: what the database has, or sled]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = place_help())]
     pub store: Option<String>,
+    #[command(flatten)]
+    pub settings: Settings,
     /// Directory of the database, made if missing, continued if not; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -264,9 +361,8 @@ pub struct Sequence {
 
 #[derive(Args)]
 pub struct Inspect {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: Existing,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -274,9 +370,8 @@ pub struct Inspect {
 
 #[derive(Args)]
 pub struct Recover {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: Existing,
     /// A dump of an earlier state of the same chain, to build on if the store is of no use
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
@@ -290,9 +385,8 @@ pub struct Recover {
 
 #[derive(Args)]
 pub struct Revert {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: Existing,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -302,9 +396,8 @@ pub struct Revert {
 
 #[derive(Args)]
 pub struct Get {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: Existing,
     /// Read the state after this block [default: the last one]
     #[arg(long, value_name = "N")]
     pub block: Option<u64>,
@@ -345,9 +438,8 @@ pub enum GetWhat {
 
 #[derive(Args)]
 pub struct Prove {
-    /// Directory of the database
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: Existing,
     /// The block whose state is proven [default: the last one]
     #[arg(long, value_name = "N")]
     pub block: Option<u64>,

@@ -7,11 +7,12 @@ use flagstone::core::compare::{Difference, StateTries, compare};
 use flagstone::core::diff::Subject;
 use flagstone::core::error::StateError;
 use flagstone::core::types::BlockNumber;
+use flagstone::database::Catalogue;
 use flagstone::engine::CheckReport;
-use flagstone::{Engine, EngineConfig, Error, database};
+use flagstone::{Engine, EngineConfig, Error};
 use serde_json::json;
 
-use super::args::{Diff, Inspect};
+use super::args::{Diff, Existing, Inspect};
 use super::failure::Failure;
 use super::inspect::look;
 use super::output::{BAD, GOOD, Output, state_after, styled};
@@ -20,7 +21,11 @@ pub fn check(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     output.start_spinner();
     let progress = |entries| output.progress(entries, || format!("{entries} storage entries"));
-    let report = database::check(&args.data, EngineConfig::default(), &progress);
+    let report = Catalogue::default().check(
+        &args.database.data,
+        &args.database.options(EngineConfig::default()),
+        &progress,
+    );
     output.end_progress();
     let report = report?;
     for finding in &report.findings {
@@ -43,7 +48,7 @@ fn finding_json(place: &Place, problem: &str) -> serde_json::Value {
             finding["key"] = json!(path.to_key().map(|key| key.to_string()));
         }
         Place::Block(block) => finding["block"] = json!(block.0),
-        Place::Row(_) | Place::Named(_) => {}
+        _ => {}
     }
     json!({ "finding": finding })
 }
@@ -94,7 +99,7 @@ impl Teller<'_> {
     /// Tells one; whether to go on.
     fn tell(&mut self, difference: &Difference) -> bool {
         self.told += 1;
-        let Difference { subject, trie, path, values: [a, b] } = difference;
+        let Difference { subject, trie, path, values: [a, b], .. } = difference;
         let told = self.output.line(&if self.args.json {
             let difference = json!({
                 "trie": trie.to_string(), "path": path.to_string(), "subject": subject.to_string(),
@@ -119,9 +124,9 @@ const fn kind(subject: &Subject) -> &'static str {
 }
 
 pub fn diff(args: &Diff, output: &mut Output) -> Result<(), Failure> {
-    let a = look(&args.a, output)?;
+    let a = look(&Existing::at(&args.a), output)?;
     let same_place = args.a.canonicalize().ok() == args.b.canonicalize().ok();
-    let b = if same_place { None } else { Some(look(&args.b, output)?) };
+    let b = if same_place { None } else { Some(look(&Existing::at(&args.b), output)?) };
     let mut teller = Teller { args, output, told: 0, failed: None };
     let b = b.as_ref().unwrap_or(&a);
     let number = |engine: &Engine, block| engine.at_block(block, |_, block, _| Ok(block));

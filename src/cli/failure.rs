@@ -45,17 +45,17 @@ impl Failure {
     }
 }
 
-pub const fn exit_code_of(kind: ErrorKind) -> u8 {
-    match kind {
-        ErrorKind::Root => 1,
-        ErrorKind::Input | ErrorKind::Expired => 2,
-        ErrorKind::Store => 3,
+pub fn exit_code_of(error: &Error) -> u8 {
+    match (error.kind(), error) {
+        (ErrorKind::Root, _) => 1,
+        (ErrorKind::Input | ErrorKind::Expired, _) | (_, Error::Config(_) | Error::UnknownName { .. }) => 2,
+        _ => 3,
     }
 }
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        Self { message: error.to_string(), code: exit_code_of(error.kind()) }
+        Self { message: error.to_string(), code: exit_code_of(error) }
     }
 }
 

@@ -1,28 +1,26 @@
 //! Commands that look at a database, and those that go back or on.
 
-use std::path::Path;
-
 use flagstone::core::types::BlockNumber;
-use flagstone::database::{self, bytes_on_disk};
+use flagstone::database::{Catalogue, bytes_on_disk};
 use flagstone::engine::{Head, Opened};
 use flagstone::journal::Cut;
 use flagstone::registry::LAYOUTS;
 use flagstone::{Cadence, Engine, EngineConfig};
 use serde_json::json;
 
-use super::args::{Get, GetWhat, Inspect, Revert};
+use super::args::{Existing, Get, GetWhat, Inspect, Revert};
 use super::failure::Failure;
 use super::output::{DIM, Output, state_after, styled};
 
 fn config() -> EngineConfig {
-    EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() }
+    EngineConfig::default().with_cadence(Cadence::OnRequest)
 }
 
 /// Opens a database to answer of its last closed block, and changes no byte of it. Blocks that the journal alone has, as after
 /// a kill, are committed in memory first: an answer of an older block would look like one of the last, and one of a block
 /// whose root nobody has compared could be of a block that is refused.
-pub fn look(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
-    let engine = database::open_read_only(data, None, config())?;
+pub fn look(database: &Existing, output: &mut Output) -> Result<Engine, Failure> {
+    let engine = Catalogue::default().open_read_only(&database.data, &database.options(config()))?;
     tell_opened(engine.opened(), output);
     let Head { closed, committed, .. } = engine.head();
     engine.commit()?;
@@ -36,8 +34,8 @@ pub fn look(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
 }
 
 /// Opens a database to change it, all its blocks committed.
-fn open(data: &Path, output: &mut Output) -> Result<Engine, Failure> {
-    let engine = database::open(data, None, config())?;
+fn open(database: &Existing, output: &mut Output) -> Result<Engine, Failure> {
+    let engine = Catalogue::default().open(&database.data, &database.options(config()))?;
     tell_opened(engine.opened(), output);
     engine.commit()?;
     Ok(engine)
@@ -62,7 +60,7 @@ fn tell_opened(opened: &Opened, output: &mut Output) {
 }
 
 pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     let view = match args.block {
         Some(block) => engine.view_at(BlockNumber(block))?,
         None => engine.view(),
@@ -77,13 +75,15 @@ pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
 }
 
 pub fn root(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     print_head(&head_on_disk(&engine), args.json, output)
 }
 
 /// The head as it is answered, and what of it is in the store on the disk.
 fn head_on_disk(engine: &Engine) -> Head {
-    Head { persisted: engine.opened().persisted, ..engine.head() }
+    let mut head = engine.head();
+    head.persisted = engine.opened().persisted;
+    head
 }
 
 fn print_head(head: &Head, as_json: bool, output: &mut Output) -> Result<(), Failure> {
@@ -91,7 +91,7 @@ fn print_head(head: &Head, as_json: bool, output: &mut Output) -> Result<(), Fai
 }
 
 pub fn revert(args: &Revert, output: &mut Output) -> Result<(), Failure> {
-    let engine = open(&args.data, output)?;
+    let engine = open(&args.database, output)?;
     engine.revert_to(BlockNumber(args.block))?;
     print_head(&engine.head(), args.json, output)
 }
@@ -109,11 +109,11 @@ fn head_json(head: &Head) -> serde_json::Value {
 }
 
 pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     let (identity, head, store) = (engine.identity(), head_on_disk(&engine), engine.store_name());
     // Files come and go until the engine has ended.
     drop(engine);
-    let bytes = bytes_on_disk(&args.data)?;
+    let bytes = bytes_on_disk(&args.database.data)?;
     if args.json {
         let mut facts = head_json(&head);
         facts["layout"] = json!(identity.layout);

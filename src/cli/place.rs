@@ -2,14 +2,14 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use flagstone::registry::{LAYOUTS, LayoutEntry};
+use flagstone::Engine;
+use flagstone::database::{self, Catalogue, Options, StoreSettings};
 use flagstone::store::MemoryStore;
-use flagstone::{Engine, EngineConfig, database};
 
 use super::failure::Failure;
 
 /// A store named on the command line that keeps nothing.
-const MEMORY: &str = "memory";
+pub const MEMORY: &str = "memory";
 
 pub enum Place {
     Memory,
@@ -45,18 +45,19 @@ impl Place {
         }
     }
 
-    pub fn open(
-        &self,
-        layout: Option<&LayoutEntry>,
-        store: Option<&str>,
-        config: EngineConfig,
-    ) -> Result<Engine, Failure> {
-        let Some(directory) = self.directory() else {
-            let layout = layout.unwrap_or(&LAYOUTS[0]).make();
-            return Ok(Engine::open(Box::new(MemoryStore::new()), layout, config)?);
-        };
-        let store = store.map(database::store).transpose()?;
-        Ok(database::open_or_create(directory, layout, store, config)?)
+    pub fn open(&self, options: &Options) -> Result<Engine, Failure> {
+        let catalogue = Catalogue::default();
+        match self.directory() {
+            Some(directory) => Ok(catalogue.open_or_create(directory, options)?),
+            None if options.store_settings != StoreSettings::default() => {
+                Err(Failure::usage(format!("--store {MEMORY} takes no settings; leave out --store-set")))
+            }
+            None => {
+                let layout = options.layout.as_deref().map(|name| catalogue.layout(name)).transpose()?;
+                let layout = layout.unwrap_or(&catalogue.layouts()[0]).make();
+                Ok(Engine::open(Box::new(MemoryStore::new()), layout, options.engine)?)
+            }
+        }
     }
 
     /// Where it is, for the end of a sentence.

@@ -22,13 +22,13 @@ use super::output::{DIM, GOOD, Output, styled};
 pub fn prove(args: &Prove, output: &mut Output) -> Result<(), Failure> {
     let mut asked = match &args.request {
         Some(file) => input::read_proof_request(file)?,
-        None => AskedProof { request: request_of(args), ..AskedProof::default() },
+        None => AskedProof::from(request_of(args)),
     };
     if args.request.is_some() {
         add_contracts_of_slots(&mut asked.request, output);
     }
     let block = block_of(args, &asked)?;
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     // The contract with the hashes of blocks; any other one would do.
     let any_contract = ContractAddress::from(1);
     let mut shows_root = false;

@@ -1,6 +1,7 @@
 //! `flagstone recover`: a way back from damage.
 
-use flagstone::database::{self, RecoverOptions, Recovery};
+use flagstone::EngineConfig;
+use flagstone::database::{Catalogue, RecoverOptions, Recovery};
 use serde_json::json;
 
 use super::args::Recover;
@@ -8,8 +9,12 @@ use super::failure::Failure;
 use super::output::{Output, state_after};
 
 pub fn recover(args: &Recover, output: &mut Output) -> Result<(), Failure> {
-    let options = RecoverOptions { dump: args.dump.as_deref(), dry_run: args.dry_run };
-    let recovered = database::recover(&args.data, options)?;
+    let recovery = RecoverOptions::default().with_dump(args.dump.as_deref()).with_dry_run(args.dry_run);
+    let recovered = Catalogue::default().recover(
+        &args.database.data,
+        &args.database.options(EngineConfig::default()),
+        recovery,
+    )?;
     let Recovery { problems, source, block, lost, aside, .. } = &recovered;
     let aside: Vec<String> = aside.iter().map(|path| path.display().to_string()).collect();
     if args.json {

@@ -16,10 +16,10 @@ use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::core::witness::Witness;
 use flagstone::engine::{BlockHandle, BlockRoot};
 use flagstone::input::{InputError, LocatedUpdate, UpdateReader};
-use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate, registry};
+use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate};
 use serde_json::json;
 
-use super::args::Replay;
+use super::args::{Replay, options};
 use super::failure::Failure;
 use super::output::{BAD, DIM, GOOD, Output, styled};
 use super::place::{Place, outside_databases};
@@ -81,15 +81,12 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
     let defaults = EngineConfig::default();
     let history_blocks = args.history.unwrap_or(defaults.history_blocks);
     let record_cache_bytes = args.record_cache.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
-    let config = EngineConfig {
-        cadence: args.commit,
-        threads: args.threads,
-        history_blocks,
-        record_cache_bytes,
-        ..defaults
-    };
-    let layout = args.layout.as_deref().map(registry::layout).transpose()?;
-    let engine = place.open(layout, args.store.as_deref(), config)?;
+    let config = defaults
+        .with_cadence(args.commit)
+        .with_threads(args.threads)
+        .with_history_blocks(history_blocks)
+        .with_record_cache_bytes(record_cache_bytes);
+    let engine = place.open(&options(args.layout.as_ref(), args.store.as_ref(), &args.settings, config))?;
     // What a run before this one left closed. A failure of it is not about anything that is read now.
     engine.commit()?;
     let layout = engine.identity().layout;

@@ -17,14 +17,14 @@ mod with_executor {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
+    use flagstone::EngineConfig;
     use flagstone::sequencer::classes::{EngineClasses, ReadyClasses};
     use flagstone::sequencer::run::{self, BlockReport, RunConfig, Summary};
     use flagstone::sequencer::workload::Workload;
     use flagstone::sequencer::{Producer, ProducerConfig, SequencerError};
-    use flagstone::{EngineConfig, registry};
     use serde_json::{Value, json};
 
-    use crate::cli::args::Sequence;
+    use crate::cli::args::{Sequence, options};
     use crate::cli::failure::{Failure, exit_code_of};
     use crate::cli::output::{BAD, DIM, GOOD, Output, styled};
     use crate::cli::place::Place;
@@ -85,10 +85,11 @@ mod with_executor {
     }
 
     fn producer(args: &Sequence, place: &Place) -> Result<Producer, Failure> {
-        let layout = args.layout.as_deref().map(registry::layout).transpose()?;
-        let engine = Arc::new(place.open(layout, args.store.as_deref(), EngineConfig::default())?);
+        let config = EngineConfig::default();
+        let options = options(args.layout.as_ref(), args.store.as_ref(), &args.settings, config);
+        let engine = Arc::new(place.open(&options)?);
         let classes = ReadyClasses::new(EngineClasses::new(Arc::clone(&engine)), CLASS_CACHE_BYTES);
-        let workers = ProducerConfig { workers: args.workers, ..ProducerConfig::default() };
+        let workers = ProducerConfig::default().with_workers(args.workers);
         let producer = Producer::new(Arc::clone(&engine), Arc::new(classes), workers);
         Ok(if args.no_hints { producer } else { producer.with_prefetch(engine) })
     }
@@ -205,7 +206,11 @@ mod with_executor {
 
     impl From<SequencerError> for Failure {
         fn from(error: SequencerError) -> Self {
-            Self { message: error.to_string(), code: exit_code_of(error.kind()) }
+            match &error {
+                SequencerError::Engine(error) => error.into(),
+                SequencerError::Foreign(_) => Self::usage(error.to_string()),
+                _ => Self::store(error.to_string()),
+            }
         }
     }
 }

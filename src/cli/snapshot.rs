@@ -6,12 +6,13 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+use flagstone::EngineConfig;
+use flagstone::database::Catalogue;
 use flagstone::engine::{ImportProgress, Imported};
 use flagstone::snapshot::{self, Counts, Exported};
-use flagstone::{EngineConfig, database, registry};
 use serde_json::json;
 
-use super::args::{Convert, Export, Import, NewDatabase};
+use super::args::{Convert, Existing, Export, Import, NewDatabase, options};
 use super::failure::Failure;
 use super::inspect::look;
 use super::output::Output;
@@ -28,9 +29,9 @@ pub fn export(args: &Export, output: &mut Output) -> Result<(), Failure> {
     let to_stdout = args.out.as_deref().is_none_or(|out| out == Path::new(DASH));
     refuse_terminal(to_stdout && io::stdout().is_terminal())?;
     if let Some(out) = args.out.as_deref().filter(|_| !to_stdout) {
-        outside_databases("--out", out, Some(&args.data))?;
+        outside_databases("--out", out, Some(&args.database.data))?;
     }
-    let engine = look(&args.data, output)?;
+    let engine = look(&args.database, output)?;
     output.start_spinner();
     let mut progress = |counts: Counts| output.progress(counts.items(), || rate(counts.items(), started));
     let mut write = |out: &mut dyn Write| snapshot::export(&engine, args.block, out, &mut progress);
@@ -120,7 +121,7 @@ pub fn import(args: &Import, output: &mut Output) -> Result<(), Failure> {
 pub fn convert(args: &Convert, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     new_database("--to", &args.to, Some(&args.from))?;
-    let from = look(&args.from, output)?;
+    let from = look(&Existing::at(&args.from), output)?;
     let (reader, writer) =
         io::pipe().map_err(|error| Failure::store(format!("cannot make a pipe: {error}")))?;
     output.start_progress(None);
@@ -150,10 +151,9 @@ fn fill(
     dump: impl Read + Send,
     progress: &mut dyn FnMut(ImportProgress),
 ) -> Result<Imported, flagstone::Error> {
-    let layout = made.layout.as_deref().map(registry::layout).transpose()?;
-    let store = made.store.as_deref().map(database::store).transpose()?;
-    let config = EngineConfig { threads: made.threads, ..EngineConfig::default() };
-    database::import(data, layout, store, dump, &config, progress)
+    let config = EngineConfig::default().with_threads(made.threads);
+    let options = options(made.layout.as_ref(), made.store.as_ref(), &made.settings, config);
+    Catalogue::default().import(data, &options, dump, progress)
 }
 
 fn rate(items: u64, since: Instant) -> String {
@@ -161,7 +161,7 @@ fn rate(items: u64, since: Instant) -> String {
 }
 
 fn counts_text(counts: Counts) -> String {
-    let Counts { contracts, storage_entries, classes } = counts;
+    let Counts { contracts, storage_entries, classes, .. } = counts;
     format!("{contracts} contracts, {storage_entries} storage entries, {classes} classes")
 }
 
@@ -174,7 +174,7 @@ fn counts_json(counts: Counts) -> serde_json::Value {
 }
 
 fn exported_line(exported: &Exported, since: Instant, as_json: bool) -> String {
-    let Exported { header, counts, bytes } = *exported;
+    let Exported { header, counts, bytes, .. } = *exported;
     let seconds = since.elapsed().as_secs_f64();
     if as_json {
         let facts = json!({
@@ -188,7 +188,7 @@ fn exported_line(exported: &Exported, since: Instant, as_json: bool) -> String {
 }
 
 fn imported_line(imported: &Imported, since: Instant, as_json: bool) -> String {
-    let Imported { header, counts, resumed_after } = *imported;
+    let Imported { header, counts, resumed_after, .. } = *imported;
     let seconds = since.elapsed().as_secs_f64();
     if as_json {
         let facts = json!({

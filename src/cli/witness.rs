@@ -25,7 +25,7 @@ pub fn write(witness: &Witness, number: BlockNumber, dir: &Path, as_json: bool) 
 
 pub fn verify(args: &VerifyWitness, output: &mut Output) -> Result<(), Failure> {
     let witness = input::read_witness(&args.witness)?;
-    let LocatedUpdate { update, source, line } = find_update(args, witness.block)?;
+    let LocatedUpdate { update, source, line, .. } = find_update(args, witness.block)?;
     let name = args.witness.display();
     let refused = |problem: String| Failure::refused(format!("{name}: {problem}"));
     let applied = witness.apply(&update.diff, &Bulk).map_err(|error| refused(error.to_string()))?;

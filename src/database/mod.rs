@@ -18,28 +18,30 @@
 //! Who only looks ([`open_read_only`]) changes no byte: the store is opened as a private copy in a temporary place, and blocks
 //! that only the journal has are replayed there.
 
+mod catalogue;
 mod recover;
+mod stores;
+mod with;
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use flagstone_core::error::StateError;
-use flagstone_core::hash::Bulk;
 use tempfile::TempDir;
 
 use crate::disk::sync_dir;
-use crate::engine::import::{self, ImportProgress, Imported};
-use crate::engine::opening::{House, Opening};
+use crate::engine::import::{ImportProgress, Imported};
 use crate::engine::{CheckReport, Engine, EngineConfig, Identity, meta};
 use crate::error::Error;
-use crate::journal::{DatabaseId, Journal, JournalConfig, OsFiles};
-use crate::lock::{DirLock, LOCK, create_dirs, io_error};
-use crate::registry::{self, LayoutEntry};
-use crate::store::{Sealed, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
+use crate::journal::DatabaseId;
+use crate::lock::{LOCK, io_error};
+use crate::registry::LayoutEntry;
+use crate::store::{Sealed, Store, StoreErrorKind};
 
+pub use catalogue::{Catalogue, Options};
 pub use recover::{RecoverOptions, Recovery, Source, recover};
+pub use stores::{STORES, StoreEntry, StoreSetting, StoreSettings, store};
 
 /// Most bytes of trie records that a database in a directory keeps decoded, unless
 /// [`EngineConfig::record_cache_bytes`] says otherwise. A record that its store has to look up costs more than its hashes.
@@ -54,34 +56,9 @@ const IMPORT: &str = "import-";
 const RECOVERING: &str = "recovering";
 const RECOVERED: &str = "recovered";
 
-/// A store that can live in a directory.
-#[derive(Clone, Copy)]
-pub struct StoreEntry {
-    /// Its name.
-    pub name: &'static str,
-    /// One line for people.
-    pub about: &'static str,
-    open: fn(&Path) -> Result<Box<dyn Store>, StoreError>,
-    /// Opens a private copy of its files, which nobody needs afterwards.
-    open_copy: fn(&Path) -> Result<Box<dyn Store>, StoreError>,
-    /// The same, whatever is known of damage to them: every row is then to be distrusted.
-    open_damaged: fn(&Path) -> Result<Box<dyn Store>, StoreError>,
-}
-
-/// All stores that live in a directory; the first one is the default.
-pub const STORES: &[StoreEntry] = &[StoreEntry {
-    name: "sled",
-    about: "embedded ordered tree in one directory, for one process",
-    open: |dir| Ok(Box::new(SledStore::open(dir, SledConfig::default())?)),
-    open_copy: |dir| Ok(Box::new(SledStore::open_copy(dir, SledConfig::default())?)),
-    open_damaged: |dir| {
-        let config = SledConfig { verify_closed: false, ..SledConfig::default() };
-        Ok(Box::new(SledStore::open_copy(dir, config)?))
-    },
-}];
-
 /// What a directory says its database is.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Marker {
     /// What the store must say, too.
     pub identity: Identity,
@@ -142,51 +119,66 @@ pub fn is_in(dir: &Path) -> bool {
     unfinished_import(dir).is_some() || is_marked()
 }
 
-/// Opens the database in a directory.
+/// Opens the database in a directory, which is in a layout and a store of the built-in [`Catalogue`], or in the layout given.
 ///
 /// # Errors
-/// [`Error::NoDatabase`] if there is none; a [`StoreErrorKind::Locked`] one if another process has it open; else as
-/// [`Engine::open_journaled`].
+/// As [`Catalogue::open`].
 pub fn open(dir: &Path, layout: Option<&LayoutEntry>, config: EngineConfig) -> Result<Engine, Error> {
-    marker_of(dir)?;
-    let lock = DirLock::exclusive(dir)?;
-    open_marked(dir, &marker_of(dir)?, layout, config, lock)
+    Catalogue::having(layout, None).open(dir, &Options::of(layout, None, config))
 }
 
-/// Opens the database in a directory for looking: no byte of it is changed, whatever is found. It may be on a read-only or
-/// a full disk. Blocks that only the journal has are there as they would be after [`open`], and are committed in a private copy of
-/// the store, which is made in the temporary directory (or in `/dev/shm` if there is no room) and removed with the engine. So
-/// the copy's size is what looking costs: see [`Opened::copied_bytes`](crate::engine::Opened). No block can be closed or taken
-/// back.
+/// Opens the database in a directory for looking, likewise.
 ///
 /// # Errors
-/// As [`open`]; a [`StoreErrorKind::Full`] one if there is nowhere room for the copy.
+/// As [`Catalogue::open_read_only`].
 pub fn open_read_only(
     dir: &Path,
     layout: Option<&LayoutEntry>,
     config: EngineConfig,
 ) -> Result<Engine, Error> {
-    marker_of(dir)?;
-    look(dir, layout, config, DirLock::shared(dir)?)
+    Catalogue::having(layout, None).open_read_only(dir, &Options::of(layout, None, config))
 }
 
-/// [`open_read_only`], with the lock that it takes.
-fn look(
+/// Checks the database in a directory, which is in a layout and a store of the built-in [`Catalogue`].
+///
+/// # Errors
+/// As [`Catalogue::check`].
+pub fn check(
+    dir: &Path,
+    config: EngineConfig,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<CheckReport, Error> {
+    Catalogue::default().check(dir, &Options::of(None, None, config), progress)
+}
+
+/// Opens the database in a directory, or creates one if the directory is missing or empty, in a layout and a store of the
+/// built-in [`Catalogue`], or in those given.
+///
+/// # Errors
+/// As [`Catalogue::open_or_create`].
+pub fn open_or_create(
     dir: &Path,
     layout: Option<&LayoutEntry>,
+    store: Option<&StoreEntry>,
     config: EngineConfig,
-    lock: Option<DirLock>,
 ) -> Result<Engine, Error> {
-    recover::finish(dir, false)?;
-    let marker = marker_of(dir)?;
-    let layout = layout_of(&marker, layout)?.make();
-    let journal_dir = journal_of(dir)?;
-    let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
-    let store = Sealed::from_box((self::store(&marker.store)?.open_copy)(copy.path())?);
-    check_store(dir, &marker, &store)?;
-    let house = House { lock, copy: Some(copy), copied_bytes: bytes };
-    let opening = Opening::new(store, layout, with_cache(config), Box::new(Bulk))?;
-    opening.in_house(house).start_looking(Arc::new(OsFiles), &journal_dir)
+    Catalogue::having(layout, store).open_or_create(dir, &Options::of(layout, store, config))
+}
+
+/// Makes a database in a directory from a dump of a state, or goes on with an import of it that was interrupted, in a layout and
+/// a store of the built-in [`Catalogue`], or in those given.
+///
+/// # Errors
+/// As [`Catalogue::import`].
+pub fn import(
+    dir: &Path,
+    layout: Option<&LayoutEntry>,
+    store: Option<&StoreEntry>,
+    dump: impl Read + Send,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(ImportProgress),
+) -> Result<Imported, Error> {
+    Catalogue::having(layout, store).import(dir, &Options::of(layout, store, *config), dump, progress)
 }
 
 /// Copies a store's files to a place of their own; says how many bytes they are.
@@ -237,42 +229,6 @@ fn marker_of(dir: &Path) -> Result<Marker, Error> {
     )))
 }
 
-/// Checks the database in a directory, whatever is wrong with it: what an opening would refuse is a finding as well. No byte
-/// is changed. Blocks that only the journal has are committed first, in memory. `progress` is told of storage entries now
-/// and then.
-///
-/// # Errors
-/// [`Error::NoDatabase`] if there is none; [`Error::State`] if the store cannot be opened at all, or the system refuses.
-pub fn check(
-    dir: &Path,
-    config: EngineConfig,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<CheckReport, Error> {
-    marker_of(dir)?;
-    let _lock = DirLock::shared(dir)?;
-    check_locked(dir, config, progress)
-}
-
-/// [`check`], for who has a lock.
-fn check_locked(
-    dir: &Path,
-    config: EngineConfig,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<CheckReport, Error> {
-    let looked = look(dir, None, config, None).and_then(|engine| {
-        engine.commit()?;
-        Ok(engine)
-    });
-    match looked {
-        Ok(engine) => engine.check(progress),
-        Err(error) if is_damage(&error) => {
-            let problem = error.to_string();
-            Ok(look_alone(dir, config)?.check(progress)?.with(problem))
-        }
-        Err(error) => Err(error),
-    }
-}
-
 /// Whether an error is that something in a database is not what it must be.
 fn is_damage(error: &Error) -> bool {
     match error {
@@ -282,19 +238,6 @@ fn is_damage(error: &Error) -> bool {
         }
         _ => false,
     }
-}
-
-/// Opens the store of a database for looking, without the journal, whatever is known of damage to its files.
-fn look_alone(dir: &Path, config: EngineConfig) -> Result<Engine, Error> {
-    let marker = marker_of(dir)?;
-    let layout = layout_of(&marker, None)?.make();
-    let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
-    let store = Sealed::from_box((self::store(&marker.store)?.open_damaged)(copy.path())?);
-    if meta::read_identity(&store)?.is_none() {
-        return Err(lost_store(dir, "it is empty"));
-    }
-    let house = House { lock: None, copy: Some(copy), copied_bytes: bytes };
-    Opening::new(store, layout, with_cache(config), Box::new(Bulk))?.in_house(house).start_to_look_alone()
 }
 
 /// Gives a directory, if it is there, a name that nothing has yet.
@@ -309,80 +252,10 @@ fn put_aside(dir: &Path, from: &Path) -> Result<Option<PathBuf>, Error> {
     Ok(Some(free))
 }
 
-/// Opens the database in a directory, or creates one if the directory is missing or empty.
-///
-/// # Errors
-/// [`Error::NoDatabase`] if the directory holds something else, otherwise as [`Engine::open`].
-pub fn open_or_create(
-    dir: &Path,
-    layout: Option<&LayoutEntry>,
-    store: Option<&StoreEntry>,
-    config: EngineConfig,
-) -> Result<Engine, Error> {
-    config.check()?;
-    if Marker::read(dir)?.is_none() {
-        refuse_unfinished(dir)?;
-        create_dirs(dir)?;
-        check_empty(dir, &begun_creation(dir))?;
-    }
-    let lock = DirLock::exclusive(dir)?;
-    // Somebody may have made one between the two looks.
-    if let Some(marker) = Marker::read(dir)? {
-        if let Some(store) = store.filter(|store| store.name != marker.store) {
-            let (stored, opened) = (format!("`{}`", marker.store), format!("`{}`", store.name));
-            return Err(Error::IdentityMismatch { what: "store", stored, opened });
-        }
-        return open_marked(dir, &marker, layout, config, lock);
-    }
-    refuse_unfinished(dir)?;
-    create(dir, layout.unwrap_or(&registry::LAYOUTS[0]), store.unwrap_or(&STORES[0]), config, lock)
-}
-
-/// Makes a database in a directory from a dump of a state, or goes on with an import of it that was interrupted. The
-/// directory must be missing or empty, or hold nothing but such an import.
-///
-/// # Errors
-/// As [`Engine::import`]; [`Error::NoDatabase`] if the directory holds something else.
-pub fn import(
-    dir: &Path,
-    layout: Option<&LayoutEntry>,
-    store: Option<&StoreEntry>,
-    dump: impl Read + Send,
-    config: &EngineConfig,
-    progress: &mut dyn FnMut(ImportProgress),
-) -> Result<Imported, Error> {
-    config.check()?;
-    refuse_database(dir)?;
-    create_dirs(dir)?;
-    check_empty(dir, &begun_import(dir))?;
-    let _lock = DirLock::exclusive(dir)?;
-    refuse_database(dir)?;
-    let begun = unfinished_import(dir);
-    let store = store.or(begun).unwrap_or(&STORES[0]);
-    let layout = match layout {
-        Some(layout) => layout,
-        None => begun_layout(dir, begun)?.unwrap_or(&registry::LAYOUTS[0]),
-    };
-    let filled = import_dir(dir, store.name);
-    check_empty(dir, &[filled.clone(), dir.join(JOURNAL), dir.join(MARKER_NEW)])?;
-
-    let made = layout.make();
-    let filling = Sealed::from_box((store.open)(&filled)?);
-    let imported = import::import(&filling, made.as_ref(), config, dump, progress)?;
-    let database = meta::read_database(&filling)?;
-    drop(filling);
-    let (block, journal) = (imported.header.block, dir.join(JOURNAL));
-    Journal::begin_after(Arc::new(OsFiles), &journal, JournalConfig::default(), database, block)?;
-    let (identity, store) = (Identity::of(made.as_ref()), store.name.to_owned());
-    Marker { identity, store, database: Some(database) }.write(dir)?;
-    finish_creation(dir, &filled)?;
-    Ok(imported)
-}
-
 fn refuse_database(dir: &Path) -> Result<(), Error> {
     match Marker::read(dir)? {
         None => Ok(()),
-        Some(_) => Err(Error::Config(format!(
+        Some(_) => Err(Error::Refused(format!(
             "{} holds a database already, and an import makes a new one; name an empty or a new directory",
             dir.display()
         ))),
@@ -391,8 +264,8 @@ fn refuse_database(dir: &Path) -> Result<(), Error> {
 
 /// What an import that was interrupted may have left.
 fn begun_import(dir: &Path) -> Vec<PathBuf> {
-    let filled = STORES.iter().map(|store| import_dir(dir, store.name));
-    filled.chain([dir.join(JOURNAL), dir.join(MARKER_NEW)]).collect()
+    let filled = unfinished_import(dir).map(|store| import_dir(dir, &store));
+    filled.into_iter().chain([dir.join(JOURNAL), dir.join(MARKER_NEW)]).collect()
 }
 
 /// What a creation that was interrupted may have left.
@@ -405,68 +278,25 @@ fn import_dir(dir: &Path, store: &str) -> PathBuf {
     dir.join(format!("{IMPORT}{store}"))
 }
 
-/// The store that an unfinished import in a directory fills, if there is one.
-fn unfinished_import(dir: &Path) -> Option<&'static StoreEntry> {
-    STORES.iter().find(|store| import_dir(dir, store.name).is_dir())
+/// The store that an unfinished import in a directory fills, if there is one: whoever began it took the lock there.
+fn unfinished_import(dir: &Path) -> Option<String> {
+    if !dir.join(LOCK).is_file() {
+        return None;
+    }
+    let names = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.file_name());
+    let stores = names.filter_map(|name| name.to_str()?.strip_prefix(IMPORT).map(str::to_owned));
+    stores.filter(|store| import_dir(dir, store).is_dir()).min()
 }
 
 fn refuse_unfinished(dir: &Path) -> Result<(), Error> {
     match unfinished_import(dir) {
         None => Ok(()),
         Some(store) => Err(Error::NoDatabase(format!(
-            "an import into store `{}` has begun in {} and is not finished; run the same `flagstone import` again to \
+            "an import into store `{store}` has begun in {} and is not finished; run the same `flagstone import` again to \
              finish it, or remove the directory",
-            store.name,
             dir.display()
         ))),
     }
-}
-
-/// The layout that an unfinished import fills.
-fn begun_layout(
-    dir: &Path,
-    begun: Option<&'static StoreEntry>,
-) -> Result<Option<&'static LayoutEntry>, Error> {
-    let Some(store) = begun else { return Ok(None) };
-    let store = Sealed::from_box((store.open)(&import_dir(dir, store.name))?);
-    match import::read_unfinished(&store)? {
-        Some(unfinished) => registry::layout(&unfinished.identity.layout).map(Some),
-        None => Ok(None),
-    }
-}
-
-/// The store with a name.
-///
-/// # Errors
-/// [`Error::UnknownName`] with the names there are.
-pub fn store(name: &str) -> Result<&'static StoreEntry, Error> {
-    STORES
-        .iter()
-        .find(|entry| entry.name == name)
-        .ok_or_else(|| Error::unknown_name("store", name, STORES.iter().map(|entry| entry.name)))
-}
-
-fn open_marked(
-    dir: &Path,
-    marker: &Marker,
-    layout: Option<&LayoutEntry>,
-    config: EngineConfig,
-    lock: DirLock,
-) -> Result<Engine, Error> {
-    let layout = layout_of(marker, layout)?.make();
-    recover::finish(dir, true)?;
-    finish_begun(dir, marker)?;
-    let store = open_store(dir, marker)?;
-    let journal_dir = journal_of(dir)?;
-    let opening = Opening::new(store, layout, with_cache(config), Box::new(Bulk))?;
-    opening.in_house(House::locked(lock)).start_with_journal(Arc::new(OsFiles), &journal_dir)
-}
-
-/// The layout to open a database with, which must be the one that wrote it.
-fn layout_of<'a>(marker: &Marker, layout: Option<&'a LayoutEntry>) -> Result<&'a LayoutEntry, Error> {
-    let written_by = registry::layout(&marker.identity.layout)?;
-    let layout = layout.unwrap_or(written_by);
-    Identity::of(layout.make().as_ref()).check(&marker.identity).map(|()| layout)
 }
 
 /// Where a database's journal is, which must be there if its store is.
@@ -498,16 +328,6 @@ fn store_dir_of(dir: &Path, marker: &Marker) -> PathBuf {
     made.into_iter().find(|made| !store_dir.is_dir() && made.is_dir()).unwrap_or(store_dir)
 }
 
-/// Opens the store of a database, which must be one.
-fn open_store(dir: &Path, marker: &Marker) -> Result<Sealed<dyn Store>, Error> {
-    let store_dir = dir.join(STORE);
-    if !store_dir.is_dir() {
-        return Err(lost_store(dir, "it is missing"));
-    }
-    let store = Sealed::from_box((self::store(&marker.store)?.open)(&store_dir)?);
-    check_store(dir, marker, &store).map(|()| store)
-}
-
 /// Refuses a store that is not what the marker says.
 fn check_store(dir: &Path, marker: &Marker, store: &Sealed<dyn Store>) -> Result<(), Error> {
     match meta::read_identity(store)? {
@@ -532,32 +352,6 @@ fn lost_store(dir: &Path, problem: &str) -> Error {
         dir.join(MARKER).display()
     );
     Error::damaged(what, problem)
-}
-
-fn create(
-    dir: &Path,
-    layout: &LayoutEntry,
-    store: &StoreEntry,
-    config: EngineConfig,
-    lock: DirLock,
-) -> Result<Engine, Error> {
-    let leftover = dir.join(STORE_NEW);
-    check_empty(dir, &begun_creation(dir))?;
-    // A creation that was interrupted: nothing in it was ever acknowledged.
-    match fs::remove_dir_all(&leftover) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error("cannot remove", &leftover, &error));
-        }
-        _ => {}
-    }
-    let layout = layout.make();
-    let identity = Identity::of(layout.as_ref());
-    let made = Engine::open((store.open)(&leftover)?, layout, config)?;
-    let marker = Marker { identity, store: store.name.to_owned(), database: Some(made.database()) };
-    drop(made);
-    marker.write(dir)?;
-    finish_creation(dir, &leftover)?;
-    open_marked(dir, &marker, None, config, lock)
 }
 
 /// Refuses a directory that holds anything but these.

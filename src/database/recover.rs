@@ -19,28 +19,39 @@ use std::thread;
 use flagstone_core::hash::Bulk;
 use flagstone_core::types::{BlockNumber, StateId};
 
+use super::with::With;
 use super::{
-    JOURNAL, Marker, RECOVERED, RECOVERING, STORE, check_locked, copy_files, marker_of, put_aside, store,
+    Catalogue, JOURNAL, Marker, Options, RECOVERED, RECOVERING, STORE, StoreEntry, copy_files, marker_of,
+    put_aside,
 };
 use crate::disk::sync_dir;
+use crate::engine::CheckReport;
 use crate::engine::import::{self, ImportProgress};
 use crate::engine::meta::{self, BlockFacts, PendingBlock, StoredHead};
 use crate::engine::opening::{House, Opening};
-use crate::engine::{CheckReport, EngineConfig};
 use crate::error::Error;
 use crate::journal::{BlockRange, DatabaseId, Journal, OsFiles, Position, Recovered, Salvaged};
 use crate::lock::{DirLock, io_error};
-use crate::registry;
+use crate::registry::LayoutEntry;
+use crate::setters::setters;
 use crate::snapshot;
 use crate::store::{Sealed, Store, WriteBatch};
 
 /// What a recovery may use, and whether it is only to tell.
 #[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct RecoverOptions<'a> {
     /// A dump of an earlier state of the same chain.
     pub dump: Option<&'a Path>,
     /// Build and check, in a temporary place, and change nothing.
     pub dry_run: bool,
+}
+
+impl<'a> RecoverOptions<'a> {
+    setters! {
+        with_dump => dump: Option<&'a Path>,
+        with_dry_run => dry_run: bool,
+    }
 }
 
 /// From what a database was built anew.
@@ -87,40 +98,65 @@ pub struct Recovery {
     pub aside: Vec<PathBuf>,
 }
 
-/// Builds the database in a directory anew from what can be believed of it, and says what is lost.
+/// Builds the database in a directory anew, which is in a layout and a store of the built-in [`Catalogue`].
 ///
 /// # Errors
-/// [`Error::Config`] if it is sound, so that nothing is to be recovered; [`Error::State`] if nothing can be built that is
-/// sound, saying why of each way; and as [`open`](super::open). Then nothing was changed.
+/// As [`Catalogue::recover`].
 pub fn recover(dir: &Path, options: RecoverOptions<'_>) -> Result<Recovery, Error> {
-    marker_of(dir)?;
-    let lock = match options.dry_run {
-        true => DirLock::shared(dir)?,
-        false => Some(DirLock::exclusive(dir)?),
-    };
-    finish(dir, !options.dry_run)?;
-    let marker = marker_of(dir)?;
-    let problem = what_is_wrong(dir)?;
-    let salvaged = Salvaged::read(&OsFiles, &dir.join(JOURNAL))?;
-    let mut problems = vec![problem];
-    problems.extend(salvaged.problems.iter().cloned());
+    Catalogue::default().recover(dir, &Options::default(), options)
+}
 
-    let temporary = if options.dry_run { Some(temporary()?) } else { None };
-    let place =
-        temporary.as_ref().map_or_else(|| dir.join(RECOVERING), |place| place.path().join(RECOVERING));
-    let rebuild = Rebuild { dir, marker: &marker, salvaged: &salvaged, dump: options.dump, place: &place };
-    let built = rebuild.best(&mut problems).inspect_err(|_| {
-        // Nothing of it is of use, and it may be as large as the database.
-        let _ = fs::remove_dir_all(&place);
-    })?;
-    let aside = match options.dry_run {
-        true => Vec::new(),
-        false => built.take_place(dir, &place)?,
-    };
-    drop(lock);
-    let lost = rebuild.lost(built.block);
-    let Built { source, block, report, .. } = built;
-    Ok(Recovery { problems, source, block, lost, report, aside })
+impl Catalogue {
+    /// Builds the database in a directory anew from what can be believed of it, and says what is lost.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it is sound, so that nothing is to be recovered; [`Error::State`] if nothing can be built that is
+    /// sound, saying why of each way; and as [`Catalogue::open`]. Then nothing was changed.
+    pub fn recover(
+        &self,
+        dir: &Path,
+        options: &Options,
+        recovery: RecoverOptions<'_>,
+    ) -> Result<Recovery, Error> {
+        let with = &With::new(self, options)?;
+        marker_of(dir)?;
+        let lock = match recovery.dry_run {
+            true => DirLock::shared(dir)?,
+            false => Some(DirLock::exclusive(dir)?),
+        };
+        finish(dir, !recovery.dry_run)?;
+        let marker = marker_of(dir)?;
+        let problem = what_is_wrong(with, dir)?;
+        let salvaged = Salvaged::read(&OsFiles, &dir.join(JOURNAL))?;
+        let mut problems = vec![problem];
+        problems.extend(salvaged.problems.iter().cloned());
+
+        let temporary = if recovery.dry_run { Some(temporary()?) } else { None };
+        let place =
+            temporary.as_ref().map_or_else(|| dir.join(RECOVERING), |place| place.path().join(RECOVERING));
+        let rebuild = Rebuild {
+            with,
+            layout: with.layout_of(&marker)?,
+            store: with.store_of(&marker)?,
+            dir,
+            marker: &marker,
+            salvaged: &salvaged,
+            dump: recovery.dump,
+            place: &place,
+        };
+        let built = rebuild.best(&mut problems).inspect_err(|_| {
+            // Nothing of it is of use, and it may be as large as the database.
+            let _ = fs::remove_dir_all(&place);
+        })?;
+        let aside = match recovery.dry_run {
+            true => Vec::new(),
+            false => built.take_place(dir, &place)?,
+        };
+        drop(lock);
+        let lost = rebuild.lost(built.block);
+        let Built { source, block, report, .. } = built;
+        Ok(Recovery { problems, source, block, lost, report, aside })
+    }
 }
 
 fn temporary() -> Result<tempfile::TempDir, Error> {
@@ -132,14 +168,14 @@ fn temporary() -> Result<tempfile::TempDir, Error> {
 }
 
 /// Why a database needs recovery.
-fn what_is_wrong(dir: &Path) -> Result<String, Error> {
-    let report = match check_locked(dir, EngineConfig::default(), &|_| ()) {
+fn what_is_wrong(with: &With<'_>, dir: &Path) -> Result<String, Error> {
+    let report = match with.check_locked(dir, &|_| ()) {
         Ok(report) => report,
         Err(error) => return Ok(error.to_string()),
     };
     match report.findings.first() {
         Some(finding) => Ok(format!("{finding} (and {} more findings)", report.findings_total - 1)),
-        None => Err(Error::Config(format!(
+        None => Err(Error::Refused(format!(
             "the database in {} is sound, so nothing is to be recovered: open it",
             dir.display()
         ))),
@@ -148,6 +184,9 @@ fn what_is_wrong(dir: &Path) -> Result<String, Error> {
 
 /// A database to be built anew.
 struct Rebuild<'a> {
+    with: &'a With<'a>,
+    layout: &'a LayoutEntry,
+    store: &'a StoreEntry,
     dir: &'a Path,
     marker: &'a Marker,
     salvaged: &'a Salvaged,
@@ -202,18 +241,18 @@ impl Rebuild<'_> {
                 copied.map_err(|error| io_error("cannot copy the store to", &store_dir, &error))?;
             }
             Source::Journal if !self.salvaged.is_from_beginning => {
-                return Err(Error::Config("it does not reach back to the first block".into()));
+                return Err(Error::Refused("it does not reach back to the first block".into()));
             }
             Source::Journal => {}
             Source::Dump => self.import_dump(&store_dir)?,
             Source::Tries => self.import_tries(&store_dir)?,
         }
-        let layout = registry::layout(&self.marker.identity.layout)?.make();
-        let filled = Sealed::from_box((store(&self.marker.store)?.open)(&store_dir)?);
+        let layout = self.layout.make();
+        let filled = self.with.open_store(self.store, &store_dir)?;
         let database = self.database();
         let next = self.fit_head(source, &filled, database)?;
         self.put_journal(&at.join(JOURNAL), database, next)?;
-        let opening = Opening::new(filled, layout, EngineConfig::default(), Box::new(Bulk))?;
+        let opening = Opening::new(filled, layout, self.with.options.engine, Box::new(Bulk))?;
         let engine = opening.start_with_journal(Arc::new(OsFiles), &at.join(JOURNAL))?;
         engine.commit()?;
         let report = engine.check(&|_| ())?;
@@ -222,7 +261,7 @@ impl Rebuild<'_> {
         }
         let block = engine.head().closed;
         if block.is_none() && !self.salvaged.blocks.is_empty() {
-            return Err(Error::Config("no block follows from it".into()));
+            return Err(Error::Refused("no block follows from it".into()));
         }
         drop(engine);
         sync_tree(at).map_err(|error| io_error("cannot sync", at, &error))?;
@@ -314,9 +353,10 @@ impl Rebuild<'_> {
         let from = self.dir.join(STORE);
         let copied = copy_files(&from, copy.path());
         copied.map_err(|error| io_error("cannot copy the store from", &from, &error))?;
-        let damaged = Sealed::from_box((store(&self.marker.store)?.open_damaged)(copy.path())?);
-        let layout = registry::layout(&self.marker.identity.layout)?.make();
-        let opening = Opening::new(damaged, layout, EngineConfig::default(), Box::new(Bulk))?;
+        let damaged = self.store.open_damaged(copy.path(), &self.with.options.store_settings)?;
+        let damaged = Sealed::from_box(damaged);
+        let layout = self.layout.make();
+        let opening = Opening::new(damaged, layout, self.with.options.engine, Box::new(Bulk))?;
         let engine =
             opening.in_house(House { copy: Some(copy), ..House::default() }).start_to_look_alone()?;
         let (reader, writer) = io::pipe().map_err(|error| io_error("cannot make a pipe for", to, &error))?;
@@ -330,10 +370,10 @@ impl Rebuild<'_> {
     }
 
     fn import(&self, to: &Path, dump: impl io::Read + Send) -> Result<(), Error> {
-        let layout = registry::layout(&self.marker.identity.layout)?.make();
-        let filling = Sealed::from_box((store(&self.marker.store)?.open)(to)?);
+        let layout = self.layout.make();
+        let filling = self.with.open_store(self.store, to)?;
         let mut progress = |_: ImportProgress| ();
-        import::import(&filling, layout.as_ref(), &EngineConfig::default(), dump, &mut progress).map(drop)
+        import::import(&filling, layout.as_ref(), &self.with.options.engine, dump, &mut progress).map(drop)
     }
 
     /// Blocks that are known of and are not there any more.
@@ -382,7 +422,7 @@ pub(super) fn finish(dir: &Path, write: bool) -> Result<Vec<PathBuf>, Error> {
         return Ok(aside);
     }
     if !write {
-        return Err(Error::Config(format!(
+        return Err(Error::Refused(format!(
             "a recovery in {} was interrupted just before its end; `flagstone recover` without --dry-run, or any command that \
              opens the database to write, ends it",
             dir.display()

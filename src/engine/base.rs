@@ -137,7 +137,7 @@ impl EndedStore {
     fn refuse<T>() -> Result<T, StoreError> {
         let problem =
             "the engine was closed, and what is asked for is not in memory; open the database again";
-        Err(StoreError::new(StoreErrorKind::Unsupported, problem))
+        Err(StoreError::new(StoreErrorKind::Closed, problem))
     }
 }
 

@@ -115,7 +115,7 @@ impl Engine {
     /// # Errors
     /// [`Error::WrongState`] if the parent is neither the tip nor a candidate that is alive; [`Error::TooManyCandidates`] at a
     /// bound on them; [`Error::WrongNumber`], [`Error::WrongParent`], [`Error::VersionNeeded`], [`Error::BlockTooLarge`] and
-    /// [`Error::Config`] as [`Engine::close_block`].
+    /// [`Error::Refused`] as [`Engine::close_block`].
     pub fn propose<'a>(&self, parent: StateId, block: impl Into<NewBlock<'a>>) -> Result<Candidate, Error> {
         let new = block.into();
         let proposed = self.shared.propose(parent, &new)?;

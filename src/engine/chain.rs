@@ -353,16 +353,16 @@ impl Chain {
 /// The number of a block on top of another one, or of the first.
 ///
 /// # Errors
-/// [`Error::WrongNumber`] if it has another, [`Error::Config`] if none could follow it.
+/// [`Error::WrongNumber`] if it has another, [`Error::Refused`] if none could follow it.
 pub fn next_number(before: Option<BlockNumber>, given: Option<BlockNumber>) -> Result<BlockNumber, Error> {
-    let none = || Error::Config("no block follows the last of 64 bits".into());
+    let none = || Error::Refused("no block follows the last of 64 bits".into());
     let expected = before.map(|before| before.next().ok_or_else(none)).transpose()?;
     let number = given.or(expected).unwrap_or_default();
     if let Some(expected) = expected.filter(|expected| *expected != number) {
         return Err(Error::WrongNumber { expected, got: number });
     }
     if number.next().is_none() {
-        return Err(Error::Config(format!("no block could follow block {number}, so it is not taken")));
+        return Err(Error::Refused(format!("no block could follow block {number}, so it is not taken")));
     }
     Ok(number)
 }

@@ -30,6 +30,7 @@ use crate::journal::{Journal, Position, Recovered};
 
 /// What a check has visited and found.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CheckReport {
     /// The state that was checked.
     pub head: Head,
@@ -51,7 +52,7 @@ impl CheckReport {
     /// With one more finding, about the whole database.
     pub(crate) fn with(mut self, problem: String) -> Self {
         self.findings_total += 1;
-        self.findings.insert(0, Finding { place: Place::Named("the database".to_owned()), problem });
+        self.findings.insert(0, Finding::new(Place::Named("the database".to_owned()), problem));
         self
     }
 

@@ -51,7 +51,7 @@ impl Engine {
     /// [`Error::WrongState`], [`Error::WrongNumber`] and [`Error::WrongParent`] if the block does not follow,
     /// [`Error::VersionNeeded`] if its commitment would not be defined, [`Error::RootMismatch`] if its root, or an earlier
     /// block's, is not the stated one, [`Error::BlockTooLarge`] if the journal does not take so much for one block,
-    /// [`Error::HashTaken`] if another block has its hash, [`Error::Config`] if a blob's key or bytes are too long, [`Error::State`] if the
+    /// [`Error::HashTaken`] if another block has its hash, [`Error::Refused`] if a blob's key or bytes are too long, [`Error::State`] if the
     /// store fails or is damaged.
     pub fn close_block<'a>(&self, block: impl Into<NewBlock<'a>>) -> Result<BlockHandle, Error> {
         Ok(self.close_new(&block.into(), None)?.0)
@@ -285,13 +285,13 @@ pub(super) fn check_blobs(blobs: &[Blob]) -> Result<(), Error> {
             let problem = format!(
                 "a blob of {bytes} bytes at a key of {key}: at most {BLOB_BYTES_MAX} at {BLOB_KEY_MAX}"
             );
-            return Err(Error::Config(problem));
+            return Err(Error::Refused(problem));
         }
     }
     let bytes: usize = blobs.iter().map(|blob| blob.bytes.len()).sum();
     if bytes > BLOBS_BYTES_MAX {
         let problem = format!("blobs of {bytes} bytes with one block: at most {BLOBS_BYTES_MAX}");
-        return Err(Error::Config(problem));
+        return Err(Error::Refused(problem));
     }
     Ok(())
 }

@@ -349,7 +349,10 @@ impl Shared {
     /// The store's damage: then no block may be refused for it.
     pub(super) fn blame(&self, base: &Base, diff: &StateDiff, error: Error) -> Result<Error, Error> {
         let Error::RootMismatch { block, .. } = error else {
-            return if error.kind() == ErrorKind::Store { Err(error) } else { Ok(error) };
+            return match error.kind() {
+                ErrorKind::Root | ErrorKind::Input | ErrorKind::Expired => Ok(error),
+                _ => Err(error),
+            };
         };
         let rows = self.rows.of(base);
         let state = StateAt { store: &rows, roots: base.root.roots };

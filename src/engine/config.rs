@@ -6,6 +6,7 @@ use flagstone_core::layout::Layout;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::Error;
+use crate::setters::setters;
 
 /// Most threads that may be asked for, more than any machine in sight has cores. Each takes memory and a place in the
 /// system's table: without a bound, a slip of the finger takes all of both.
@@ -13,6 +14,7 @@ pub const THREADS_MAX: usize = 1024;
 
 /// When closed blocks are committed. The roots are the same whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Cadence {
     /// Before the block is acknowledged: closing returns with its root, and refuses a block whose root is not the stated
     /// one before anything of it is kept.
@@ -30,7 +32,15 @@ impl Cadence {
 }
 
 /// Settings of an engine. None of them is stored: a database may be opened with others each time.
+///
+/// ```
+/// use flagstone::{Cadence, EngineConfig};
+///
+/// let config = EngineConfig::default().with_cadence(Cadence::AtClose).with_threads(2);
+/// assert_eq!((config.threads, config.coalesce), (2, false));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EngineConfig {
     /// When closed blocks are committed.
     pub cadence: Cadence,
@@ -86,6 +96,28 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    setters! {
+        with_cadence => cadence: Cadence,
+        with_coalesce => coalesce: bool,
+        with_threads => threads: usize,
+        with_pending_blocks_max => pending_blocks_max: usize,
+        with_pending_writes_max => pending_writes_max: usize,
+        with_unwritten_batches_max => unwritten_batches_max: usize,
+        with_unwritten_bytes_max => unwritten_bytes_max: usize,
+        with_persist_every => persist_every: u32,
+        with_read_cache_bytes => read_cache_bytes: usize,
+        with_record_cache_bytes => record_cache_bytes: Option<usize>,
+        with_recent_bytes_max => recent_bytes_max: usize,
+        with_recent_blocks_max => recent_blocks_max: usize,
+        with_history_blocks => history_blocks: usize,
+        with_reader_bytes_max => reader_bytes_max: usize,
+        with_pinned_bytes_max => pinned_bytes_max: usize,
+        with_past_bytes_max => past_bytes_max: usize,
+        with_candidates_max => candidates_max: usize,
+        with_candidate_bytes_max => candidate_bytes_max: usize,
+        with_scrub_rows_per_second => scrub_rows_per_second: u32,
+    }
+
     /// Refuses settings that cannot work.
     ///
     /// # Errors

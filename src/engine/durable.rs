@@ -97,7 +97,7 @@ impl Durability {
     pub fn check_writable(&self) -> Result<(), Error> {
         match self {
             Self::Store | Self::Journal(_) => Ok(()),
-            Self::Nowhere(_) => Err(Error::Config(
+            Self::Nowhere(_) => Err(Error::Refused(
                 "the database was opened for looking only, so that no block is closed or taken back; open it to write".into(),
             )),
         }

@@ -23,6 +23,7 @@ const BATCH: usize = 512;
 
 /// What became of hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct HintStats {
     /// Keys that were hinted.
     pub hinted: u64,

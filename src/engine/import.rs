@@ -44,6 +44,7 @@ const SYNC_CHUNKS: u32 = 128;
 
 /// How far an import is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ImportProgress {
     /// What the database has.
     pub counts: Counts,
@@ -53,6 +54,7 @@ pub struct ImportProgress {
 
 /// What was imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Imported {
     /// What the dump said it is.
     pub header: Header,
@@ -206,7 +208,7 @@ fn begin(store: &dyn Store, layout: &dyn Layout, header: Header) -> Result<Unfin
         return Ok(unfinished);
     }
     if !meta::is_empty(store)? {
-        return Err(Error::Config(
+        return Err(Error::Refused(
             "the store to import into is not empty; an import makes a new database".to_owned(),
         ));
     }

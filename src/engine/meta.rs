@@ -48,6 +48,7 @@ const _: () = assert!(BLOB_KEY_MAX <= u8::MAX as usize);
 
 /// What a database is. A mismatch refuses to open, naming both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Identity {
     /// Name of the layout.
     pub layout: String,
@@ -112,6 +113,7 @@ impl fmt::Display for Identity {
 
 /// How far a database has come, each height at or below the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Head {
     /// Last closed block: its values are visible, and it is durable.
     pub closed: Option<BlockNumber>,
@@ -152,6 +154,7 @@ pub fn fresh_state() -> StateId {
 
 /// Roots after a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct BlockRoot {
     /// Roots of the two global tries.
     pub roots: Roots,
@@ -227,6 +230,8 @@ pub struct PendingBlock {
 /// Bytes that a caller keeps beside the state, such as a compiled class by its hash. Written with the block that brings
 /// them, and taken back with it. A later block's bytes under the same key take their place; going back brings the earlier ones
 /// again.
+///
+/// Callers build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
     /// At most 250 bytes.

@@ -162,6 +162,7 @@ struct Tip {
 
 /// A block that was committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CommittedBlock {
     /// The block.
     pub number: BlockNumber,

@@ -77,6 +77,7 @@ pub const RECENT_VALUE_BYTES: usize =
 /// What the values in front of the layout have done, and what they hold. Read without stopping anyone, so the numbers
 /// may be some reads apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ReadCacheStats {
     /// Reads answered with a value.
     pub hits: u64,

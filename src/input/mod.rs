@@ -63,6 +63,7 @@ pub struct UpdateReader {
 
 /// A state update and where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LocatedUpdate {
     /// The update.
     pub update: StateUpdate,

@@ -207,6 +207,6 @@ impl EntryName<'_> {
 fn felt_problem(error: &ParseError) -> String {
     match error {
         ParseError::Felt(FeltError::TooLarge) | ParseError::Range(_) => error.to_string(),
-        ParseError::Felt(_) => format!("{error}; expected a felt in hexadecimal, such as 0x1f"),
+        _ => format!("{error}; expected a felt in hexadecimal, such as 0x1f"),
     }
 }

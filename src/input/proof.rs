@@ -17,6 +17,7 @@ use super::update::{read_block_number, read_version, server_error};
 
 /// A proof in a file: the result alone, a whole JSON-RPC response, or request and result beside facts of the block.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ProofFile {
     /// What the file says of the block.
     pub block: ProofBlock,
@@ -28,6 +29,7 @@ pub struct ProofFile {
 
 /// Facts of a block's header, as far as a file has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ProofBlock {
     /// Its number.
     pub number: Option<BlockNumber>,
@@ -41,6 +43,7 @@ pub struct ProofBlock {
 
 /// A request for a proof.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct AskedProof {
     /// The number of the block it asks for.
     pub block: Option<BlockNumber>,
@@ -52,8 +55,16 @@ pub struct AskedProof {
     pub request: ProofRequest,
 }
 
+impl From<ProofRequest> for AskedProof {
+    /// Of the latest block.
+    fn from(request: ProofRequest) -> Self {
+        Self { request, ..Self::default() }
+    }
+}
+
 /// A block that is named by what it is when the request is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BlockTag {
     /// The last block.
     Latest,

@@ -27,6 +27,7 @@ impl fmt::Display for BlockRange {
 
 /// What is lost to damage, as far as the rest of the journal can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Lost {
     /// These blocks, and no others.
     Blocks(BlockRange),
@@ -51,6 +52,7 @@ impl fmt::Display for Lost {
 
 /// Damage to what had been acknowledged, or what cannot be told from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Damage {
     /// The segment file.
     pub segment: PathBuf,
@@ -87,6 +89,7 @@ impl fmt::Display for Damage {
 
 /// An error of the journal. Nothing was written, unless it is [`JournalError::Io`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum JournalError {
     /// The operating system refused. If it was a write or a sync, the journal is poisoned.
     #[error("cannot {what} {path}: {source}", path = .path.display())]
@@ -169,6 +172,7 @@ pub enum JournalError {
 
 /// What kind of error it is, for callers that branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum JournalErrorKind {
     /// The operating system refused, now or earlier.
     Io,
@@ -216,6 +220,7 @@ impl From<Damage> for JournalError {
 impl From<JournalError> for StoreError {
     fn from(error: JournalError) -> Self {
         let kind = match error.kind() {
+            JournalErrorKind::Io if matches!(error, JournalError::Poisoned { .. }) => StoreErrorKind::Closed,
             JournalErrorKind::Io => StoreErrorKind::Io,
             JournalErrorKind::Full => StoreErrorKind::Full,
             JournalErrorKind::Corrupt => StoreErrorKind::Corrupt,

@@ -22,6 +22,7 @@ const SECTOR_BYTES: usize = 512;
 
 /// What is to go wrong. Operations are counted from 0, over all files, from [`FaultyFiles::plan`] on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Fault {
     /// Nothing.
     #[default]

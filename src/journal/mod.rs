@@ -162,6 +162,7 @@ use std::sync::Arc;
 use flagstone_core::types::BlockNumber;
 
 use crate::disk;
+use crate::setters::setters;
 pub use error::{BlockRange, Damage, JournalError, JournalErrorKind, Lost};
 pub use files::{Files, OpenFile, OsFiles};
 pub(crate) use lineage::fresh_salt;
@@ -180,6 +181,7 @@ const PREALLOCATED_FRAMES_MIN: u64 = 8;
 
 /// Bounds of a journal. They may differ at each opening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct JournalConfig {
     /// A segment is full when the next frame would make it longer than this. One frame may be longer by itself.
     pub segment_bytes: u64,
@@ -187,6 +189,14 @@ pub struct JournalConfig {
     pub preallocate_bytes: u64,
     /// The longest payload that is taken. The journal keeps a buffer as long as the longest frame so far.
     pub payload_bytes_max: u64,
+}
+
+impl JournalConfig {
+    setters! {
+        with_segment_bytes => segment_bytes: u64,
+        with_preallocate_bytes => preallocate_bytes: u64,
+        with_payload_bytes_max => payload_bytes_max: u64,
+    }
 }
 
 impl Default for JournalConfig {
@@ -736,6 +746,7 @@ impl Current {
 /// Segments that are not needed any more, and whose files are still there.
 #[derive(Debug)]
 #[must_use = "the files are still there"]
+#[non_exhaustive]
 pub struct Released {
     files: Arc<dyn Files>,
     dir: PathBuf,

@@ -20,6 +20,7 @@ const CHUNK_BYTES: usize = 1 << 18;
 
 /// What opening a journal found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Recovery {
     /// The database it belongs to; `None` if there is no segment.
     pub database: Option<DatabaseId>,
@@ -43,6 +44,7 @@ pub struct Recovery {
 
 /// A torn tail that was cut off.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Cut {
     /// The segment file.
     pub segment: PathBuf,

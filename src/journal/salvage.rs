@@ -17,6 +17,7 @@ use super::segment::{Recovered, io_error, segment_path};
 
 /// The whole frames of a journal.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Salvaged {
     /// The database that its segments name.
     pub database: Option<DatabaseId>,

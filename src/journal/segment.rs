@@ -10,6 +10,7 @@ use super::format::{FrameHead, SegmentKey};
 
 /// A block read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Recovered {
     /// Its number.
     pub block: BlockNumber,

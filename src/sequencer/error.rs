@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind};
 
 /// An error of block production.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SequencerError {
     /// The engine refused or failed.
     #[error(transparent)]

@@ -34,17 +34,26 @@ use super::error::SequencerError;
 use super::hints::{self, Prefetch, Recipes};
 use super::reader::{ReadCounts, ViewReader};
 use crate::engine::{BlockHandle, BlockRoot, Engine, NewBlock};
+use crate::setters::setters;
 
 /// How long the producer sleeps between looks at what the workers have done.
 const POLL: Duration = Duration::from_micros(200);
 
 /// Settings of a [`Producer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ProducerConfig {
     /// Threads that execute transactions; 0 executes one after the other in the caller's thread. The result is the same.
     pub workers: usize,
     /// Stack of each such thread, in bytes.
     pub stack_bytes: usize,
+}
+
+impl ProducerConfig {
+    setters! {
+        with_workers => workers: usize,
+        with_stack_bytes => stack_bytes: usize,
+    }
 }
 
 impl Default for ProducerConfig {
@@ -64,6 +73,7 @@ pub struct BlockInput {
 }
 
 /// A block that was executed and is not closed.
+#[non_exhaustive]
 pub struct Executed {
     /// The state it was executed on.
     pub parent: StateId,
@@ -85,6 +95,7 @@ pub struct Executed {
 
 /// A block that is durable and visible.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Closed {
     /// The block.
     pub number: BlockNumber,

@@ -33,6 +33,7 @@ use crate::engine::View;
 
 /// What the executor has asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ReadCounts {
     /// Storage slots.
     pub storage: u64,

@@ -21,6 +21,8 @@ use crate::registry::LAYOUTS;
 pub const ROOTS_BEHIND_MAX: usize = 4;
 
 /// What is to be run.
+///
+/// Callers build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunConfig {
     /// The load.
@@ -38,6 +40,7 @@ pub struct RunConfig {
 
 /// A block, once its root is known.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct BlockReport {
     /// The block.
     pub number: BlockNumber,
@@ -72,6 +75,7 @@ pub struct BlockReport {
 
 /// What a run came to.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Summary {
     /// Blocks, without the genesis.
     pub blocks: u64,

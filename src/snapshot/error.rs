@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 /// What kind of error it is, for callers that branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SnapshotErrorKind {
     /// The dump could not be read.
     Io,
@@ -18,6 +19,7 @@ pub enum SnapshotErrorKind {
 
 /// A dump that cannot be read. Says where.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum SnapshotError {
     /// Reading failed.
     #[error("cannot read {place} of the dump: {source}")]

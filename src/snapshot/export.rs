@@ -15,6 +15,7 @@ use crate::error::Error;
 
 /// What was exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Exported {
     /// What the dump says it is.
     pub header: Header,

@@ -26,6 +26,8 @@ pub const CHUNK_MARK: [u8; 4] = *b"CHNK";
 pub const FOOTER_MARK: [u8; 4] = *b"DONE";
 
 /// What a dump says it is.
+///
+/// Writers of dumps build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The block after which the state is.
@@ -87,6 +89,7 @@ impl Header {
 
 /// How much a dump holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Counts {
     /// Contracts.
     pub contracts: u64,

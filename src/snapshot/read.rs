@@ -34,6 +34,7 @@ pub enum Position {
 
 /// What a dump says of a contract that is whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Claim {
     /// The contract.
     pub address: ContractAddress,
@@ -43,6 +44,7 @@ pub struct Claim {
 
 /// A chunk of a dump.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Chunk {
     /// Its number, from 0.
     pub number: u32,
@@ -82,6 +84,7 @@ pub struct DumpReader<R> {
 
 /// What a whole dump held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Summary {
     /// How much.
     pub counts: Counts,

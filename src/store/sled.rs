@@ -79,6 +79,7 @@ use flagstone_core::store::{
 
 use self::units::{Progress, Units};
 use crate::disk::{create_dirs, deleted, is_linked, sync_dir};
+use crate::setters::setters;
 
 /// Longest row the store takes, in bytes.
 ///
@@ -148,6 +149,7 @@ const WAY_OUT: &str = "move the directory away, and rebuild it from its blocks o
 
 /// How to open a [`SledStore`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SledConfig {
     /// Bytes of pages kept in memory; at least 1 MiB are. At the bound, the least recently used page goes. sled counts
     /// pages at their length on disk, and they take three to four times that in memory; the table of pages, the write
@@ -156,6 +158,13 @@ pub struct SledConfig {
     /// Whether closing takes a checksum of the whole file, and opening compares it. Each reads the file once, about a
     /// second for a gigabyte; without it, damage to a closed store can pass for rows that were never written.
     pub verify_closed: bool,
+}
+
+impl SledConfig {
+    setters! {
+        with_cache_bytes => cache_bytes: u64,
+        with_verify_closed => verify_closed: bool,
+    }
 }
 
 impl Default for SledConfig {
@@ -170,7 +179,7 @@ impl Default for SledConfig {
 /// use flagstone::store::{SledConfig, SledStore, Store, StoreRead, WriteBatch};
 ///
 /// let dir = tempfile::tempdir()?;
-/// let store = SledStore::open(dir.path(), SledConfig { cache_bytes: 1 << 20, ..SledConfig::default() })?;
+/// let store = SledStore::open(dir.path(), SledConfig::default().with_cache_bytes(1 << 20))?;
 /// let mut batch = WriteBatch::default();
 /// batch.put(b"key", b"row");
 /// store.write(&batch)?;
@@ -290,7 +299,7 @@ impl SledStore {
             return Err(err.clone());
         }
         let Some(trees) = &self.trees else {
-            return Err(StoreError::new(StoreErrorKind::Unsupported, "store is closed"));
+            return Err(StoreError::new(StoreErrorKind::Closed, "store is closed"));
         };
         match catching(|| run(trees)) {
             Ok(result) => result.map_err(|err| from_sled(&self.dir, what, err)),

@@ -10,7 +10,7 @@ use flagstone::core::hash::Bulk;
 use flagstone::core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone::engine::{Blob, Candidate, CandidateStats, NewBlock};
 use flagstone::store::MemoryStore;
-use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate};
 use flagstone_testkit::reference::ReferenceState;
 use proptest::prelude::*;
 
@@ -82,8 +82,7 @@ fn a_candidate_is_read_rooted_and_decided_and_its_siblings_go() {
 
 #[test]
 fn dropping_leaves_nothing_and_bounds_are_typed_errors() {
-    let config =
-        EngineConfig { candidates_max: 3, candidate_bytes_max: 100_000, ..config(Cadence::AtClose, 1) };
+    let config = config(Cadence::AtClose, 1).with_candidates_max(3).with_candidate_bytes_max(100_000);
     let engine = Place::memory().open("flat", config);
     engine.close_block(&update(&[(1, 1)])).unwrap();
     let tip = engine.view().state();

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::data;
-use flagstone::registry::LAYOUTS;
+use flagstone::database::STORES;
+use flagstone::registry::{LAYOUTS, LayoutEntry};
 use serde_json::Value;
 
 pub fn flagstone<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
@@ -101,7 +102,8 @@ fn ten_mainnet_blocks_with_no_options_at_all() {
 fn every_layout_store_and_cadence_prints_the_same_roots() {
     let file = data("mainnet_0_9.jsonl");
     let file = file.to_str().unwrap();
-    let roots = |layout: &str, store: &str, cadence: &str| -> Vec<String> {
+    let roots = |entry: &LayoutEntry, store: &str, cadence: &str| -> Vec<String> {
+        let layout = entry.name;
         let args = ["replay", "--json", "--layout", layout, "--store", store, "--commit", cadence, file];
         let output = flagstone(args);
         check(&output, 0);
@@ -112,15 +114,15 @@ fn every_layout_store_and_cadence_prints_the_same_roots() {
         assert_eq!(summary["summary"]["store"], store);
         assert!(summary["summary"]["read_cache"]["misses"].is_u64(), "{summary}");
         let of_records = &summary["summary"]["record_cache"];
-        assert_eq!(of_records["misses"].is_u64(), layout == "flat", "{summary}");
+        assert_eq!(of_records["misses"].is_u64(), entry.make().cache_counters().is_some(), "{summary}");
         assert!(blocks.iter().all(|block| block["matches"] == true && block["layout"] == layout));
         blocks.iter().map(|block| block["root"].as_str().unwrap().to_owned()).collect()
     };
     let expected: Vec<String> = (0..10).map(stated_root).collect();
     for layout in LAYOUTS {
-        for store in ["memory", "sled"] {
+        for store in ["memory"].into_iter().chain(STORES.iter().map(|store| store.name)) {
             for cadence in ["every", "3", "end"] {
-                assert_eq!(roots(layout.name, store, cadence), expected, "{} {store} {cadence}", layout.name);
+                assert_eq!(roots(layout, store, cadence), expected, "{} {store} {cadence}", layout.name);
             }
         }
     }
@@ -183,7 +185,7 @@ fn a_database_goes_on_where_it_stopped_and_answers_queries() {
 
 #[test]
 fn a_database_goes_back_to_an_earlier_block_and_on_from_there() {
-    for layout in ["flat", "patricia-path", "patricia-hash"] {
+    for layout in LAYOUTS.iter().map(|layout| layout.name) {
         let bench = Bench::new(&mainnet_lines(0..10));
         check(&bench.replay(&["--layout", layout]), 0);
         let db = bench.path("db");
@@ -375,10 +377,57 @@ fn bad_usage_is_exit_2() {
         check(&flagstone(args), 2);
     }
     let output = flagstone(["replay", "--layout", "verkel", file]);
-    assert!(
-        stderr(&output)
-            .contains("no layout named `verkel`; known layouts: flat, patricia-path, patricia-hash")
+    let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
+    let text = format!("no layout named `verkel`; known layouts: {}", known.join(", "));
+    assert!(stderr(&output).contains(&text), "{}", stderr(&output));
+}
+
+/// What can be named is in the registries, and help says so of all of it.
+#[test]
+fn help_names_all_layouts_stores_and_their_settings() {
+    for command in ["replay", "import", "convert", "sequence"] {
+        let output = flagstone([command, "--help"]);
+        check(&output, 0);
+        let help = stdout(&output);
+        let layouts = LAYOUTS.iter().map(|layout| layout.name);
+        let stores = STORES.iter().map(|store| store.name);
+        let settings = STORES.iter().flat_map(|store| store.settings()).map(|setting| setting.name);
+        for name in layouts.chain(stores).chain(settings) {
+            assert!(help.contains(name), "{command}: {name}\n{help}");
+        }
+    }
+}
+
+#[test]
+fn settings_of_the_store_are_given_and_refused_by_name() {
+    let bench = Bench::new(&mainnet_lines(0..3));
+    let refused = |output: Output, text: &str| {
+        check(&output, 2);
+        assert!(stderr(&output).contains(text), "{}", stderr(&output));
+    };
+    let unknown = "store `sled` has no setting named `cash`; it takes cache_bytes, verify_closed";
+    refused(bench.replay(&["--store-set", "cash=1"]), unknown);
+    refused(
+        bench.replay(&["--store-set", "cache_bytes=much"]),
+        "`cache_bytes` of store `sled` cannot be `much`",
     );
+    refused(bench.replay(&["--store-set", "cache_bytes"]), "expected NAME=VALUE");
+    assert!(!Path::new(&bench.path("db")).exists(), "nothing is made before the settings are looked at");
+    let input = bench.path("in.jsonl");
+    refused(flagstone(["replay", "--store", "memory", "--store-set", "a=1", &input]), "takes no settings");
+
+    // A store that does not verify leaves no checksum behind.
+    check(&bench.replay(&["--store-set", "verify_closed=false", "--store-set", "cache_bytes=2000000"]), 0);
+    let db = bench.path("db");
+    let closed = Path::new(&db).join("store/closed");
+    assert!(!closed.exists());
+    refused(flagstone(["root", "--data", &db, "--store-set", "cash=1"]), unknown);
+    for command in ["root", "info", "check", "export"] {
+        check(&flagstone([command, "--data", &db, "--store-set", "verify_closed=false"]), 0);
+    }
+    bench.input(&mainnet_lines(3..5));
+    check(&bench.replay(&[]), 0);
+    assert!(closed.exists());
 }
 
 #[test]

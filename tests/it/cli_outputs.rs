@@ -268,7 +268,7 @@ fn an_export_is_not_written_through_a_link_that_is_in_its_way() {
 /// A database that was left with three blocks closed and one of them committed, or none. That is what a kill leaves.
 fn lagging(bench: &Bench, name: &str, committed: bool, wrong: bool) -> String {
     let dir = bench.path(name);
-    let config = EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() };
+    let config = EngineConfig::default().with_cadence(Cadence::OnRequest);
     let engine = database::open_or_create(dir.as_ref(), None, None, config).unwrap();
     for mut update in updates("mainnet_0_9.jsonl").into_iter().take(3) {
         if wrong && update.block_number == Some(BlockNumber(2)) {

@@ -531,7 +531,7 @@ fn a_witness_that_does_not_hold_is_exit_1_and_a_damaged_one_exit_2() {
 fn a_block_that_is_closed_and_not_committed_is_committed_and_proven() {
     let bench = Bench::new("");
     let db = bench.path("db");
-    let config = EngineConfig { cadence: Cadence::OnRequest, ..EngineConfig::default() };
+    let config = EngineConfig::default().with_cadence(Cadence::OnRequest);
     let engine = database::open_or_create(db.as_ref(), None, None, config).unwrap();
     let updates = updates("sepolia_309146_309401.jsonl.zst");
     updates.iter().take(100).for_each(|update| drop(engine.close_block(update).unwrap()));

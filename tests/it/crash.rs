@@ -14,7 +14,7 @@ use flagstone::core::diff::ContractDiff;
 use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
 use flagstone::journal::faulty::{Fault, FaultyFiles};
 use flagstone::store::{Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch};
-use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, Error, StateDiff, StateUpdate};
 
 use crate::support::{check_tries, config, every, layouts, root_of};
 
@@ -137,7 +137,7 @@ struct Machine {
 impl Machine {
     fn open(&self) -> Result<Engine, Error> {
         let layout = flagstone::layout(self.layout).unwrap().make();
-        let config = EngineConfig { persist_every: 3, ..config(self.cadence, 1) };
+        let config = config(self.cadence, 1).with_persist_every(3);
         Engine::open_journaled(
             Box::new(self.store.clone()),
             layout,

@@ -7,7 +7,7 @@ use flagstone::core::types::BlockNumber;
 use flagstone::engine::BlockHandle;
 use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::MemoryStore;
-use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, Error, StateDiff, StateUpdate};
 use flagstone_testkit::reference::ReferenceState;
 use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
@@ -67,7 +67,7 @@ fn blocks_that_are_committed_and_not_written_are_dropped_while_the_store_stands_
     for (layout, _) in layouts() {
         let (gate, store, files) =
             (Arc::<Gate>::default(), Arc::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
-        let config = EngineConfig { unwritten_batches_max: 64, ..config(Cadence::EVERY_BLOCK, 1) };
+        let config = config(Cadence::EVERY_BLOCK, 1).with_unwritten_batches_max(64);
         let open = || {
             let (inner, gate) = (Arc::clone(&store), Arc::clone(&gate));
             let store = Box::new(BeforeWrites { inner, before: move || gate.pass() });

@@ -57,7 +57,7 @@ fn another_layout_is_refused_naming_both() {
                 "layout mismatch: database was written by `{written}` v{old}, opened as `{opened}` v{new}; {WAY_OUT}"
             );
             assert_eq!(error.to_string(), expected);
-            assert_eq!(error.kind(), ErrorKind::Store);
+            assert_eq!(error.kind(), ErrorKind::Misconfigured);
         }
     }
 }
@@ -135,7 +135,7 @@ fn a_store_with_rows_of_something_else_is_no_database() {
     place.store().write(&batch).unwrap();
     let layout = flagstone::layout("flat").unwrap().make();
     let error = Engine::open(place.store(), layout, EngineConfig::default()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Store);
+    assert_eq!(error.kind(), ErrorKind::Damaged);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_block_on_another_parent_is_refused_at_every_cadence() {
 #[test]
 fn nothing_is_kept_of_a_block_whose_root_does_not_match() {
     let known = roots(4);
-    for place in [Place::memory, || Place::Sled(tempfile::tempdir().unwrap())] {
+    for place in [Place::memory, Place::directory] {
         for (layout, _) in layouts() {
             for cadence in [Cadence::EVERY_BLOCK, every(3), every(4), Cadence::OnRequest] {
                 let place = place();
@@ -294,7 +294,7 @@ fn a_view_answers_for_its_block_or_not_at_all() {
 
 #[test]
 fn an_expired_view_says_where_it_is_and_where_the_store_is() {
-    let config = EngineConfig { recent_blocks_max: 0, ..EngineConfig::default() };
+    let config = EngineConfig::default().with_recent_blocks_max(0);
     let engine = Place::memory().open("flat", config);
     let empty = engine.view();
     engine.close_block(&block(812)).unwrap();
@@ -314,10 +314,10 @@ fn an_expired_view_says_where_it_is_and_where_the_store_is() {
 
 #[test]
 fn views_of_recent_blocks_stay_valid_whatever_is_committed_and_written() {
-    for place in [Place::memory, || Place::Sled(tempfile::tempdir().unwrap())] {
+    for place in [Place::memory, Place::directory] {
         for (layout, _) in layouts() {
             for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
-                let config = EngineConfig { recent_blocks_max: 4, ..config(cadence, 1) };
+                let config = config(cadence, 1).with_recent_blocks_max(4);
                 let place = place();
                 let engine = place.open(layout, config);
                 let mut views = vec![engine.view()];
@@ -381,8 +381,8 @@ fn readers_in_other_threads_never_see_a_mixed_state() {
 #[test]
 fn bounds_on_pending_blocks_make_a_commitment() {
     let bounds = [
-        EngineConfig { pending_blocks_max: 3, ..config(Cadence::OnRequest, 1) },
-        EngineConfig { pending_writes_max: 13, ..config(Cadence::OnRequest, 1) },
+        config(Cadence::OnRequest, 1).with_pending_blocks_max(3),
+        config(Cadence::OnRequest, 1).with_pending_writes_max(13),
     ];
     for (layout, _) in layouts() {
         for bound in bounds {
@@ -484,7 +484,7 @@ fn a_block_that_failed_and_is_closed_again_is_once_in_the_history() {
     for (layout, make) in layouts() {
         let (store, config) = (Failing::default(), config(Cadence::AtClose, 1));
         let broken = Arc::clone(&store.scans_broken);
-        let config = EngineConfig { history_blocks: 2, ..config };
+        let config = config.with_history_blocks(2);
         let engine = Engine::open(Box::new(store), make, config).unwrap();
         (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
         broken.store(true, Ordering::SeqCst);
@@ -556,12 +556,12 @@ fn every_row_of_a_database_is_sealed() {
                 flagstone::layout(layout).unwrap().make(),
                 config(Cadence::OnRequest, 1),
             ) {
-                Err(error) => assert_eq!(error.kind(), ErrorKind::Store, "{error}"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Damaged, "{error}"),
                 Ok(engine) => {
                     let view = engine.view();
                     match view.storage_at(&1.into(), &1.into()) {
                         Ok(value) => assert_eq!(value, 102.into()),
-                        Err(error) => assert_eq!(error.kind(), ErrorKind::Store, "{error}"),
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::Damaged, "{error}"),
                     }
                 }
             }
@@ -584,7 +584,7 @@ fn ended<T>(outcome: &Receiver<T>) -> T {
 
 #[test]
 fn everybody_who_waits_for_a_block_learns_that_it_was_taken_back() {
-    let config = EngineConfig { unwritten_batches_max: 1, ..config(Cadence::OnRequest, 1) };
+    let config = config(Cadence::OnRequest, 1).with_unwritten_batches_max(1);
     let engine = Arc::new(Place::memory().open("flat", config));
     // All of them wait for a block that is not committed before somebody asks.
     let waiting = engine.at_commitment(None, |_, _, _| {
@@ -657,19 +657,17 @@ fn heights_are_in_order_while_a_revert_is_on_its_way_to_the_store() {
 
 #[test]
 fn a_bound_of_nothing_lets_one_batch_through_at_a_time() {
-    let config = EngineConfig {
-        pending_blocks_max: 0,
-        pending_writes_max: 0,
-        unwritten_batches_max: 0,
-        unwritten_bytes_max: 0,
-        recent_bytes_max: 0,
-        recent_blocks_max: 0,
-        history_blocks: 0,
-        persist_every: 0,
-        ..EngineConfig::default()
-    };
+    let config = EngineConfig::default()
+        .with_pending_blocks_max(0)
+        .with_pending_writes_max(0)
+        .with_unwritten_batches_max(0)
+        .with_unwritten_bytes_max(0)
+        .with_recent_bytes_max(0)
+        .with_recent_blocks_max(0)
+        .with_history_blocks(0)
+        .with_persist_every(0);
     for cadence in [Cadence::AtClose, Cadence::EVERY_BLOCK, Cadence::OnRequest] {
-        let engine = Place::memory().open("flat", EngineConfig { cadence, ..config });
+        let engine = Place::memory().open("flat", config.with_cadence(cadence));
         let outcome = aside(move || {
             (0..5).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
             settle(&engine);
@@ -701,7 +699,7 @@ fn a_block_that_none_could_follow_is_refused_and_stops_nothing() {
 
 #[test]
 fn blobs_count_at_the_bound_on_what_is_not_committed() {
-    let config = EngineConfig { pending_writes_max: 10_000, ..config(Cadence::OnRequest, 1) };
+    let config = config(Cadence::OnRequest, 1).with_pending_writes_max(10_000);
     let engine = Place::memory().open("flat", config);
     for number in 0..8 {
         let blob = Blob { key: vec![number as u8], bytes: vec![7; 1 << 20].into() };
@@ -735,7 +733,7 @@ fn blobs_leave_memory_once_they_are_written() {
 #[test]
 fn a_journal_does_not_grow_with_the_number_of_openings() {
     let dir = tempfile::tempdir().unwrap();
-    let config = EngineConfig { persist_every: 4, ..config(Cadence::EVERY_BLOCK, 1) };
+    let config = config(Cadence::EVERY_BLOCK, 1).with_persist_every(4);
     for number in 0..20 {
         let engine = database::open_or_create(dir.path(), None, None, config).unwrap();
         engine.close_block(&block(number)).unwrap();

@@ -14,7 +14,7 @@ use flagstone::journal::{Files, OpenFile};
 use flagstone::store::{
     Capabilities, MemoryStore, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
 };
-use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate};
 
 use crate::lineage::Mem;
 use crate::support::{BeforeWrites, config, settle};
@@ -135,7 +135,7 @@ impl OpenFile for TryingFile {
 fn closing_does_not_wait_for_the_removal_of_segments() {
     let files = Trying { inner: FaultyFiles::new(), ..Trying::default() };
     let store = Mem::default();
-    let config = EngineConfig { persist_every: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+    let config = config(Cadence::EVERY_BLOCK, 1).with_persist_every(2);
     let engine = open(store.clone(), files.clone(), config);
     (0..3).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
     settle(&engine);
@@ -178,8 +178,7 @@ fn on_a_full_disk_blocks_are_refused_and_reads_go_on_and_then_blocks_do() {
                 files.fits.store(fits, Ordering::SeqCst);
                 let error = engine.close_block(&block(1)).unwrap_err();
                 assert!(error.to_string().contains("no room on the disk"), "{round}: {error}");
-                let Error::State(flagstone::core::error::StateError::Store(store)) = error else { panic!() };
-                assert_eq!(store.kind(), StoreErrorKind::Full);
+                assert_eq!(error.kind(), ErrorKind::Full);
                 assert!(slot(&engine, 0).unwrap() && !slot(&engine, 1).unwrap());
             }
             files.full.store(false, Ordering::SeqCst);
@@ -257,7 +256,7 @@ impl Store for Disk {
 #[test]
 fn a_sync_that_failed_is_final_and_nothing_is_trimmed_behind_it() {
     let (disk, files) = (Disk::default(), FaultyFiles::new());
-    let config = EngineConfig { persist_every: 4, ..config(Cadence::EVERY_BLOCK, 1) };
+    let config = config(Cadence::EVERY_BLOCK, 1).with_persist_every(4);
     let engine = open(disk.clone(), files.clone(), config);
     for number in 0..3 {
         engine.close_block(&block(number)).unwrap();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::{Event, NewBlock, Stage};
 use flagstone::store::MemoryStore;
-use flagstone::{Cadence, Engine, EngineConfig, Error, StateDiff, StateUpdate, database};
+use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, database};
 
 use crate::support::{BeforeWrites, Place, config, settle};
 
@@ -224,6 +224,7 @@ fn a_view_that_outlives_its_engine_locks_nothing() {
         assert_eq!(view.storage_at(&1.into(), &1.into()).unwrap(), value.into());
         let error = view.storage_at(&1.into(), &77.into()).unwrap_err();
         assert!(error.to_string().contains("the engine was closed"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Stopped);
     }
 }
 

@@ -10,7 +10,7 @@ use flagstone::core::types::{BlockNumber, StateCommitment};
 use flagstone::engine::{Blob, NewBlock};
 use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{MemoryStore, Store, StoreRead, WriteBatch};
-use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, View};
+use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate, View};
 use flagstone_testkit::reference::ReferenceState;
 use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
@@ -161,7 +161,8 @@ fn any_block_in_the_history_can_be_viewed_read_and_gone_back_to() {
             for (cadence, recent_blocks_max) in
                 [(Cadence::AtClose, 0), (Cadence::EVERY_BLOCK, 2), (every(3), 64)]
             {
-                let config = EngineConfig { recent_blocks_max, history_blocks: 64, ..config(cadence, 1) };
+                let config =
+                    config(cadence, 1).with_recent_blocks_max(recent_blocks_max).with_history_blocks(64);
                 let place = Place::memory();
                 run(&|| place.open(layout, config), steps, 5);
             }
@@ -176,7 +177,7 @@ fn reverts_are_in_the_journal_and_last() {
             // On a slow store, blocks are taken back that are committed and not written.
             for pause in [0, 2].map(Duration::from_millis) {
                 let (store, files) = (Arc::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
-                let config = EngineConfig { persist_every: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+                let config = config(Cadence::EVERY_BLOCK, 1).with_persist_every(2);
                 let open = || {
                     let make = flagstone::layout(layout).unwrap().make();
                     let (inner, files) = (Arc::clone(&store), Arc::clone(&files));
@@ -201,8 +202,7 @@ fn block(number: u64) -> StateUpdate {
 #[test]
 fn beyond_the_history_is_refused_and_nothing_changes() {
     for (layout, _) in layouts() {
-        let config =
-            EngineConfig { history_blocks: 3, recent_blocks_max: 0, ..config(Cadence::EVERY_BLOCK, 1) };
+        let config = config(Cadence::EVERY_BLOCK, 1).with_history_blocks(3).with_recent_blocks_max(0);
         let engine = Place::memory().open(layout, config);
         (0..9).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
         settle(&engine);
@@ -242,7 +242,7 @@ fn beyond_the_history_is_refused_and_nothing_changes() {
 #[test]
 fn a_view_in_the_history_stays_when_its_blocks_values_leave_the_recent_ones() {
     for (layout, _) in layouts() {
-        let config = EngineConfig { recent_blocks_max: 0, ..config(Cadence::EVERY_BLOCK, 1) };
+        let config = config(Cadence::EVERY_BLOCK, 1).with_recent_blocks_max(0);
         let engine = Place::memory().open(layout, config);
         engine.close_block(&block(0)).unwrap();
         settle(&engine);
@@ -265,7 +265,7 @@ fn blocks_committed_as_one_have_one_root_and_are_taken_back_together() {
         (0..7).map(|number| root_of(&engine, &block(number))).collect()
     };
     for (layout, _) in layouts() {
-        let config = EngineConfig { coalesce: true, recent_blocks_max: 0, ..config(Cadence::OnRequest, 1) };
+        let config = config(Cadence::OnRequest, 1).with_coalesce(true).with_recent_blocks_max(0);
         let engine = Place::memory().open(layout, config);
         let handles: Vec<_> = (0..7)
             .map(|number| {
@@ -420,7 +420,7 @@ fn history_reaches_back_to_the_first_block_and_says_so() {
 #[test]
 fn without_any_history_the_error_says_that_there_is_none() {
     for (layout, _) in layouts() {
-        let config = EngineConfig { history_blocks: 0, recent_blocks_max: 0, ..config(Cadence::AtClose, 1) };
+        let config = config(Cadence::AtClose, 1).with_history_blocks(0).with_recent_blocks_max(0);
         let engine = Place::memory().open(layout, config);
         (0..3).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
         settle(&engine);
@@ -461,8 +461,8 @@ fn states_that_the_layout_keeps_are_there_beyond_the_history() {
     for (layout, made) in layouts().filter(|(_, layout)| layout.keeps_old_states()) {
         drop(made);
         for place in Place::all() {
-            let config = EngineConfig { history_blocks: 2, ..config(Cadence::EVERY_BLOCK, 1) };
-            let config = EngineConfig { recent_blocks_max: 0, ..config };
+            let config = config(Cadence::EVERY_BLOCK, 1).with_history_blocks(2);
+            let config = config.with_recent_blocks_max(0);
             let engine = place.open(layout, config);
             (0..12).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
             settle(&engine);
@@ -569,12 +569,10 @@ fn blobs_are_taken_back_with_their_block() {
 #[test]
 fn history_counts_blocks_also_where_they_are_committed_as_one() {
     for (layout, _) in layouts() {
-        let config = EngineConfig {
-            coalesce: true,
-            history_blocks: 12,
-            recent_blocks_max: 0,
-            ..config(Cadence::OnRequest, 1)
-        };
+        let config = config(Cadence::OnRequest, 1)
+            .with_coalesce(true)
+            .with_history_blocks(12)
+            .with_recent_blocks_max(0);
         let engine = Place::memory().open(layout, config);
         for number in 0..60 {
             engine.close_block(&block(number)).unwrap();

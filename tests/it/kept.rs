@@ -11,7 +11,7 @@ use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
 use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{MemoryStore, Store, StoreRead, WriteBatch};
-use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, View};
+use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate, View};
 
 use crate::support::{CADENCES, Counting, Place, config, layouts, settle};
 
@@ -57,8 +57,7 @@ fn read(view: &View) -> Result<Vec<Felt>, Error> {
 #[test]
 fn a_pinned_view_answers_beyond_the_recent_values_and_leaves_at_its_own_bound() {
     for (layout, _) in layouts() {
-        let bounds =
-            EngineConfig { recent_blocks_max: 2, history_blocks: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+        let bounds = config(Cadence::EVERY_BLOCK, 1).with_recent_blocks_max(2).with_history_blocks(2);
         let engine = Place::memory().open(layout, bounds);
         let close = |numbers: std::ops::Range<u64>| {
             for number in numbers {
@@ -87,7 +86,7 @@ fn a_pinned_view_answers_beyond_the_recent_values_and_leaves_at_its_own_bound() 
             assert!(matches!(gone, Error::ViewExpired { .. }), "{gone}");
         }
 
-        let engine = Place::memory().open(layout, EngineConfig { pinned_bytes_max: 100_000, ..bounds });
+        let engine = Place::memory().open(layout, bounds.with_pinned_bytes_max(100_000));
         engine.close_block(&update(0)).unwrap();
         let pinned = engine.view().pinned().unwrap();
         let outlived = (1..100).find(|number| {
@@ -105,7 +104,7 @@ fn a_pinned_view_answers_beyond_the_recent_values_and_leaves_at_its_own_bound() 
 #[test]
 fn an_earlier_state_is_led_back_to_once() {
     let hashes = Arc::<AtomicUsize>::default();
-    let bounds = EngineConfig { recent_blocks_max: 4, ..config(Cadence::EVERY_BLOCK, 1) };
+    let bounds = config(Cadence::EVERY_BLOCK, 1).with_recent_blocks_max(4);
     let make = || flagstone::layout("flat").unwrap().make();
     let counting = Box::new(Counting(Arc::clone(&hashes)));
     let engine = Engine::open_with_hasher(Box::new(MemoryStore::new()), make(), bounds, counting).unwrap();

@@ -54,7 +54,7 @@ fn block(number: u64) -> StateUpdate {
 
 fn settings(number: u64) -> EngineConfig {
     let cadence = [Cadence::EVERY_BLOCK, every(4), Cadence::AtClose, Cadence::OnRequest][number as usize % 4];
-    EngineConfig { persist_every: 8, history_blocks: 4, pending_blocks_max: 32, ..config(cadence, 1) }
+    config(cadence, 1).with_persist_every(8).with_history_blocks(4).with_pending_blocks_max(32)
 }
 
 /// Closes blocks and says so, until it is killed. Now and then it goes back three blocks.

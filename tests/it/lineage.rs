@@ -134,7 +134,7 @@ struct Killed {
 }
 
 fn killed(layout: &'static str, cadence: Cadence) -> Killed {
-    let place = Place::new(layout, EngineConfig { history_blocks: 0, ..config(cadence, 1) });
+    let place = Place::new(layout, config(cadence, 1).with_history_blocks(0));
     let store = Mem::default();
     let engine = place.open(&store).unwrap();
     let mut at = Vec::new();
@@ -192,7 +192,7 @@ fn a_store_that_lost_a_row_is_brought_right_or_refused_and_no_block_is() {
                         }
                         Err(error) => {
                             refused += 1;
-                            assert_eq!(error.kind(), ErrorKind::Store, "{what}: {error}");
+                            assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error}");
                             assert!(
                                 error.to_string().contains("flagstone recover")
                                     || error.to_string().contains("damaged"),
@@ -264,10 +264,8 @@ fn a_root_that_does_not_come_out_for_want_of_a_row_is_the_stores_damage() {
         let root = |number| reference.block_root(BlockNumber(number)).unwrap().map(|root| root.commitment);
         for at_close in [true, false] {
             let cadence = if at_close { Cadence::AtClose } else { Cadence::EVERY_BLOCK };
-            let place = Place::new(
-                layout,
-                EngineConfig { persist_every: 1, record_cache_bytes: Some(0), ..config(cadence, 1) },
-            );
+            let place =
+                Place::new(layout, config(cadence, 1).with_persist_every(1).with_record_cache_bytes(Some(0)));
             let store = Mem::default();
             let engine = place.open(&store).unwrap();
             (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
@@ -286,9 +284,12 @@ fn a_root_that_does_not_come_out_for_want_of_a_row_is_the_stores_damage() {
                 Err(error) => error,
                 Ok(_) => engine.commit().unwrap_err(),
             };
-            assert_eq!(error.kind(), ErrorKind::Store, "{layout}, {cadence:?}: {error}");
+            // Whoever asks after the engine has stopped is told that, with the damage as the cause.
+            let kinds = [ErrorKind::Damaged, ErrorKind::Stopped];
+            assert!(kinds.contains(&error.kind()), "{layout}, {cadence:?}: {error}");
+            assert!(error.to_string().contains("damaged"), "{layout}, {cadence:?}: {error}");
             let error = engine.close_block(&block(5)).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Store, "{layout}, {cadence:?}: {error}");
+            assert!(kinds.contains(&error.kind()), "{layout}, {cadence:?}: {error}");
             // The block was acknowledged unless its root came first; either way none was taken back.
             let closed = engine.head().closed.map(|block| block.0);
             assert_eq!(closed, Some(if at_close { 4 } else { 5 }), "{layout}, {cadence:?}");
@@ -358,7 +359,7 @@ fn a_store_from_before_a_trimmed_refusal_is_refused_by_name() {
 /// Every store with every journal of three databases and two moments each, of which two went on from copies of one.
 #[test]
 fn stores_and_journals_that_do_not_belong_together_are_refused_by_name() {
-    let fast = EngineConfig { persist_every: 2, ..config(Cadence::EVERY_BLOCK, 1) };
+    let fast = config(Cadence::EVERY_BLOCK, 1).with_persist_every(2);
     let place = Place::new("flat", fast);
     let (mut stores, mut journals, mut heads) = (Vec::new(), Vec::new(), Vec::new());
     let mut keep = |history: usize, store: &Mem| {
@@ -419,7 +420,7 @@ fn stores_and_journals_that_do_not_belong_together_are_refused_by_name() {
                 }
                 Err(error) => {
                     assert_ne!(s, j, "{what}: {error}");
-                    assert_eq!(error.kind(), ErrorKind::Store, "{what}: {error}");
+                    assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error}");
                     assert!(error.to_string().contains("flagstone recover"), "{what}: {error}");
                 }
             }
@@ -514,11 +515,15 @@ fn a_marker_whose_id_is_no_id_is_damaged_and_one_of_an_older_format_is_refused_n
         fs::write(db.join("FLAGSTONE"), marker.replace(id, wrong)).unwrap();
         let error = database::open(&db, None, EngineConfig::default()).unwrap_err();
         assert!(error.to_string().contains("its id is not 32 hex digits"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Damaged);
     }
     let old = marker.replace(id, "").replace("engine-format: 4", "engine-format: 3");
     fs::write(db.join("FLAGSTONE"), old).unwrap();
     let error = database::open(&db, None, EngineConfig::default()).unwrap_err();
     assert!(error.to_string().contains("database was written by v3, opened as v4"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Misconfigured);
+    let nothing = database::open(&dir.path().join("none"), None, EngineConfig::default()).unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::Misconfigured, "{nothing}");
 }
 
 #[test]
@@ -530,6 +535,7 @@ fn one_process_at_a_time_and_the_one_who_has_it_is_named() {
     let locked = |error: Error| {
         assert!(error.to_string().contains(&me), "{error}");
         assert!(error.to_string().contains("database locked"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Locked);
     };
     locked(database::open(&db, None, EngineConfig::default()).unwrap_err());
     locked(database::open_or_create(&db, None, None, EngineConfig::default()).unwrap_err());
@@ -614,7 +620,9 @@ fn who_only_looks_changes_no_byte_and_sees_the_last_closed_block() {
         assert!(looking.check(&|_| ()).unwrap().is_sound());
         for refused in [looking.revert_to(BlockNumber(3)).map(drop), looking.close_block(&block(6)).map(drop)]
         {
-            assert!(refused.unwrap_err().to_string().contains("for looking only"));
+            let refused = refused.unwrap_err();
+            assert!(refused.to_string().contains("for looking only"), "{refused}");
+            assert_eq!(refused.kind(), ErrorKind::Input);
         }
         drop(looking);
         assert!(database::check(&killed, EngineConfig::default(), &|_| ()).unwrap().is_sound());

@@ -10,10 +10,15 @@
 mod candidates;
 mod check;
 mod child;
+#[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "cli")]
+mod cli_check;
+#[cfg(feature = "cli")]
 mod cli_live;
-#[cfg(target_os = "linux")]
+#[cfg(all(feature = "cli", target_os = "linux"))]
 mod cli_outputs;
+#[cfg(feature = "cli")]
 mod cli_proofs;
 mod crash;
 mod drops;
@@ -28,6 +33,7 @@ mod lineage;
 mod load;
 #[cfg(target_os = "linux")]
 mod moving;
+mod outside;
 mod proofs;
 mod properties;
 mod prune;
@@ -35,7 +41,7 @@ mod read_cache;
 mod readers;
 mod recover;
 mod scrub;
-#[cfg(feature = "blockifier")]
+#[cfg(all(feature = "blockifier", feature = "cli"))]
 mod sequencer;
 mod snapshot;
 mod store_conformance;

@@ -108,8 +108,7 @@ fn random_blocks_are_read_as_the_reference_says_whatever_the_caches() {
             for cadence in [Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
                 for bytes in [0, 2_000, 20_000] {
                     let config = config(cadence, 1);
-                    let config =
-                        EngineConfig { read_cache_bytes: bytes, record_cache_bytes: Some(bytes), ..config };
+                    let config = config.with_read_cache_bytes(bytes).with_record_cache_bytes(Some(bytes));
                     run(&Place::memory(), layout, config, steps);
                 }
             }
@@ -122,7 +121,7 @@ fn random_blocks_give_the_references_roots_and_reads_on_sled() {
     for_random_steps(4, |steps| {
         for (layout, _) in layouts() {
             for cadence in [Cadence::EVERY_BLOCK, every(3)] {
-                run(&Place::Sled(tempfile::tempdir().unwrap()), layout, config(cadence, 1), steps);
+                run(&Place::directory(), layout, config(cadence, 1), steps);
             }
         }
     });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use flagstone::core::types::{BlockNumber, ContractAddress};
 use flagstone::journal::faulty::FaultyFiles;
 use flagstone::store::{MemoryStore, StoreRead};
-use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate};
 use flagstone_testkit::reference::ReferenceState;
 use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ fn layout_rows(store: &MemoryStore) -> usize {
 }
 
 fn by_hash(store: &Arc<MemoryStore>, history_blocks: usize) -> Engine {
-    let config = EngineConfig { history_blocks, ..config(Cadence::EVERY_BLOCK, 1) };
+    let config = config(Cadence::EVERY_BLOCK, 1).with_history_blocks(history_blocks);
     let make = flagstone::layout("patricia-hash").unwrap().make();
     Engine::open(Box::new(Arc::clone(store)), make, config).unwrap()
 }
@@ -119,8 +119,7 @@ fn pruned_roots_stay_gone_after_a_crash_and_views_of_them_expire() {
         let (store, files) = (Arc::new(MemoryStore::new()), Arc::new(FaultyFiles::new()));
         let open = |files: &Arc<FaultyFiles>| {
             let (make, files) = (flagstone::layout(layout).unwrap().make(), Arc::clone(files));
-            let config =
-                EngineConfig { history_blocks: 2, recent_blocks_max: 1, ..config(Cadence::EVERY_BLOCK, 1) };
+            let config = config(Cadence::EVERY_BLOCK, 1).with_history_blocks(2).with_recent_blocks_max(1);
             Engine::open_journaled(Box::new(Arc::clone(&store)), make, config, files, Path::new("/j"))
                 .unwrap()
         };
@@ -158,8 +157,7 @@ fn pruned_roots_stay_gone_after_a_crash_and_views_of_them_expire() {
 #[test]
 fn pruning_a_database_in_a_directory_frees_rows() {
     for place in Place::all() {
-        let engine = place
-            .open("patricia-hash", EngineConfig { history_blocks: 0, ..config(Cadence::EVERY_BLOCK, 1) });
+        let engine = place.open("patricia-hash", config(Cadence::EVERY_BLOCK, 1).with_history_blocks(0));
         for number in 0..6u64 {
             let diff = (0..40u64).fold(StateDiff::builder(), |diff, key| {
                 diff.storage(1.into(), key.into(), (number * 1000 + key + 1).into())

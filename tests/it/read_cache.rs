@@ -115,7 +115,7 @@ fn readers_beside_a_closing_writer_get_their_blocks_values_whatever_the_cache() 
     for (layout, _) in layouts() {
         for cadence in [Cadence::EVERY_BLOCK, every(3), Cadence::OnRequest] {
             for read_cache_bytes in [2_500, 1 << 20] {
-                let config = EngineConfig { read_cache_bytes, ..config(cadence, 1) };
+                let config = config(cadence, 1).with_read_cache_bytes(read_cache_bytes);
                 let engine = Place::memory().open(layout, config);
                 let done = AtomicBool::new(false);
                 std::thread::scope(|scope| {
@@ -177,7 +177,8 @@ fn counting(read_cache_bytes: usize) -> impl Iterator<Item = (Engine, impl Fn() 
     layouts().map(move |(_, layout)| {
         let asked = Arc::new(AtomicU64::new(0));
         let store = Counting(MemoryStore::new(), Arc::clone(&asked));
-        let config = EngineConfig { read_cache_bytes, recent_blocks_max: 0, ..EngineConfig::default() };
+        let config =
+            EngineConfig::default().with_read_cache_bytes(read_cache_bytes).with_recent_blocks_max(0);
         (Engine::open(Box::new(store), layout, config).unwrap(), move || asked.swap(0, Ordering::SeqCst))
     })
 }
@@ -265,7 +266,7 @@ fn the_engine_tells_what_its_layouts_cache_of_records_did() {
 
 #[test]
 fn the_bound_on_records_is_the_configurations() {
-    let with = |record_cache_bytes| EngineConfig { record_cache_bytes, ..EngineConfig::default() };
+    let with = |record_cache_bytes| EngineConfig::default().with_record_cache_bytes(record_cache_bytes);
     let off = record_cache_after_two(&Place::memory().open("flat", with(Some(0)))).unwrap();
     let own = record_cache_after_two(&Place::memory().open("flat", with(None))).unwrap();
     assert!(off.bytes_max == 0 && own.bytes_max > 0, "{off:?}, {own:?}");

@@ -7,7 +7,7 @@ use flagstone::core::commit::TrieRows;
 use flagstone::core::felt::Felt;
 use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, StorageKey};
-use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate};
+use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate};
 
 use crate::support::{Place, config, layouts, settle};
 
@@ -91,7 +91,7 @@ fn blocks_are_taken_back_while_tries_are_read() {
 
 #[test]
 fn a_read_that_takes_too_long_is_told_so_and_the_writer_goes_on() {
-    let config = EngineConfig { reader_bytes_max: 20_000, ..config(Cadence::EVERY_BLOCK, 1) };
+    let config = config(Cadence::EVERY_BLOCK, 1).with_reader_bytes_max(20_000);
     let engine = Place::memory().open("flat", config);
     engine.close_block(&update(0)).unwrap();
     settle(&engine);

@@ -109,7 +109,7 @@ fn whole_frames_behind_a_damaged_one_are_joined_to_the_store() {
         bench.damage_frame(2);
         let error = database::open(&bench.db(), None, EngineConfig::default()).unwrap_err();
         assert!(error.to_string().contains("flagstone recover"), "{error}");
-        let told = bench.recover(RecoverOptions { dry_run: true, ..RecoverOptions::default() }).unwrap();
+        let told = bench.recover(RecoverOptions::default().with_dry_run(true)).unwrap();
         assert_eq!((told.source, told.block, told.lost), (Source::Store, Some(BlockNumber(11)), None));
         assert!(told.aside.is_empty());
         assert!(
@@ -150,11 +150,11 @@ fn a_store_that_is_gone_is_built_from_the_journal_or_from_a_dump_and_the_journal
         // The journal does not reach back any more.
         bench.damage_frame(0);
         let error = bench.recover(RecoverOptions::default()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Store);
+        assert_eq!(error.kind(), ErrorKind::Damaged);
         assert!(error.to_string().contains("nothing sound can be built"), "{error}");
         assert!(!bench.db().join("recovering").exists(), "what was tried is left over");
         let dump = bench.dir.path().join("dump");
-        let done = bench.recover(RecoverOptions { dump: Some(&dump), dry_run: false }).unwrap();
+        let done = bench.recover(RecoverOptions::default().with_dump(Some(&dump))).unwrap();
         assert_eq!((done.source, done.block, done.lost), (Source::Dump, Some(BlockNumber(11)), None));
         bench.check(11);
     }

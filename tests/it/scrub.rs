@@ -69,7 +69,7 @@ impl Place {
 
 /// Without a scrub of its own accord.
 fn quiet(cadence: Cadence) -> EngineConfig {
-    EngineConfig { scrub_rows_per_second: 0, ..config(cadence, 2) }
+    config(cadence, 2).with_scrub_rows_per_second(0)
 }
 
 /// The key of a slot's row in the flat layout.
@@ -80,7 +80,9 @@ fn row_of(slot: u64) -> Vec<u8> {
 
 fn is_damage(error: &Error, names: &str) -> bool {
     let text = error.to_string();
-    error.kind() == ErrorKind::Store && text.contains(names) && text.contains("flagstone recover")
+    [ErrorKind::Damaged, ErrorKind::Stopped].contains(&error.kind())
+        && text.contains(names)
+        && text.contains("flagstone recover")
 }
 
 /// Closes a block, and waits for its root.
@@ -133,7 +135,7 @@ fn the_scrub_finds_each_kind_of_value_row_beside_blocks() {
     for (key, _) in kinds {
         let (place, _) = Place::filled();
         place.damage(key, None);
-        let config = EngineConfig { scrub_rows_per_second: 1000, ..config(Cadence::EVERY_BLOCK, 2) };
+        let config = config(Cadence::EVERY_BLOCK, 2).with_scrub_rows_per_second(1000);
         let engine = place.open(config);
         let began = Instant::now();
         let error = (3u64..).find_map(|block| {
@@ -156,7 +158,7 @@ fn the_scrub_finds_each_kind_of_value_row_beside_blocks() {
 #[test]
 fn the_scrub_goes_over_all_rows_again_and_again_at_its_rate() {
     let (place, _) = Place::filled();
-    let config = EngineConfig { scrub_rows_per_second: 1000, ..config(Cadence::EVERY_BLOCK, 2) };
+    let config = config(Cadence::EVERY_BLOCK, 2).with_scrub_rows_per_second(1000);
     let engine = place.open(config);
     let began = Instant::now();
     while engine.scrub_stats().passes < 2 {

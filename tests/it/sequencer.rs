@@ -57,7 +57,7 @@ fn producer(place: &Place, layout: &str, workers: usize) -> Producer {
     if engine.head().closed.is_none() {
         engine.close_block(&GENESIS.update).unwrap();
     }
-    Producer::new(engine, Arc::clone(&CLASSES), ProducerConfig { workers, ..ProducerConfig::default() })
+    Producer::new(engine, Arc::clone(&CLASSES), ProducerConfig::default().with_workers(workers))
 }
 
 fn of(workload: Workload, number: u64, transactions: usize) -> BlockOf {
@@ -412,7 +412,7 @@ fn a_read_that_fails_is_an_error_with_its_text() {
     );
     assert_eq!(reader.failure(), None);
 
-    let config = EngineConfig { recent_blocks_max: 0, ..EngineConfig::default() };
+    let config = EngineConfig::default().with_recent_blocks_max(0);
     let engine = Arc::new(Place::memory().open("flat", config));
     engine.close_block(&GENESIS.update).unwrap();
     let reader = ViewReader::new(engine.view(), Arc::clone(&CLASSES));
@@ -468,7 +468,7 @@ fn a_block_whose_reads_failed_is_not_made() {
     for workers in [0, 2] {
         let engine = Arc::new(Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1)));
         engine.close_block(&GENESIS.update).unwrap();
-        let workers = ProducerConfig { workers, ..ProducerConfig::default() };
+        let workers = ProducerConfig::default().with_workers(workers);
         let broken = Producer::new(Arc::clone(&engine), Arc::new(Failing), workers);
         let block = next(&broken, Workload::Transfers, 10);
         let Err(error) = broken.execute(&block) else { panic!("executed without the class") };

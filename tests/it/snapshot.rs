@@ -16,7 +16,7 @@ use flagstone::snapshot::{
     CHUNK_ITEMS_MAX, DumpReader, DumpWriter, Header, SnapshotError, SnapshotErrorKind, export,
 };
 use flagstone::store::{MemoryStore, Store};
-use flagstone::{Engine, EngineConfig, Error, ErrorKind, StateDiff, StateUpdate, database, registry};
+use flagstone::{Engine, Error, ErrorKind, StateDiff, StateUpdate, database, registry};
 use flagstone_testkit::reference::ReferenceState;
 use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
@@ -93,7 +93,7 @@ fn random_states_survive_a_dump() {
         let mut reference = ReferenceState::new();
         let mut dumps = Vec::new();
         for (at, layout) in LAYOUTS.iter().enumerate() {
-            let engine = Place::memory().open(layout.name, EngineConfig { threads: 1, ..at_close() });
+            let engine = Place::memory().open(layout.name, at_close().with_threads(1));
             for (number, diff) in (0..).zip(&diffs) {
                 engine.close_block(&update(number, diff.clone())).unwrap();
                 if at == 0 {
@@ -107,7 +107,7 @@ fn random_states_survive_a_dump() {
         for layout in LAYOUTS {
             let place = Place::memory();
             import(place.store(), layout.name, &dumps[0]).unwrap();
-            let engine = place.open(layout.name, EngineConfig { threads: 1, ..at_close() });
+            let engine = place.open(layout.name, at_close().with_threads(1));
             prop_assert_eq!(engine.head().root.roots, reference.roots());
             prop_assert!(engine.check(&|_| ()).unwrap().is_sound());
         }

@@ -13,9 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flagstone::store::{SledConfig, SledStore, Store, StoreError, StoreRead, WriteBatch};
+use flagstone_testkit::stores::scan;
 
 use crate::child;
-use crate::store_conformance::scan;
 use crate::store_sled::{next_random, open};
 
 const ROWS: u64 = 6000;

@@ -11,14 +11,14 @@ use flagstone::store::{
     BATCH_ROWS_MAX, KEY_BYTES_MAX, SEAL_BYTES, SledConfig, SledStore, Store, StoreErrorKind, StoreRead,
     VALUE_BYTES_MAX, WriteBatch,
 };
+use flagstone_testkit::stores::{batch, scan};
 
 use crate::child;
-use crate::store_conformance::{batch, scan};
 
 const MIB: u64 = 1 << 20;
 
 pub fn open(dir: &Path) -> SledStore {
-    SledStore::open(dir, SledConfig { cache_bytes: 16 * MIB, ..SledConfig::default() }).unwrap()
+    SledStore::open(dir, SledConfig::default().with_cache_bytes(16 * MIB)).unwrap()
 }
 
 /// The next of a sequence of well-mixed numbers (splitmix64).
@@ -298,7 +298,7 @@ const LOAD_UNIT: usize = 10_000;
 pub fn child_load(dir: &Path, argument: &str) {
     let (entries, cache_mib) = argument.split_once(' ').unwrap();
     let (entries, cache_mib): (u64, u64) = (entries.parse().unwrap(), cache_mib.parse().unwrap());
-    let config = SledConfig { cache_bytes: cache_mib * MIB, ..SledConfig::default() };
+    let config = SledConfig::default().with_cache_bytes(cache_mib * MIB);
     let started = Instant::now();
     let mut slowest = Duration::ZERO;
     let (peak, store) = with_peak_memory(|| {

@@ -9,12 +9,11 @@ use flagstone::core::hash::{Bulk, Hasher};
 use flagstone::core::layout::Layout;
 use flagstone::core::trie::{TrieId, lookup};
 use flagstone::core::types::{BlockNumber, ContractAddress, StateCommitment, StorageKey};
+use flagstone::database::{STORES, StoreEntry, StoreSettings};
 use flagstone::engine::BlockHandle;
 use flagstone::input::UpdateReader;
 use flagstone::registry::LAYOUTS;
-use flagstone::store::{
-    Capabilities, MemoryStore, Row, SledConfig, SledStore, Store, StoreError, StoreRead, Visit, WriteBatch,
-};
+use flagstone::store::{Capabilities, MemoryStore, Row, Store, StoreError, StoreRead, Visit, WriteBatch};
 use flagstone::{Cadence, Engine, EngineConfig, StateUpdate};
 
 /// A file of `tests/data`.
@@ -45,19 +44,25 @@ pub const CADENCES: [Cadence; 4] = [
 ];
 
 pub fn config(cadence: Cadence, threads: usize) -> EngineConfig {
-    EngineConfig { cadence, threads, ..EngineConfig::default() }
+    EngineConfig::default().with_cadence(cadence).with_threads(threads)
 }
 
 /// A place to keep a database over several openings.
 pub enum Place {
     Memory(Arc<MemoryStore>),
-    Sled(tempfile::TempDir),
+    Directory(&'static StoreEntry, tempfile::TempDir),
 }
 
 impl Place {
-    /// One of each kind, empty.
-    pub fn all() -> [Self; 2] {
-        [Self::memory(), Self::Sled(tempfile::tempdir().unwrap())]
+    /// In memory, and in a directory for each store of the registry; empty.
+    pub fn all() -> Vec<Self> {
+        let in_directories = STORES.iter().map(|store| Self::Directory(store, tempfile::tempdir().unwrap()));
+        [Self::memory()].into_iter().chain(in_directories).collect()
+    }
+
+    /// In a directory, in the default store.
+    pub fn directory() -> Self {
+        Self::Directory(&STORES[0], tempfile::tempdir().unwrap())
     }
 
     pub fn memory() -> Self {
@@ -67,14 +72,14 @@ impl Place {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Memory(_) => "memory",
-            Self::Sled(_) => "sled",
+            Self::Directory(store, _) => store.name,
         }
     }
 
     pub fn store(&self) -> Box<dyn Store> {
         match self {
             Self::Memory(store) => Box::new(Arc::clone(store)),
-            Self::Sled(dir) => Box::new(SledStore::open(dir.path(), SledConfig::default()).unwrap()),
+            Self::Directory(store, dir) => store.open(dir.path(), &StoreSettings::default()).unwrap(),
         }
     }
 
@@ -85,7 +90,7 @@ impl Place {
 
 /// Each block committed before it counts as closed.
 pub fn at_close() -> EngineConfig {
-    EngineConfig { cadence: Cadence::AtClose, ..EngineConfig::default() }
+    EngineConfig::default().with_cadence(Cadence::AtClose)
 }
 
 /// Waits until everything that is closed is committed and in the store.

@@ -10,7 +10,7 @@ use flagstone::core::hash::{Bulk, Hasher};
 use flagstone::core::store::{Capabilities, Row, StoreError, StoreRead, Visit, WriteBatch};
 use flagstone::engine::THREADS_MAX;
 use flagstone::store::{MemoryStore, Store};
-use flagstone::{Cadence, Engine, EngineConfig, ErrorKind, StateDiff, StateUpdate, database, snapshot};
+use flagstone::{Cadence, Engine, ErrorKind, StateDiff, StateUpdate, database, snapshot};
 
 use crate::support::{config, settle};
 
@@ -126,13 +126,13 @@ fn more_threads_than_any_machine_has_are_refused_by_name() {
         database::open_or_create(&db, None, None, config).unwrap_err(),
         database::import(&db, None, None, &b""[..], &config, &mut |_| ()).unwrap_err(),
     ] {
-        assert_eq!(error.kind(), ErrorKind::Input);
+        assert_eq!(error.kind(), ErrorKind::Misconfigured);
         let expected =
             "1025 threads for commitment are asked for, at most 1024 can be; 0 takes one for each core";
         assert_eq!(error.to_string(), expected);
     }
     assert!(store.is_empty() && !db.exists());
-    EngineConfig { threads: THREADS_MAX, ..config }.check().unwrap();
+    config.with_threads(THREADS_MAX).check().unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod imports;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use imports::{Circle, Imports};
 
@@ -45,16 +45,24 @@ fn check_only_in(below: &str, word: &str, allowed: &[&str]) {
     }
 }
 
+/// The folders of layouts.
+fn layouts() -> Vec<String> {
+    let names = fs::read_dir(root().join("layouts")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !["core", "testkit"].contains(&name.as_str())).collect()
+}
+
 #[test]
 fn only_the_registry_names_layouts() {
-    check_only_in("src", "flagstone_flat", &["src/registry.rs"]);
-    check_only_in("src", "flagstone_patricia", &["src/registry.rs"]);
+    for layout in layouts() {
+        check_only_in("src", &format!("flagstone_{layout}"), &["src/registry.rs"]);
+    }
 }
 
 #[test]
 fn layouts_depend_on_core_alone() {
-    for layout in ["flat", "patricia"] {
-        let manifest = fs::read_to_string(root().join("layouts").join(layout).join("Cargo.toml")).unwrap();
+    for layout in layouts() {
+        let manifest = fs::read_to_string(root().join("layouts").join(&layout).join("Cargo.toml")).unwrap();
         let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
         let ours: Vec<&str> = dependencies.lines().filter(|line| line.starts_with("flagstone")).collect();
         assert_eq!(ours, ["flagstone-core.workspace = true"], "layouts/{layout}");
@@ -63,10 +71,11 @@ fn layouts_depend_on_core_alone() {
 
 #[test]
 fn layouts_never_write() {
-    for layout in ["layouts/flat/src", "layouts/patricia/src"] {
-        check_only_in(layout, "dyn Store>", &[]);
-        check_only_in(layout, "Store;", &[]);
-        check_only_in(layout, "std::fs", &[]);
+    for layout in layouts() {
+        let sources = format!("layouts/{layout}/src");
+        check_only_in(&sources, "dyn Store>", &[]);
+        check_only_in(&sources, "Store;", &[]);
+        check_only_in(&sources, "std::fs", &[]);
     }
 }
 
@@ -81,6 +90,13 @@ fn the_core_does_no_input_or_output() {
 fn only_its_own_file_knows_sled() {
     check_only_in("src", "sled::", &["src/store/"]);
     check_only_in("src", "crossbeam_epoch::", &["src/store/sled.rs"]);
+}
+
+#[test]
+fn stores_are_named_in_their_registry_and_the_command_names_no_layout() {
+    check_only_in("src", "SledStore", &["src/store/", "src/database/stores.rs"]);
+    check_only_in("src/cli", "sled", &[]);
+    check_only_in("src/cli", "patricia", &[]);
 }
 
 #[test]
@@ -117,13 +133,9 @@ fn the_engine_writes_to_the_store_in_one_place() {
 
 #[test]
 fn every_layout_documents_its_format() {
-    for entry in fs::read_dir(root().join("layouts")).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if !["core", "testkit"].contains(&name) {
-            let readme = fs::read_to_string(Path::new(&path).join("README.md")).unwrap();
-            assert!(readme.contains("format version"), "{name}");
-        }
+    for layout in layouts() {
+        let readme = fs::read_to_string(root().join("layouts").join(&layout).join("README.md")).unwrap();
+        assert!(readme.contains("format version"), "{layout}");
     }
 }
 

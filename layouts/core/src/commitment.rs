@@ -32,6 +32,8 @@ pub struct Roots {
 
 /// How the two roots become one. It depends on the *block's* protocol version and on nothing else, and matters only
 /// while the classes trie is empty.
+///
+/// It is matched without a catch-all: a rule that is overlooked would give wrong roots. So it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CommitmentRule {
     /// Before 0.14.0: with no class declared, the commitment is the contracts root itself.

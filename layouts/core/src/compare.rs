@@ -20,6 +20,7 @@ pub struct StateTries<'a> {
 
 /// A value that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Difference {
     /// Which value.
     pub subject: Subject,

@@ -183,6 +183,7 @@ impl StateDiff {
 
 /// Two entries of one diff that contradict each other, or an entry out of range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DiffError {
     /// The same thing is set to two values.
     #[error("{subject} is set twice, to {first} and to {second}")]
@@ -205,6 +206,8 @@ pub enum DiffError {
 }
 
 /// A thing that a diff sets.
+///
+/// It is matched without a catch-all: whoever reads or writes values must have a place for each kind. So it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Subject {
     /// A storage slot.

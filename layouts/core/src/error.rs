@@ -6,6 +6,7 @@ use crate::trie::place::NodeRef;
 
 /// A read or a commitment failed. Each says where; none of them is ever answered with a default value.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum StateError {
     /// The store failed.
     #[error(transparent)]

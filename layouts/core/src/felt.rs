@@ -24,6 +24,7 @@ const MODULUS_WORDS: [u64; 4] = be_words(&MODULUS_BE);
 
 /// Why a text or some bytes are not a felt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FeltError {
     /// There are no digits.
     #[error("a felt needs at least one hexadecimal digit")]

@@ -18,6 +18,8 @@ use crate::store::{StoreRead, WriteBatch};
 use crate::types::{ClassHash, CompiledClassHash, ContractAddress, Nonce, StorageKey, StorageValue};
 
 /// A state in a store: the rows, and the roots of the tries in them.
+///
+/// Callers of a layout build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Clone, Copy)]
 pub struct StateAt<'a> {
     /// Where the rows are.
@@ -27,6 +29,8 @@ pub struct StateAt<'a> {
 }
 
 /// How often a layout's cache of decoded records could answer, and its bound.
+///
+/// Layouts build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheCounters {
     /// Records that were there.

@@ -100,6 +100,8 @@ pub enum At {
 }
 
 /// What some steps of a scrub did.
+///
+/// Layouts build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Default)]
 pub struct Scrubbed {
     /// Rows that were read.

@@ -32,6 +32,7 @@ pub mod keyspace {
 
 /// What kind of failure a store had, for callers that branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum StoreErrorKind {
     /// The operating system refused.
     Io,
@@ -41,10 +42,12 @@ pub enum StoreErrorKind {
     Corrupt,
     /// Another process has the store open.
     Locked,
-    /// The caller asked for what the store cannot do.
+    /// The store cannot do what it is asked for, or what is on the disk is of another version or configuration.
     Unsupported,
     /// What is read is not kept any more: the read took too long.
     Expired,
+    /// The store was closed, or refuses everything after an earlier failure; opening it again is the way out.
+    Closed,
 }
 
 /// A store's failure.
@@ -68,6 +71,8 @@ impl StoreError {
 }
 
 /// What a store can do beyond the minimum. The engine asks for nothing that is not said here.
+///
+/// Stores build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// Whether a batch is applied wholly or not at all, also when the process is killed in between.

@@ -73,6 +73,7 @@ impl fmt::Debug for TrieKey {
 
 /// Why a text is not a value of one of the felt types.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ParseError {
     /// It is not a felt.
     #[error(transparent)]

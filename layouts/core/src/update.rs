@@ -5,6 +5,8 @@ use crate::diff::StateDiff;
 use crate::types::{BlockHash, BlockNumber, StateCommitment};
 
 /// A block's state diff with the facts that came with it. What a source does not say is `None`, never a guess.
+///
+/// Sources of blocks build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StateUpdate {
     /// Number of the block.

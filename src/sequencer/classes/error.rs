@@ -6,6 +6,7 @@ use super::class::CompiledClassHashes;
 
 /// Why a class cannot be kept or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClassError {
     /// What is kept for the class is not what was put there.
     #[error("class {class_hash}: what is kept for it is damaged: {problem}")]

@@ -219,7 +219,7 @@ fn faulty(faulty: Faulty, workers: usize) -> (Arc<Faulty>, Producer) {
     let engine = Arc::new(Place::memory().open("flat", config(Cadence::EVERY_BLOCK, 1)));
     engine.close_block(&GENESIS.update).unwrap();
     let store: Arc<dyn ClassStore> = Arc::<Faulty>::clone(&faulty);
-    (faulty, Producer::new(engine, store, ProducerConfig { workers, ..ProducerConfig::default() }))
+    (faulty, Producer::new(engine, store, ProducerConfig::default().with_workers(workers)))
 }
 
 fn error_of(producer: &Producer) -> SequencerError {

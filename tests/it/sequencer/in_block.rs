@@ -243,10 +243,10 @@ pub fn block_of(number: u64, transactions: &[Transaction]) -> BlockInput {
 
 /// A producer with classes of its own, as blocks here declare some.
 pub fn own_producer(layout: &str, workers: usize) -> Producer {
-    let config = EngineConfig { history_blocks: 16, ..config(Cadence::EVERY_BLOCK, 1) };
+    let config = config(Cadence::EVERY_BLOCK, 1).with_history_blocks(16);
     let engine = Arc::new(Place::memory().open(layout, config));
     let classes = Arc::new(with_classes(&engine));
-    let producer = Producer::new(engine, classes, ProducerConfig { workers, ..ProducerConfig::default() });
+    let producer = Producer::new(engine, classes, ProducerConfig::default().with_workers(workers));
     producer.close_update(&GENESIS.update, &GENESIS.classes).unwrap();
     producer
 }

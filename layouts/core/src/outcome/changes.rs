@@ -40,6 +40,7 @@ impl ClassLeafChange {
 
 /// How many hashes were computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct HashCounts {
     /// Pedersen hashes.
     pub pedersen: u64,
@@ -81,6 +82,8 @@ pub struct GroupChanges {
 }
 
 /// What committing one or more blocks writes.
+///
+/// Layouts build it by a literal, so it is not `#[non_exhaustive]`.
 #[derive(Default)]
 pub struct StagedCommitment {
     /// Rows to write and delete.

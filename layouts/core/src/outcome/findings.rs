@@ -15,6 +15,7 @@ pub const FINDINGS_MAX: usize = 10_000;
 
 /// Where something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Place {
     /// A row of the engine, or something else that has a name.
     Named(String),
@@ -52,11 +53,19 @@ impl fmt::Display for Place {
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Finding {
     /// Where.
     pub place: Place,
     /// What.
     pub problem: String,
+}
+
+impl Finding {
+    /// What is wrong at a place.
+    pub const fn new(place: Place, problem: String) -> Self {
+        Self { place, problem }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -126,6 +135,7 @@ impl Findings {
 
 /// What a state has, as far as it could be visited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Visited {
     /// Nodes of all tries.
     pub nodes: u64,

@@ -13,6 +13,8 @@ pub struct ProofNode {
 }
 
 /// What a proof says of a key.
+///
+/// It is matched without a catch-all: a verdict that is overlooked would be believed. So it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proven<T> {
     /// It has this value.

@@ -7,6 +7,7 @@ use crate::types::{BlockHash, ContractAddress, StateCommitment, TrieKey};
 
 /// Why a proof is refused. Each names the node or the field, what it is, and what it must be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProofError {
     /// A node's content does not have the hash that is stated for it.
     #[error("node {stated:#x} of the {trie}: its content hashes to {computed:#x}")]

@@ -9,6 +9,8 @@ use crate::felt::Felt;
 use crate::types::ContractAddress;
 
 /// Which trie.
+///
+/// It is matched without a catch-all: a layout must have a place for each trie. So it is not `#[non_exhaustive]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrieId {
     /// The contracts trie: a leaf for each contract address.

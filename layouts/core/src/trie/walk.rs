@@ -26,6 +26,7 @@ const VERIFY_BATCH: usize = 2048;
 /// Something wrong at a place in a trie.
 #[derive(Debug, thiserror::Error)]
 #[error("{problem}")]
+#[non_exhaustive]
 pub struct Broken {
     /// The trie.
     pub trie: TrieId,

@@ -9,6 +9,7 @@ use crate::trie::{NodeRef, TrieId};
 
 /// Why a witness is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum WitnessError {
     /// The bytes are no witness.
     #[error("witness: {0}")]
