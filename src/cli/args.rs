@@ -78,6 +78,9 @@ pub enum Command {
     /// Go back to an earlier block: take back all blocks after it, and print its root
     #[command(after_help = EXIT_CODES)]
     Revert(Revert),
+    /// Forget old roots, and delete rows that no kept state needs
+    #[command(after_help = EXIT_CODES)]
+    Prune(Prune),
     /// Build a damaged database anew from what can be believed of it, check it, and put the old parts aside
     #[command(after_help = EXIT_CODES)]
     Recover(Recover),
@@ -376,6 +379,21 @@ pub struct Recover {
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
     /// Build and check in a temporary place, tell what would be lost, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Prune {
+    #[command(flatten)]
+    pub database: Existing,
+    /// Keep the roots of the last N blocks, and of all that can be gone back to [default: all]
+    #[arg(long, value_name = "N")]
+    pub keep: Option<u64>,
+    /// Tell what would be deleted, and delete nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Print JSON

@@ -8,7 +8,7 @@ use flagstone::registry::LAYOUTS;
 use flagstone::{Cadence, Engine, EngineConfig};
 use serde_json::json;
 
-use super::args::{Existing, Get, GetWhat, Inspect, Revert};
+use super::args::{Existing, Get, GetWhat, Inspect, Prune, Revert};
 use super::failure::Failure;
 use super::output::{DIM, Output, state_after, styled};
 
@@ -96,6 +96,31 @@ pub fn revert(args: &Revert, output: &mut Output) -> Result<(), Failure> {
     print_head(&engine.head(), args.json, output)
 }
 
+pub fn prune(args: &Prune, output: &mut Output) -> Result<(), Failure> {
+    let engine = open(&args.database, output)?;
+    let pruned = engine.prune(args.keep, args.dry_run)?;
+    engine.close()?;
+    if args.json {
+        let facts = json!({
+            "dry_run": args.dry_run,
+            "roots": pruned.roots,
+            "oldest": pruned.oldest.map(|block| block.0),
+            "rows_of_roots": pruned.rows_of_roots,
+            "rows_of_none": pruned.rows_of_none,
+            "bytes": pruned.bytes,
+        });
+        return output.line(&facts.to_string());
+    }
+    let would = if args.dry_run { "would be deleted" } else { "deleted" };
+    let oldest = pruned
+        .oldest
+        .map_or_else(String::new, |oldest| format!("; the oldest that is left is of block {oldest}"));
+    output.line(&format!(
+        "{would}: {} roots, {} rows that only their states needed, {} rows that no state needed; {} bytes in all{oldest}",
+        pruned.roots, pruned.rows_of_roots, pruned.rows_of_none, pruned.bytes
+    ))
+}
+
 fn head_json(head: &Head) -> serde_json::Value {
     let number = |block: Option<BlockNumber>| block.map(|block| block.0);
     json!({
@@ -111,6 +136,8 @@ fn head_json(head: &Head) -> serde_json::Value {
 pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
     let engine = look(&args.database, output)?;
     let (identity, head, store) = (engine.identity(), head_on_disk(&engine), engine.store_name());
+    let hash = head.closed.map_or(Ok(None), |block| engine.block_hash(block))?.map(|hash| hash.to_string());
+    let copied = engine.opened().copied_bytes;
     // Files come and go until the engine has ended.
     drop(engine);
     let bytes = bytes_on_disk(&args.database.data)?;
@@ -122,6 +149,8 @@ pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
         facts["scheme"] = json!(identity.scheme);
         facts["store"] = json!(store);
         facts["bytes_on_disk"] = json!(bytes);
+        facts["block_hash"] = json!(hash);
+        facts["copied_bytes"] = json!(copied);
         return output.line(&facts.to_string());
     }
     let block = |block: Option<BlockNumber>| {
@@ -133,6 +162,7 @@ pub fn info(args: &Inspect, output: &mut Output) -> Result<(), Failure> {
         ("engine format", identity.engine_format.to_string()),
         ("scheme", identity.scheme),
         ("closed", block(head.closed)),
+        ("block hash", hash.unwrap_or_else(|| "not stated".to_owned())),
         ("committed", block(head.committed)),
         ("persisted", block(head.persisted)),
         ("root", head.root.commitment.to_string()),

@@ -61,6 +61,7 @@ fn command(command: Command, output: &mut Output) -> Result<(), Failure> {
         Command::Get(args) => inspect::get(&args, output),
         Command::Root(args) => inspect::root(&args, output),
         Command::Info(args) => inspect::info(&args, output),
+        Command::Prune(args) => inspect::prune(&args, output),
         Command::Revert(args) => inspect::revert(&args, output),
         Command::Recover(args) => recover::recover(&args, output),
         Command::Prove(args) => prove::prove(&args, output),

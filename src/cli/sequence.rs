@@ -25,7 +25,7 @@ mod with_executor {
     use serde_json::{Value, json};
 
     use crate::cli::args::{Sequence, options};
-    use crate::cli::failure::{Failure, exit_code_of};
+    use crate::cli::failure::Failure;
     use crate::cli::output::{BAD, DIM, GOOD, Output, styled};
     use crate::cli::place::Place;
 

@@ -221,6 +221,11 @@ pub const STORES: &[StoreEntry] = &[StoreEntry {
             "`true` or `false`: whether closing takes a checksum of the whole file, and opening compares it",
             "true",
         ),
+        StoreSetting::new::<u64>(
+            "keep_before_bytes_max",
+            "files of at most so many bytes are copied before they are opened, as one failed read would end sled's log",
+            "67108864",
+        ),
     ]),
     open: Held::Static(&|dir, settings| Ok(Box::new(SledStore::open(dir, sled_config(settings)?)?))),
     copy: Some(Held::Static(&|dir, settings| {
@@ -235,6 +240,7 @@ fn sled_config(settings: &StoreSettings) -> Result<SledConfig, StoreError> {
     Ok(SledConfig {
         cache_bytes: settings.get("cache_bytes")?,
         verify_closed: settings.get("verify_closed")?,
+        keep_before_bytes_max: settings.get("keep_before_bytes_max")?,
     })
 }
 
@@ -273,7 +279,7 @@ mod tests {
         };
         assert_eq!(
             refused("cache", "1"),
-            "store `sled` has no setting named `cache`; it takes cache_bytes, verify_closed"
+            "store `sled` has no setting named `cache`; it takes cache_bytes, verify_closed, keep_before_bytes_max"
         );
         let text = refused("cache_bytes", "much");
         assert!(text.starts_with("setting `cache_bytes` of store `sled` cannot be `much`: "), "{text}");

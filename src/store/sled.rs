@@ -57,10 +57,12 @@
 //! single flipped bits in a log that sled has not opened since do that, and a `db` cut to nothing opens as an empty
 //! store. (What was in the log at the last opening is safe: the page table has its place, and a damaged message is an
 //! error.) So closing leaves a file `closed` with the length and checksum of `db`, and opening compares them first and
-//! then removes it. That costs one sequential reading each ([`SledConfig::verify_closed`]). After a kill there is no such
+//! then removes it. That costs one sequential reading each ([`SledConfig::verify_closed`]). One read that fails while sled opens ends its log as well, so
+//! short files are copied first (`sled/before.rs`). After a kill there is no such
 //! file, as a torn end is then to be expected: damage of that time can only be noticed by whoever has a record of what
 //! ought to be there, and the caller must have one.
 
+mod before;
 mod units;
 
 use std::fmt;
@@ -69,6 +71,7 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -158,18 +161,22 @@ pub struct SledConfig {
     /// Whether closing takes a checksum of the whole file, and opening compares it. Each reads the file once, about a
     /// second for a gigabyte; without it, damage to a closed store can pass for rows that were never written.
     pub verify_closed: bool,
+    /// Files of at most so many bytes are copied before sled opens them, and put back by the next opening unless the store was written to or synced:
+    /// one read that fails while sled opens can end its log for good. Longer ones have only the reading before to guard them.
+    pub keep_before_bytes_max: u64,
 }
 
 impl SledConfig {
     setters! {
         with_cache_bytes => cache_bytes: u64,
         with_verify_closed => verify_closed: bool,
+        with_keep_before_bytes_max => keep_before_bytes_max: u64,
     }
 }
 
 impl Default for SledConfig {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, verify_closed: true }
+        Self { cache_bytes: 32 << 20, verify_closed: true, keep_before_bytes_max: 64 << 20 }
     }
 }
 
@@ -202,6 +209,8 @@ pub struct SledStore {
     stopped: OnceLock<StoreError>,
     /// Whether closing takes a checksum.
     sums_at_closing: bool,
+    /// Whether the files are kept as they were before the opening: its user has neither written nor synced.
+    kept: AtomicBool,
 }
 
 struct Trees {
@@ -220,8 +229,8 @@ impl SledStore {
     pub fn open(dir: &Path, config: SledConfig) -> Result<Self, StoreError> {
         let io_error = |err| from_io(dir, "open", &err);
         let created = create_dirs(dir).map_err(io_error)?;
-        let file = open_data_file(dir).map_err(io_error)?;
-        prepare(dir, &file, config.verify_closed)?;
+        let mut file = open_data_file(dir).map_err(io_error)?;
+        let kept = prepare(dir, &mut file, &config)?;
 
         let sled_config = sled::Config::new()
             .path(dir)
@@ -253,6 +262,7 @@ impl SledStore {
             units: Mutex::new(Units::new(dir, progress)),
             stopped: OnceLock::new(),
             sums_at_closing: config.verify_closed,
+            kept: AtomicBool::new(kept),
         };
         store.finish_unit(progress)?;
         Ok(store)
@@ -260,7 +270,7 @@ impl SledStore {
 
     /// Opens a copy of a store's files that nobody needs when it is closed.
     pub(crate) fn open_copy(dir: &Path, config: SledConfig) -> Result<Self, StoreError> {
-        let mut store = Self::open(dir, config)?;
+        let mut store = Self::open(dir, config.with_keep_before_bytes_max(0))?;
         store.sums_at_closing = false;
         Ok(store)
     }
@@ -273,6 +283,15 @@ impl SledStore {
             self.apply_long(progress.unit, &batch)?;
         }
         units.sweep().map_err(|err| from_io(&self.dir, "open", &err))
+    }
+
+    /// The store's user has found it right: the files as they were before are not needed.
+    fn forget_before(&self) -> Result<(), StoreError> {
+        if self.kept.swap(false, Ordering::SeqCst) {
+            before::forget(&self.dir)
+                .map_err(|err| from_io(&self.dir, "remove a copy of the files of", &err))?;
+        }
+        Ok(())
     }
 
     fn read_unit(&self, units: &mut Units, unit: u64) -> Result<WriteBatch, StoreError> {
@@ -358,6 +377,7 @@ impl SledStore {
         let synced = self.file.sync_data().and_then(|()| is_linked(&self.file));
         let synced = synced.and_then(|is_linked| if is_linked { Ok(()) } else { Err(deleted()) });
         synced.map_err(|err| from_io(&self.dir, "sync", &err))?;
+        self.forget_before()?;
         units.synced().map_err(|err| from_io(&self.dir, "remove a logged unit in", &err))
     }
 }
@@ -393,6 +413,7 @@ impl Store for SledStore {
         if batch.is_empty() {
             return Ok(());
         }
+        self.forget_before()?;
         let mut units = self.units();
         let written = if batch.len() > BATCH_ROWS_MAX {
             self.write_long(&mut units, batch)
@@ -427,7 +448,8 @@ impl Drop for SledStore {
         if !close(trees) || !lock_within(&self.file, UNLOCK_MAX) {
             return;
         }
-        if self.sums_at_closing && self.stopped.get().is_none() {
+        // If the files are kept, the next opening puts them back.
+        if self.sums_at_closing && self.stopped.get().is_none() && !self.kept.load(Ordering::SeqCst) {
             let _ = write_closed(&self.dir, &self.file);
         }
         let _ = self.file.unlock();
@@ -478,16 +500,19 @@ fn open_data_file(dir: &Path) -> io::Result<File> {
 }
 
 /// What must be done before sled looks at the files, under the lock that it will take itself.
-fn prepare(dir: &Path, file: &File, verify_closed: bool) -> Result<(), StoreError> {
+/// Returns whether the files are kept as they are.
+fn prepare(dir: &Path, file: &mut File, config: &SledConfig) -> Result<bool, StoreError> {
     let io_error = |err| from_io(dir, "open", &err);
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(locked(dir)),
         Err(TryLockError::Error(err)) => return Err(io_error(err)),
     }
-    if verify_closed {
+    before::restore(dir, file).map_err(io_error)?;
+    if config.verify_closed {
         check_closed(dir, file)?;
     }
+    let kept = before::keep(dir, file, config.keep_before_bytes_max).map_err(io_error)?;
     // Before sled opens, as it may then write: a kill must not leave a checksum of what was.
     if remove_if_there(&dir.join(CLOSED_FILE)).map_err(io_error)? {
         sync_dir(dir).map_err(io_error)?;
@@ -504,7 +529,8 @@ fn prepare(dir: &Path, file: &File, verify_closed: bool) -> Result<(), StoreErro
     }
     check_conf(dir, is_empty)?;
     // sled locks through a handle of its own, which excludes ours.
-    file.unlock().map_err(io_error)
+    file.unlock().map_err(io_error)?;
+    Ok(kept)
 }
 
 /// sled looks at the checksum of `conf` but does not mind it.
@@ -709,6 +735,40 @@ mod tests {
         assert_eq!(store.get(b"key").unwrap(), Some(b"row".to_vec()));
     }
 
+    /// An opening whose reads failed may have ended sled's log: the next one begins with the files as they were.
+    #[test]
+    fn files_are_as_they_were_until_the_store_is_written_to_or_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(store_with_one_row(dir.path()));
+        let (before, db) = (dir.path().join("before"), dir.path().join("db"));
+        let open = || SledStore::open(dir.path(), SledConfig::default()).unwrap();
+        let row = |store: &SledStore| store.get(b"key").unwrap();
+        assert!(!before.exists());
+        drop(open());
+        assert!(before.join("db").exists());
+        let whole = fs::read(&db).unwrap();
+        fs::write(&db, &whole[..whole.len() / 2]).unwrap();
+        let store = open();
+        assert_eq!(row(&store), Some(b"row".to_vec()));
+        store.sync().unwrap();
+        assert!(!before.exists());
+        drop(store);
+        // As a kill in the middle of copying leaves it.
+        fs::create_dir(dir.path().join("before.new")).unwrap();
+        fs::write(dir.path().join("before.new/db"), b"half").unwrap();
+        let store = open();
+        assert_eq!(row(&store), Some(b"row".to_vec()));
+        let mut batch = WriteBatch::default();
+        batch.put(b"key", b"later");
+        store.write(&batch).unwrap();
+        assert!(!before.exists() && !dir.path().join("before.new").exists());
+        drop(store);
+        assert_eq!(row(&open()), Some(b"later".to_vec()));
+        let long = SledConfig::default().with_keep_before_bytes_max(1);
+        drop(SledStore::open(dir.path(), long).unwrap());
+        assert!(!before.exists(), "it is too long");
+    }
+
     #[test]
     #[cfg(unix)]
     fn a_failed_sync_stops_the_store() {
@@ -755,6 +815,7 @@ mod tests {
             let config = SledConfig { verify_closed, ..SledConfig::default() };
             let store = SledStore::open(dir.path(), config).unwrap();
             assert!(!closed.exists());
+            store.sync().unwrap();
             drop(store);
             assert_eq!(closed.exists(), verify_closed);
         }

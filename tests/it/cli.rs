@@ -405,7 +405,7 @@ fn settings_of_the_store_are_given_and_refused_by_name() {
         check(&output, 2);
         assert!(stderr(&output).contains(text), "{}", stderr(&output));
     };
-    let unknown = "store `sled` has no setting named `cash`; it takes cache_bytes, verify_closed";
+    let unknown = "store `sled` has no setting named `cash`; it takes cache_bytes, verify_closed, keep_before_bytes_max";
     refused(bench.replay(&["--store-set", "cash=1"]), unknown);
     refused(
         bench.replay(&["--store-set", "cache_bytes=much"]),
