@@ -1,6 +1,6 @@
 //! Candidates: blocks that are executed and not decided, several on one parent, one on top of the other.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,12 +11,10 @@ use flagstone::core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone::engine::{Blob, Candidate, CandidateStats, NewBlock};
 use flagstone::store::MemoryStore;
 use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate};
-use flagstone_testkit::reference::ReferenceState;
-use proptest::prelude::*;
 
 use crate::support::{CADENCES, Counting, Place, config, layouts, settle};
 
-fn update(values: &[(u64, u64)]) -> StateUpdate {
+pub fn update(values: &[(u64, u64)]) -> StateUpdate {
     let values: BTreeMap<u64, u64> = values.iter().copied().collect();
     let diff =
         values.into_iter().fold(StateDiff::builder().class(7.into(), 8.into()), |diff, (key, value)| {
@@ -25,11 +23,11 @@ fn update(values: &[(u64, u64)]) -> StateUpdate {
     StateUpdate { starknet_version: "0.14.0".parse().ok(), ..StateUpdate::from(diff.build().unwrap()) }
 }
 
-fn slot(key: u64) -> Subject {
+pub fn slot(key: u64) -> Subject {
     Subject::Storage((key % 3 + 1).into(), key.into())
 }
 
-fn is_gone(error: &Error) -> bool {
+pub fn is_gone(error: &Error) -> bool {
     matches!(error, Error::WrongState { .. } | Error::CandidateGone { .. })
 }
 
@@ -190,199 +188,6 @@ fn what_was_computed_for_a_candidate_is_not_computed_again() {
             let decided = engine.decide(&upper).unwrap();
             assert_eq!(decided.committed().wait().unwrap(), Some(root));
             assert_eq!(hashed.load(Ordering::SeqCst), before, "{name}, {cadence:?}");
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Op {
-    Propose { on: usize, values: Vec<(u64, u64)> },
-    Root(usize),
-    Ahead(usize),
-    Decide(usize),
-    Drop(usize),
-    Close(Vec<(u64, u64)>),
-    Commit,
-    Sync,
-    Revert(u64),
-}
-
-fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let values = || prop::collection::vec((0..12u64, 0..6u64), 0..5);
-    let op = prop_oneof![
-        8 => (any::<usize>(), values()).prop_map(|(on, values)| Op::Propose { on, values }),
-        3 => any::<usize>().prop_map(Op::Root),
-        1 => any::<usize>().prop_map(Op::Ahead),
-        5 => any::<usize>().prop_map(Op::Decide),
-        2 => any::<usize>().prop_map(Op::Drop),
-        2 => values().prop_map(Op::Close),
-        1 => Just(Op::Commit),
-        1 => Just(Op::Sync),
-        1 => (1..3u64).prop_map(Op::Revert),
-    ];
-    prop::collection::vec(op, 1..60)
-}
-
-/// What a state must be: values by plain maps, roots by the reference.
-struct Model {
-    engine: Engine,
-    /// The decided blocks' states, from the empty one on.
-    decided: Vec<(StateId, ReferenceState)>,
-    candidates: Vec<(Candidate, ReferenceState)>,
-    /// Those in whose place another block was decided once.
-    dead: HashSet<StateId>,
-}
-
-impl Model {
-    fn tip(&self) -> &(StateId, ReferenceState) {
-        self.decided.last().unwrap()
-    }
-
-    /// Whether the way from a candidate down ends at the tip, and always did.
-    fn is_alive(&self, candidate: &Candidate) -> bool {
-        let tip = self.tip().0;
-        let mut at = candidate.parent();
-        while at != tip {
-            match self.candidates.iter().find(|(below, _)| below.state() == at) {
-                Some((below, _)) => at = below.parent(),
-                None => return false,
-            }
-        }
-        !self.dead.contains(&candidate.state())
-    }
-
-    fn bury(&mut self) {
-        let dead = self.candidates.iter().filter(|(candidate, _)| !self.is_alive(candidate));
-        let dead: Vec<StateId> = dead.map(|(candidate, _)| candidate.state()).collect();
-        self.dead.extend(dead);
-        assert!(
-            self.candidates.iter().all(|(candidate, _)| candidate.is_alive() == self.is_alive(candidate))
-        );
-    }
-
-    fn check(&self) {
-        let view = self.engine.view();
-        assert_eq!(view.state(), self.tip().0);
-        for key in 0..12u64 {
-            let expected = |state: &ReferenceState| state.storage_at(&(key % 3 + 1).into(), &key.into()).0;
-            assert_eq!(view.value(&slot(key)).unwrap(), expected(&self.tip().1));
-            for (candidate, state) in &self.candidates {
-                match candidate.view().value(&slot(key)) {
-                    Ok(value) => assert_eq!(value, expected(state), "slot {key} of {candidate:?}"),
-                    Err(error) => assert!(!candidate.is_alive(), "{candidate:?}: {error}"),
-                }
-            }
-        }
-    }
-
-    fn pick(&self, index: usize) -> Option<usize> {
-        (!self.candidates.is_empty()).then(|| index % self.candidates.len().max(1))
-    }
-
-    fn propose(&mut self, on: usize, values: &[(u64, u64)]) {
-        let (parent, state) = match on % (self.candidates.len() + 1) {
-            0 => self.tip().clone(),
-            index => {
-                let (candidate, state) = &self.candidates[index - 1];
-                (candidate.state(), state.clone())
-            }
-        };
-        let is_there = parent == self.tip().0
-            || self.candidates.iter().any(|(on, _)| on.state() == parent && self.is_alive(on));
-        let update = update(values);
-        match self.engine.propose(parent, &update) {
-            Ok(candidate) => {
-                assert!(is_there);
-                let mut state = state;
-                state.apply(&update.diff);
-                self.candidates.push((candidate, state));
-            }
-            Err(error) => assert!(!is_there && is_gone(&error), "{error}"),
-        }
-    }
-
-    fn decide(&mut self, index: usize) {
-        let Some(index) = self.pick(index) else { return };
-        let (candidate, state) = &self.candidates[index];
-        let on_tip = candidate.parent() == self.tip().0 && self.is_alive(candidate);
-        match self.engine.decide(candidate) {
-            Ok(block) => {
-                assert!(on_tip);
-                assert_eq!(block.state(), candidate.state());
-                let decided = (block.state(), state.clone());
-                self.candidates.remove(index);
-                self.decided.push(decided);
-            }
-            Err(error) => assert!(!on_tip && is_gone(&error), "{error}"),
-        }
-    }
-
-    fn run(&mut self, op: Op) {
-        match op {
-            Op::Propose { on, values } => self.propose(on, &values),
-            Op::Root(index) => {
-                let Some(index) = self.pick(index) else { return };
-                let (candidate, state) = &self.candidates[index];
-                match candidate.root() {
-                    Ok(root) => assert_eq!(root.roots, state.roots()),
-                    Err(error) => {
-                        assert!(!self.is_alive(candidate) && error.kind() == ErrorKind::Expired, "{error}")
-                    }
-                }
-            }
-            Op::Ahead(index) => {
-                let Some(index) = self.pick(index) else { return };
-                self.candidates[index].0.compute_ahead().unwrap();
-            }
-            Op::Decide(index) => self.decide(index),
-            Op::Drop(index) => {
-                let Some(index) = self.pick(index) else { return };
-                let state = self.candidates[index].0.state();
-                // Those on top keep it alive, and the model would not see it any more.
-                if self.candidates.iter().all(|(on, _)| on.parent() != state) {
-                    self.candidates.remove(index);
-                }
-            }
-            Op::Close(values) => {
-                let update = update(&values);
-                let block = self.engine.close_block(&update).unwrap();
-                let mut state = self.tip().1.clone();
-                state.apply(&update.diff);
-                self.decided.push((block.state(), state));
-            }
-            Op::Commit => {
-                self.engine.commit().unwrap();
-                assert_eq!(self.engine.head().root.roots, self.tip().1.roots());
-            }
-            Op::Sync => self.engine.sync().unwrap(),
-            Op::Revert(back) => {
-                let Some(head) = self.engine.head().closed.and_then(|head| head.0.checked_sub(back)) else {
-                    return;
-                };
-                self.engine.revert_to(BlockNumber(head)).unwrap();
-                self.decided.truncate(head as usize + 2);
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn trees_of_candidates_are_what_plain_maps_say(ops in ops(), cadence in 0..CADENCES.len()) {
-        for (layout, _) in layouts() {
-            let engine = Place::memory().open(layout, config(CADENCES[cadence], 2));
-            let empty = (engine.view().state(), ReferenceState::new());
-            let mut model = Model { engine, decided: vec![empty], candidates: Vec::new(), dead: HashSet::new() };
-            for op in ops.clone() {
-                model.run(op);
-                model.bury();
-                model.check();
-            }
-            model.engine.commit().unwrap();
-            prop_assert_eq!(model.engine.head().root.roots, model.tip().1.roots());
-            model.candidates.clear();
         }
     }
 }

@@ -44,6 +44,7 @@ mod scrub;
 #[cfg(all(feature = "blockifier", feature = "cli"))]
 mod sequencer;
 mod snapshot;
+mod states;
 mod store_conformance;
 mod store_damage;
 mod store_sled;
