@@ -14,18 +14,21 @@
 
 mod base;
 mod candidates;
-mod chain;
 mod check;
+mod closed;
 mod closing;
 mod commit;
 mod config;
 mod durable;
+mod events;
 mod handle;
 mod hints;
 mod history;
 pub(crate) mod import;
+mod life;
 pub(crate) mod meta;
 pub(crate) mod opening;
+mod outcome;
 mod pasts;
 mod persist;
 mod pins;
@@ -53,11 +56,13 @@ pub use candidates::Candidate;
 pub use check::CheckReport;
 pub use closing::NewBlock;
 pub use config::{Cadence, EngineConfig, THREADS_MAX};
-pub use handle::{BlockHandle, Event, Stage, Subscription};
+pub use events::{Event, Subscription};
+pub use handle::{BlockHandle, Stage};
 pub use hints::HintStats;
 pub use import::{ImportProgress, Imported};
 pub use meta::{Blob, BlockRoot, Head, Identity};
 pub use opening::Opened;
+pub use outcome::CommittedBlock;
 pub use scrub::ScrubStats;
 pub use state::CandidateStats;
 pub use values::ReadCacheStats;
@@ -68,11 +73,12 @@ use crate::error::Error;
 use crate::journal::{DatabaseId, Files};
 use crate::store::Sealed;
 use base::Rows;
-use chain::{Chain, Ending, Unwritten};
 use durable::Durability;
-use handle::{Life, Subscribers};
+use events::Subscribers;
 use hints::Hints;
+use life::{Chain, Ending, Next, Tip, Unwritten};
 use opening::{House, Opening, require_atomic_batches};
+use outcome::Outcome;
 use pasts::Pasts;
 use pins::Pins;
 use scrub::{Doubts, Scrubbing};
@@ -149,27 +155,6 @@ struct Shared {
 
 /// Blobs by key, each with the stamps of the blocks that brought one, the last block's last.
 type Brought = HashMap<Vec<u8>, Vec<(u64, Arc<[u8]>)>>;
-
-/// What a new view begins with.
-#[derive(Clone)]
-struct Tip {
-    stamp: u64,
-    block: Option<BlockNumber>,
-    life: Arc<Life>,
-}
-
-/// A block that was committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CommittedBlock {
-    /// The block.
-    pub number: BlockNumber,
-    /// How many values its diff wrote.
-    pub writes: usize,
-    /// Its roots and state commitment.
-    pub root: BlockRoot,
-    /// Whether a root was stated for it, and so was found equal.
-    pub verified: bool,
-}
 
 impl Engine {
     /// Opens the database in a store, or creates one if the store is empty.
@@ -250,7 +235,7 @@ impl Engine {
     /// [`Error::State`] if the store fails or the row is damaged.
     pub fn block_hash(&self, block: BlockNumber) -> Result<Option<BlockHash>, Error> {
         let chain = self.shared.chain();
-        if let Some(closed) = chain.waiting.iter().find(|closed| closed.block.number == block) {
+        if let Some(closed) = chain.waiting().iter().find(|closed| closed.block.number == block) {
             return Ok(closed.block.hash);
         }
         drop(chain);
@@ -293,23 +278,20 @@ impl Engine {
     /// blocks was told yet: that block and those after it are taken back. [`Error::State`] if the store fails or is damaged.
     pub fn commit(&self) -> Result<Head, Error> {
         let mut chain = self.shared.chain();
-        if let Some((_, untold)) = chain.untold.take() {
+        if let Some(untold) = chain.take_untold() {
             return Err(untold);
         }
         self.shared.check_running()?;
-        let last = chain.waiting.back().map(|closed| Arc::clone(&closed.life));
+        let last = chain.waiting().back().map(|closed| Arc::clone(&closed.outcome));
         drop(chain);
         let committed = last.map_or(Ok(None), |last| self.shared.commit_through(&last));
-        committed.map_err(|error| match self.shared.chain().untold.take() {
-            Some((_, first)) => first,
-            None => error,
-        })?;
+        committed.map_err(|error| self.shared.chain().take_untold().unwrap_or(error))?;
         Ok(self.head())
     }
 
     /// How many hashes commitments took since the opening.
     pub fn hashes(&self) -> HashCounts {
-        self.shared.chain().hashes
+        self.shared.chain().hashes()
     }
 
     /// Commits blocks up to this one, if they are not, and returns its root. It is the root of the block that has this number
@@ -321,8 +303,8 @@ impl Engine {
     pub fn wait_for_root(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
         let chain = self.shared.chain();
         chain.is_closed(block)?;
-        let waiting = chain.waiting.iter().find(|closed| closed.block.number == block);
-        let waiting = waiting.map(|closed| Arc::clone(&closed.life));
+        let waiting = chain.waiting().iter().find(|closed| closed.block.number == block);
+        let waiting = waiting.map(|closed| Arc::clone(&closed.outcome));
         drop(chain);
         let root = match waiting {
             Some(waiting) => self.shared.commit_through(&waiting)?,
@@ -337,9 +319,9 @@ impl Engine {
     /// [`Error::State`] if the store fails, [`Error::Stopped`] if something failed before.
     pub fn sync(&self) -> Result<(), Error> {
         let chain = self.shared.chain();
-        let through = chain.unwritten.back().map(Unwritten::stamp);
+        let through = chain.unwritten().back().map(Unwritten::stamp);
         let is_written =
-            |chain: &Chain| chain.unwritten.front().is_none_or(|first| Some(first.stamp()) > through);
+            |chain: &Chain| chain.unwritten().front().is_none_or(|first| Some(first.stamp()) > through);
         drop(self.shared.wait(chain, is_written)?);
         self.shared.rows.sync().map_err(|error| self.shared.stop_for(error.into()))
     }
@@ -360,7 +342,7 @@ impl Engine {
         }
         let shared = &self.shared;
         let join = |thread: &mut Option<JoinHandle<()>>, ending: Ending| {
-            shared.chain().ending = ending;
+            shared.chain().end(ending);
             shared.changed.notify_all();
             // A thread that panicked has stopped the engine.
             let _ = thread.take().map(JoinHandle::join);
@@ -377,28 +359,16 @@ impl Engine {
         join(&mut self.committer, Ending::Committing);
         join(&mut self.persister, Ending::Writing);
         let ended = shared.check_running().and_then(|()| {
-            let chain = shared.chain();
-            let (head, refusal) = (chain.persisted, chain.written_refusal);
-            drop(chain);
+            let (head, refusal) = shared.chain().stored();
             Ok(shared.durability.end(&shared.rows, head, refusal)?)
         });
         shared.durability.stop();
         shared.pasts.clear();
         shared.rows.close();
         shared.house.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let left = std::mem::take(&mut shared.chain().waiting);
-        left.iter().for_each(|closed| closed.life.fail(0, Error::Ended));
+        let left = shared.chain().let_go();
+        left.iter().for_each(|closed| closed.outcome.fail(0, Error::Ended));
         ended
-    }
-}
-
-impl Chain {
-    /// Refuses a block that is not closed.
-    fn is_closed(&self, block: BlockNumber) -> Result<(), Error> {
-        if self.closed < Some(block) {
-            return Err(Error::NotClosed { block, closed: self.closed });
-        }
-        Ok(())
     }
 }
 
@@ -407,18 +377,18 @@ impl Shared {
         self.tip.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_tip(&self, stamp: u64, block: Option<BlockNumber>, life: Arc<Life>) {
-        *self.tip.write().unwrap_or_else(PoisonError::into_inner) = Tip { stamp, block, life };
+    fn set_tip(&self, tip: Tip) {
+        *self.tip.write().unwrap_or_else(PoisonError::into_inner) = tip;
     }
 
     fn view(self: &Arc<Self>) -> View {
-        let Tip { stamp, block, life } = self.tip();
-        View { shared: Arc::clone(self), stamp, block, life, past: None, proposed: None, _pin: None }
+        let Tip { stamp, block, outcome } = self.tip();
+        View { shared: Arc::clone(self), stamp, block, outcome, past: None, proposed: None, _pin: None }
     }
 
     fn block_by_hash(&self, hash: BlockHash) -> Result<Option<BlockNumber>, Error> {
         let chain = self.chain();
-        if let Some(closed) = chain.waiting.iter().find(|closed| closed.block.hash == Some(hash)) {
+        if let Some(closed) = chain.waiting().iter().find(|closed| closed.block.hash == Some(hash)) {
             return Ok(Some(closed.block.number));
         }
         drop(chain);
@@ -428,15 +398,14 @@ impl Shared {
 
     /// Blocks up to this one are to be committed.
     fn want(&self, block: BlockNumber) {
-        let mut chain = self.chain();
-        chain.wanted = chain.wanted.max(Some(block).min(chain.closed));
+        self.chain().want(block);
         self.changed.notify_all();
     }
 
     /// Has blocks up to this one committed, and returns its root if it has one of its own. Who closes blocks is not told by it.
-    fn commit_through(&self, life: &Life) -> Result<Option<BlockRoot>, Error> {
-        self.want(life.number());
-        life.wait_committed()
+    fn commit_through(&self, outcome: &Outcome) -> Result<Option<BlockRoot>, Error> {
+        self.want(outcome.number());
+        outcome.wait_committed()
     }
 
     fn chain(&self) -> MutexGuard<'_, Chain> {
@@ -471,8 +440,24 @@ impl Shared {
     ) -> Result<MutexGuard<'a, Chain>, Error> {
         loop {
             self.check_running()?;
-            if !chain.refusing && holds(&chain) {
+            if !chain.is_refusing() && holds(&chain) {
                 return Ok(chain);
+            }
+            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What a stage's thread is to do next, when there is something; `None` at the end.
+    fn next<T>(&self, ask: impl Fn(&mut Chain) -> Next<T>) -> Option<T> {
+        let mut chain = self.chain();
+        loop {
+            if self.stopped.get().is_some() {
+                return None;
+            }
+            match ask(&mut chain) {
+                Next::Do(work) => return Some(work),
+                Next::Wait => {}
+                Next::End => return None,
             }
             chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
         }
@@ -482,12 +467,11 @@ impl Shared {
     fn stop(&self, error: Error) {
         let chain = self.chain();
         let is_first = self.stopped.set(error.clone()).is_ok();
-        let unwritten = chain.unwritten.iter().flat_map(|unwritten| &unwritten.blocks);
-        let lives: Vec<_> = unwritten.chain(&chain.waiting).map(|closed| Arc::clone(&closed.life)).collect();
+        let outcomes: Vec<_> = chain.on_their_way().map(|closed| Arc::clone(&closed.outcome)).collect();
         self.changed.notify_all();
         drop(chain);
         if is_first {
-            lives.iter().for_each(|life| life.fail(0, error.clone()));
+            outcomes.iter().for_each(|outcome| outcome.fail(0, error.clone()));
             self.subscribers.tell(|| Event::Stopped(error.clone()));
         }
     }

@@ -20,15 +20,16 @@ use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateId};
 
 use super::base::Rows;
-use super::chain::Chain;
 use super::durable::{Durability, Journaled};
-use super::handle::{Life, Subscribers};
+use super::events::Subscribers;
 use super::hints::{self, Hints};
+use super::life::{Chain, Tip};
 use super::meta::{self, BlockFacts, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
+use super::outcome::Outcome;
 use super::pasts::Pasts;
 use super::scrub::{Doubts, Scrubbing};
 use super::values::{Values, each_value};
-use super::{Engine, EngineConfig, Shared, Tip};
+use super::{Engine, EngineConfig, Shared};
 use crate::error::{Error, at};
 use crate::journal::{
     Acknowledged, Cut, DatabaseId, Files, Journal, JournalConfig, Position, Recovered, Recovery,
@@ -196,18 +197,9 @@ impl Opening {
         let pool = config.pool("pool")?;
         let lane = EngineConfig { threads: 1, ..config }.pool("read-ahead")?;
         let ahead_of_store = durability.is_ahead_of_store() || !store.capabilities().durable;
-        let chain = Chain {
-            closed: head.block,
-            state: head.state,
-            committed: head.block,
-            persisted: head.block,
-            root: head.root,
-            refusal: begun.refusal,
-            written_refusal: head.refusal,
-            ..Chain::default()
-        };
+        let chain = Chain::at_rest(&head, begun.refusal);
         let history = meta::undo_chain(&store, head.block)?;
-        let life = Life::new(head.block.unwrap_or_default(), head.state);
+        let outcome = Outcome::new(head.block.unwrap_or_default(), head.state);
         let shared = Arc::new(Shared {
             layout,
             hasher,
@@ -218,7 +210,7 @@ impl Opening {
             hints: Hints::default(),
             lane,
             blobs: RwLock::default(),
-            tip: RwLock::new(Tip { stamp: 0, block: head.block, life }),
+            tip: RwLock::new(Tip { stamp: 0, block: head.block, outcome }),
             chain: Mutex::new(chain),
             changed: Condvar::new(),
             closer: Mutex::new(()),
@@ -254,7 +246,7 @@ impl Begun {
         if let Some(first) = self.taken_back {
             shared.finish_taking_back(first)?;
         }
-        self.missing.into_iter().for_each(|block| shared.close_again(block));
+        self.missing.into_iter().try_for_each(|block| shared.close_again(block))?;
         let start = |name: &str, work: fn(&Arc<Shared>) -> Result<(), Error>| {
             let (shared, what) = (Arc::clone(shared), name.to_owned());
             let thread = std::thread::Builder::new().name(format!("flagstone-{name}"));

@@ -61,9 +61,9 @@ impl View {
         let shared = &self.shared;
         let chain = shared.chain();
         let pin = shared.pins.pin(self.stamp);
-        let is_there = self.is_kept() || chain.left <= self.stamp;
+        let is_there = self.is_kept() || chain.reaches(self.stamp);
         drop(chain);
-        if !is_there || self.life.is_gone() {
+        if !is_there || self.outcome.is_gone() {
             return Err(self.expired());
         }
         Ok(Self { _pin: Some(Arc::new(pin)), ..self.clone() })

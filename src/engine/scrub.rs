@@ -27,7 +27,7 @@ use flagstone_core::scrub::{At, Contradiction, Scrub};
 use flagstone_core::types::{ContractAddress, StorageValue};
 
 use super::base::Base;
-use super::chain::Closed;
+use super::closed::Closed;
 use super::values::Held;
 use super::{Engine, Shared};
 use crate::error::Error;

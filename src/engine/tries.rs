@@ -5,7 +5,7 @@ use flagstone_core::felt::Felt;
 use flagstone_core::trie::{HashFunction, hash_pairs};
 use flagstone_core::types::BlockNumber;
 
-use super::chain::Chain;
+use super::life::Chain;
 use super::{BlockRoot, Engine, Head, Shared};
 use crate::error::Error;
 use crate::journal::Journal;

@@ -61,7 +61,7 @@ use indexmap::IndexMap;
 use indexmap::map::Entry;
 
 use self::cache::{Cache, ENTRY_BYTES, TABLE_BYTES};
-use super::chain::Closed;
+use super::closed::Closed;
 
 /// Most shards. More than executors have threads, so that two seldom meet.
 const SHARDS_MAX: usize = 16;

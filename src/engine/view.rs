@@ -15,8 +15,8 @@ use flagstone_core::types::{
 };
 
 use super::Shared;
-use super::handle::Life;
 use super::meta;
+use super::outcome::Outcome;
 use super::pins::Pin;
 use super::state::Proposed;
 use super::values::{Lookup, Vacancy};
@@ -47,7 +47,7 @@ pub struct View {
     pub(super) shared: Arc<Shared>,
     pub(super) stamp: u64,
     pub(super) block: Option<BlockNumber>,
-    pub(super) life: Arc<Life>,
+    pub(super) outcome: Arc<Outcome>,
     /// For a view of a block whose values are not among the recent ones.
     pub(super) past: Option<Past>,
     /// For a view of a candidate.
@@ -64,7 +64,7 @@ impl View {
 
     /// The state this is a view of: what a block that is executed on it is to be closed on ([`NewBlock::on`](super::NewBlock::on)).
     pub fn state(&self) -> StateId {
-        self.life.state()
+        self.outcome.state()
     }
 
     /// Value of a storage slot; zero if it was never written.
@@ -111,7 +111,7 @@ impl View {
         let own = self.proposed.as_ref().and_then(|proposed| proposed.value(&key));
         let value = own.or_else(|| self.shared.values.recall(self.stamp, key));
         let is_sound = || self.shared.doubts.check(subject).is_ok();
-        value.filter(|_| !self.life.is_gone() && is_sound())
+        value.filter(|_| !self.outcome.is_gone() && is_sound())
     }
 
     /// The blob of a key, if a block brought one: that of the last closed block that did, also if it is after this view's.
@@ -151,7 +151,7 @@ impl View {
                 self.fill(subject, vacancy, answer)?
             }
         };
-        value.filter(|_| !self.life.is_gone()).ok_or_else(|| self.expired())
+        value.filter(|_| !self.outcome.is_gone()).ok_or_else(|| self.expired())
     }
 
     /// Like [`View::value`] for many things at once, in order: those that are not in memory are read from the store together.
@@ -183,7 +183,7 @@ impl View {
                 values[place] = filled.ok_or_else(|| self.expired())?;
             }
         }
-        if self.life.is_gone() { Err(self.expired()) } else { Ok(values) }
+        if self.outcome.is_gone() { Err(self.expired()) } else { Ok(values) }
     }
 
     /// What memory knows of a thing.
