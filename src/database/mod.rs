@@ -31,8 +31,9 @@ use tempfile::TempDir;
 
 use crate::disk::sync_dir;
 use crate::engine::import::{self, ImportProgress, Imported};
-use crate::engine::opening::{House, Opening};
-use crate::engine::{CheckReport, Engine, EngineConfig, Identity, meta};
+use crate::engine::opened::House;
+use crate::engine::opening::Opening;
+use crate::engine::{CheckReport, Engine, EngineConfig, Identity, identity, meta};
 use crate::error::Error;
 use crate::journal::{DatabaseId, Journal, JournalConfig, OsFiles};
 use crate::lock::{DirLock, LOCK, create_dirs, io_error};
@@ -290,7 +291,7 @@ fn look_alone(dir: &Path, config: EngineConfig) -> Result<Engine, Error> {
     let layout = layout_of(&marker, None)?.make();
     let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
     let store = Sealed::from_box((self::store(&marker.store)?.open_damaged)(copy.path())?);
-    if meta::read_identity(&store)?.is_none() {
+    if identity::read_identity(&store)?.is_none() {
         return Err(lost_store(dir, "it is empty"));
     }
     let house = House { lock: None, copy: Some(copy), copied_bytes: bytes };
@@ -429,7 +430,7 @@ fn begun_layout(
 ) -> Result<Option<&'static LayoutEntry>, Error> {
     let Some(store) = begun else { return Ok(None) };
     let store = Sealed::from_box((store.open)(&import_dir(dir, store.name))?);
-    match import::read_unfinished(&store)? {
+    match identity::read_unfinished(&store)? {
         Some(unfinished) => registry::layout(&unfinished.identity.layout).map(Some),
         None => Ok(None),
     }
@@ -510,7 +511,7 @@ fn open_store(dir: &Path, marker: &Marker) -> Result<Sealed<dyn Store>, Error> {
 
 /// Refuses a store that is not what the marker says.
 fn check_store(dir: &Path, marker: &Marker, store: &Sealed<dyn Store>) -> Result<(), Error> {
-    match meta::read_identity(store)? {
+    match identity::read_identity(store)? {
         Some(stored) => marker.identity.check(&stored)?,
         None => return Err(lost_store(dir, "it is empty")),
     }

@@ -13,15 +13,16 @@ use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone_core::witness::Witness;
 
 use super::base::Base;
-use super::closing::{Halt, NewBlock, check_blobs, check_length, pending};
+use super::close::{Halt, NewBlock, check_blobs, check_length, pending};
 use super::handle::BlockHandle;
 use super::life::{Tip, check_parent, next_number};
 use super::meta::{self, BlockRoot, Lineage};
 use super::outcome::Outcome;
+use super::running::Engine;
+use super::shared::Shared;
 use super::state::{CandidateStats, Made, Parent, Proposed};
 use super::values::{ByKey, each_value};
 use super::view::View;
-use super::{Engine, Shared};
 use crate::error::Error;
 
 /// A block that is executed and not decided. Cheap to clone. When the last clone of it and of those on top of it is dropped, it

@@ -9,18 +9,19 @@ use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::layout::{StagedCommitment, StateAt};
 use flagstone_core::store::{StoreRead, WriteBatch};
-use flagstone_core::types::StateCommitment;
+use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::witness::Witness;
 
-use super::Shared;
 use super::base::Base;
 use super::closed::Closed;
+use super::doubts::Changes;
 use super::events::Event;
-use super::history::HistoryChange;
 use super::life::{Unwritten, check_parent};
 use super::meta::{self, BlockFacts, BlockRoot, PendingBlock, StoredHead, Undo};
-use super::outcome::CommittedBlock;
-use super::scrub::Changes;
+use super::outcome::{CommittedBlock, Outcome};
+use super::shared::Shared;
+use super::staged::{Staged, StagedRows};
+use super::undo::HistoryChange;
 use crate::error::{Error, ErrorKind};
 use crate::journal::Position;
 
@@ -45,6 +46,18 @@ pub struct Unit {
 }
 
 impl Shared {
+    /// Blocks up to this one are to be committed.
+    pub(super) fn want(&self, block: BlockNumber) {
+        self.chain().want(block);
+        self.changed.notify_all();
+    }
+
+    /// Has blocks up to this one committed, and returns its root if it has one of its own. Who closes blocks is not told by it.
+    pub(super) fn commit_through(&self, outcome: &Outcome) -> Result<Option<BlockRoot>, Error> {
+        self.want(outcome.number());
+        outcome.wait_committed()
+    }
+
     /// The commitment thread: commits what is due, until the end.
     pub(super) fn commit_waiting(&self) -> Result<(), Error> {
         let writes_max = if self.config.coalesce { COALESCED_WRITES_MAX } else { GROUP_WRITES_MAX };
@@ -403,23 +416,6 @@ fn put_blobs(
         }
     }
     Ok(())
-}
-
-/// What a layout staged for diffs.
-#[derive(Default)]
-pub(super) struct Staged {
-    pub roots: Vec<Roots>,
-    pub undo: Vec<StateDiff>,
-    pub rows: StagedRows,
-}
-
-/// The layout's rows of a commitment.
-#[derive(Default)]
-pub(super) struct StagedRows {
-    pub batch: Arc<WriteBatch>,
-    hashes: HashCounts,
-    pub applied: Option<Box<dyn FnOnce() + Send>>,
-    witness: Witness,
 }
 
 /// What blocks set together.

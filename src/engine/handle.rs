@@ -14,7 +14,8 @@ use flagstone_core::types::{BlockNumber, StateId};
 use super::events::Subscription;
 use super::meta::BlockRoot;
 use super::outcome::{At, Failure, Outcome};
-use super::{Engine, Shared};
+use super::running::Engine;
+use super::shared::Shared;
 use crate::error::Error;
 
 /// A block that was closed, and what becomes of it. Cheap to clone; keeps nothing alive.

@@ -15,17 +15,19 @@ use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateId};
 
 use super::base::Base;
+use super::close::Halt;
 use super::closed::Closed;
-use super::closing::Halt;
+use super::config::EngineConfig;
+use super::doubts::Changes;
 use super::events::Event;
 use super::life::{Chain, Live, Taken, Tip, Unwritten};
 use super::meta::{self, Blob, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
 use super::outcome::Outcome;
 use super::pasts::{PastTries, PastValues};
-use super::scrub::Changes;
+use super::running::Engine;
+use super::shared::Shared;
 use super::values::each_value;
 use super::view::{Past, View};
-use super::{Engine, EngineConfig, Shared};
 use crate::error::{Error, at};
 use crate::journal::Position;
 
@@ -171,14 +173,6 @@ impl Engine {
         })?;
         shared.wait(shared.chain(), |chain| chain.unwritten().is_empty()).map(|_| root)
     }
-}
-
-/// What a commitment does to the list of blocks that can be taken back.
-#[derive(Default)]
-pub struct HistoryChange {
-    added: Vec<BlockNumber>,
-    /// How many of the oldest go.
-    too_old: usize,
 }
 
 impl Rewind {
@@ -331,38 +325,6 @@ impl Shared {
         // The empty state has no number to ask for it by. Of no block that could be taken back, the state that there is is all.
         let oldest = undo.and_then(|undo| undo.before).or(first).or(newest);
         Error::HistoryGone { block, oldest, newest }
-    }
-
-    /// Puts what takes blocks back to their batch, and deletes what is too old. Returns what that does to the list in memory, once
-    /// the batch is committed.
-    pub(super) fn keep_undo(
-        &self,
-        base: &Base,
-        batch: &mut WriteBatch,
-        blocks: &[(&Arc<Closed>, Undo)],
-    ) -> Result<HistoryChange, Error> {
-        let blocks = if self.config.history_blocks > 0 { blocks } else { &[] };
-        for (closed, undo) in blocks {
-            meta::put_undo(batch, closed.block.number, undo);
-        }
-        let history = self.history();
-        let added: Vec<BlockNumber> = blocks.iter().map(|(closed, _)| closed.block.number).collect();
-        let all = || history.iter().chain(&added).copied();
-        // What takes several blocks back is kept as long as its last one.
-        let kept = self.config.history_blocks as u64;
-        let head = all().last().map_or(0, |last| last.0);
-        let too_old = all().take_while(|block| block.0.saturating_add(kept) <= head).count();
-        for oldest in all().take(too_old) {
-            meta::delete_undo(batch, &self.rows.of(base), oldest)?;
-        }
-        Ok(HistoryChange { added, too_old })
-    }
-
-    /// The list of blocks that can be taken back, after a commitment.
-    pub(super) fn change_history(&self, change: HistoryChange) {
-        let mut history = self.history();
-        history.extend(change.added);
-        history.drain(..change.too_old);
     }
 
     /// Drops the blocks after one, if nothing of them has begun to be written: the state before them is in memory as it was. `None`

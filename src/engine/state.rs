@@ -9,9 +9,9 @@ use flagstone_core::types::{BlockNumber, StateId};
 use flagstone_core::update::StateUpdate;
 
 use super::base::{Base, Layer};
-use super::commit::Staged;
 use super::meta::{Blob, BlockRoot, PendingBlock};
 use super::outcome::Outcome;
+use super::staged::Staged;
 use super::values::{ByKey, Key};
 use crate::error::Error;
 

@@ -14,10 +14,11 @@ use flagstone_core::types::{
     BlockNumber, ClassHash, CompiledClassHash, ContractAddress, Nonce, StateId, StorageKey, StorageValue,
 };
 
-use super::Shared;
+use super::life::Tip;
 use super::meta;
 use super::outcome::Outcome;
 use super::pins::Pin;
+use super::shared::Shared;
 use super::state::Proposed;
 use super::values::{Lookup, Vacancy};
 use crate::error::Error;
@@ -186,6 +187,23 @@ impl View {
         if self.outcome.is_gone() { Err(self.expired()) } else { Ok(values) }
     }
 
+    /// The same view, pinned: it answers as long as it is held, or a clone of it, whatever blocks come, until what they changed takes
+    /// more than [`EngineConfig::pinned_bytes_max`](super::EngineConfig::pinned_bytes_max).
+    ///
+    /// # Errors
+    /// [`Error::ViewExpired`] if it has expired already.
+    pub fn pinned(&self) -> Result<Self, Error> {
+        let shared = &self.shared;
+        let chain = shared.chain();
+        let pin = shared.pins.pin(self.stamp);
+        let is_there = self.is_kept() || chain.reaches(self.stamp);
+        drop(chain);
+        if !is_there || self.outcome.is_gone() {
+            return Err(self.expired());
+        }
+        Ok(Self { _pin: Some(Arc::new(pin)), ..self.clone() })
+    }
+
     /// What memory knows of a thing.
     fn look(&self, subject: &Subject) -> Lookup {
         if let Some(value) = self.past.as_ref().and_then(|past| past.changed(subject)) {
@@ -203,12 +221,20 @@ impl View {
     }
 
     /// Whether it reads rows that the layout keeps, whatever comes.
-    pub(super) const fn is_kept(&self) -> bool {
+    const fn is_kept(&self) -> bool {
         matches!(self.past, Some(Past::Kept(_)))
     }
 
-    pub(super) fn expired(&self) -> Error {
+    fn expired(&self) -> Error {
         Error::ViewExpired { view: self.block, now: self.shared.tip().block }
+    }
+}
+
+impl Shared {
+    /// A view of the newest state.
+    pub(super) fn view(self: &Arc<Self>) -> View {
+        let Tip { stamp, block, outcome } = self.tip();
+        View { shared: Arc::clone(self), stamp, block, outcome, past: None, proposed: None, _pin: None }
     }
 }
 

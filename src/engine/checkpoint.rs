@@ -1,9 +1,9 @@
 //! Writing what is committed to the store: the one place that writes.
 
-use super::Shared;
 use super::base::Layer;
 use super::events::Event;
 use super::life::{Chain, Unwritten};
+use super::shared::Shared;
 use crate::error::Error;
 
 impl Shared {

@@ -10,13 +10,15 @@ use flagstone_core::witness::Witness;
 use super::base::Base;
 use super::closed::{Closed, weight};
 use super::commit::Unit;
+use super::config::Cadence;
 use super::durable::is_full;
 use super::handle::BlockHandle;
 use super::life::{Chain, check_parent, next_number};
 use super::meta::{self, BLOB_KEY_MAX, Blob, BlockRoot, Lineage, PendingBlock};
 use super::outcome::Outcome;
+use super::running::Engine;
+use super::shared::Shared;
 use super::state::Proposed;
-use super::{Cadence, Engine, Shared};
 use crate::error::Error;
 
 /// From so many values on, a block is shown before its values are in place.
