@@ -32,7 +32,7 @@ use tempfile::TempDir;
 
 use crate::disk::sync_dir;
 use crate::engine::import::{ImportProgress, Imported};
-use crate::engine::{CheckReport, Engine, EngineConfig, Identity, meta};
+use crate::engine::{CheckReport, Engine, EngineConfig, Identity, identity, meta};
 use crate::error::Error;
 use crate::journal::DatabaseId;
 use crate::lock::{LOCK, io_error};
@@ -330,7 +330,7 @@ fn store_dir_of(dir: &Path, marker: &Marker) -> PathBuf {
 
 /// Refuses a store that is not what the marker says.
 fn check_store(dir: &Path, marker: &Marker, store: &Sealed<dyn Store>) -> Result<(), Error> {
-    match meta::read_identity(store)? {
+    match identity::read_identity(store)? {
         Some(stored) => marker.identity.check(&stored)?,
         None => return Err(lost_store(dir, "it is empty")),
     }

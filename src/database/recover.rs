@@ -26,9 +26,11 @@ use super::{
 };
 use crate::disk::sync_dir;
 use crate::engine::CheckReport;
+use crate::engine::identity;
 use crate::engine::import::{self, ImportProgress};
 use crate::engine::meta::{self, BlockFacts, PendingBlock, StoredHead};
-use crate::engine::opening::{House, Opening};
+use crate::engine::opened::House;
+use crate::engine::opening::Opening;
 use crate::error::Error;
 use crate::journal::{BlockRange, DatabaseId, Journal, OsFiles, Position, Recovered, Salvaged};
 use crate::lock::{DirLock, io_error};
@@ -280,7 +282,7 @@ impl Rebuild<'_> {
         store: &dyn Store,
         database: DatabaseId,
     ) -> Result<(Option<BlockNumber>, StateId), Error> {
-        let Some(identity) = meta::read_identity(store)? else {
+        let Some(identity) = identity::read_identity(store)? else {
             return match source {
                 Source::Journal => Ok((None, StateId::default())),
                 _ => Err(Error::damaged("the store", "it is empty")),

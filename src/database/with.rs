@@ -13,8 +13,9 @@ use super::{
     lost_store, marker_of, recover, store_dir_of, unfinished_import, with_cache,
 };
 use crate::engine::import::{self, ImportProgress, Imported};
-use crate::engine::opening::{House, Opening};
-use crate::engine::{CheckReport, Engine, Identity, meta};
+use crate::engine::opened::House;
+use crate::engine::opening::Opening;
+use crate::engine::{CheckReport, Engine, Identity, identity, meta};
 use crate::error::Error;
 use crate::journal::{Journal, JournalConfig, OsFiles};
 use crate::lock::{DirLock, io_error};
@@ -115,7 +116,7 @@ impl<'a> With<'a> {
         let (layout, entry) = (self.layout_of(&marker)?.make(), self.store_of(&marker)?);
         let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
         let store = Sealed::from_box(entry.open_damaged(copy.path(), &self.options.store_settings)?);
-        if meta::read_identity(&store)?.is_none() {
+        if identity::read_identity(&store)?.is_none() {
             return Err(lost_store(dir, "it is empty"));
         }
         let house = House { lock: None, copy: Some(copy), copied_bytes: bytes };
@@ -193,7 +194,7 @@ impl<'a> With<'a> {
     fn begun_layout(&self, dir: &Path, begun: Option<&StoreEntry>) -> Result<Option<&'a LayoutEntry>, Error> {
         let Some(store) = begun else { return Ok(None) };
         let store = self.open_store(store, &import_dir(dir, store.name))?;
-        match import::read_unfinished(&store)? {
+        match identity::read_unfinished(&store)? {
             Some(unfinished) => self.catalogue.layout(&unfinished.identity.layout).map(Some),
             None => Ok(None),
         }

@@ -330,3 +330,12 @@ fn as_one(layers: &[&Layer]) -> WriteBatch {
         batch
     })
 }
+
+/// Refuses a store in which a batch could be there in part.
+pub fn require_atomic_batches(store: &dyn Store, who: &str) -> Result<(), StoreError> {
+    if store.capabilities().atomic_batches {
+        return Ok(());
+    }
+    let problem = format!("store `{}` does not apply batches as one unit, which {who} needs", store.name());
+    Err(StoreError::new(StoreErrorKind::Unsupported, problem))
+}

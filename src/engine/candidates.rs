@@ -13,14 +13,16 @@ use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone_core::witness::Witness;
 
 use super::base::Base;
-use super::chain::{check_parent, next_number};
-use super::closing::{Halt, NewBlock, check_blobs, check_length, pending};
-use super::handle::{BlockHandle, Life};
+use super::close::{Halt, NewBlock, check_blobs, check_length, pending};
+use super::handle::BlockHandle;
+use super::life::{Tip, check_parent, next_number};
 use super::meta::{self, BlockRoot, Lineage};
+use super::outcome::Outcome;
+use super::running::Engine;
+use super::shared::Shared;
 use super::state::{CandidateStats, Made, Parent, Proposed};
 use super::values::{ByKey, each_value};
 use super::view::View;
-use super::{Engine, Shared, Tip};
 use crate::error::Error;
 
 /// A block that is executed and not decided. Cheap to clone. When the last clone of it and of those on top of it is dropped, it
@@ -49,7 +51,7 @@ impl Candidate {
 
     /// Whether it can still be decided, now or after those below it: no other block was decided in the place of one of them.
     pub fn is_alive(&self) -> bool {
-        !self.proposed.life.is_gone()
+        !self.proposed.outcome.is_gone()
     }
 
     /// The state after it, for reading, at once. Once another block is decided in its place, the view has expired.
@@ -59,7 +61,7 @@ impl Candidate {
             shared: Arc::clone(&self.shared),
             stamp: proposed.stamp(),
             block: Some(proposed.number()),
-            life: Arc::clone(&proposed.life),
+            outcome: Arc::clone(&proposed.outcome),
             past: None,
             proposed: Some(Arc::clone(proposed)),
             _pin: None,
@@ -130,8 +132,8 @@ impl Engine {
     /// [`Engine::close_block`].
     pub fn decide(&self, candidate: &Candidate) -> Result<BlockHandle, Error> {
         let proposed = &candidate.proposed;
-        let life = self.shared.in_turn(|| self.shared.decide(proposed))?;
-        Ok(BlockHandle::new(&life, &self.shared))
+        let outcome = self.shared.in_turn(|| self.shared.decide(proposed))?;
+        Ok(BlockHandle::new(&outcome, &self.shared))
     }
 
     /// How many candidates there are.
@@ -162,24 +164,24 @@ impl Shared {
             values.insert(self.values.key(subject), value);
         });
         let bounds = (self.config.candidates_max, self.config.candidate_bytes_max);
-        let life = Life::new(number, meta::fresh_state());
-        let proposed = Proposed::new(&self.candidates, life, parent, update, blobs, values);
+        let outcome = Outcome::new(number, meta::fresh_state());
+        let proposed = Proposed::new(&self.candidates, outcome, parent, update, blobs, values);
         let proposed = self.candidates.add(proposed, bounds)?;
         // Somebody may have decided another block meanwhile.
-        self.candidates.keep_on(self.chain().state);
+        self.candidates.keep_on(self.chain().state());
         Ok(proposed)
     }
 
     /// What a candidate on this state is on, with the block before it and its root as far as known.
     fn parent(&self, state: StateId, block: BlockNumber) -> Result<Known, Error> {
         let chain = self.chain();
-        if chain.state == state {
-            let Tip { stamp, life, block } = self.tip();
-            return Ok((Parent::Decided { stamp, life }, block, chain.parent()));
+        if chain.state() == state {
+            let Tip { stamp, outcome, block } = self.tip();
+            return Ok((Parent::Decided { stamp, outcome }, block, chain.parent()));
         }
-        let (tip, now) = (chain.state, chain.closed);
+        let (tip, now) = (chain.state(), chain.closed());
         drop(chain);
-        let candidate = self.candidates.get(state).filter(|proposed| !proposed.life.is_gone());
+        let candidate = self.candidates.get(state).filter(|proposed| !proposed.outcome.is_gone());
         let parent = candidate.ok_or(Error::WrongState { block, parent: state, tip, now })?;
         let made = parent.made().as_ref().map(|made| made.root.commitment);
         let (number, root) = (Some(parent.number()), parent.update.new_root.or(made));
@@ -217,12 +219,12 @@ impl Shared {
     /// The committed state that a candidate is on, in rows.
     fn base_below(&self, proposed: &Proposed) -> Result<Base, Error> {
         let gone = || Error::CandidateGone { block: proposed.number(), state: proposed.state() };
-        if proposed.life.is_gone() {
+        if proposed.outcome.is_gone() {
             return Err(gone());
         }
         let state = proposed.parent();
         if let Parent::Candidate(parent) = &proposed.parent
-            && self.chain().state != state
+            && self.chain().state() != state
             && self.rows.base().state != state
         {
             self.make(parent, None)?;
@@ -238,19 +240,19 @@ impl Shared {
     /// Waits for the commitment of the tip, if it is this state.
     fn await_commitment(&self, state: StateId) -> Result<(), Error> {
         let chain = self.chain();
-        let waiting = chain.waiting.iter().find(|closed| closed.block.lineage.state == state);
-        let waiting = waiting.map(|closed| Arc::clone(&closed.life));
+        let waiting = chain.waiting().iter().find(|closed| closed.block.lineage.state == state);
+        let waiting = waiting.map(|closed| Arc::clone(&closed.outcome));
         drop(chain);
         match waiting {
-            Some(life) => self.commit_through(&life).map(drop),
+            Some(outcome) => self.commit_through(&outcome).map(drop),
             None => Ok(()),
         }
     }
 
-    fn decide(&self, proposed: &Arc<Proposed>) -> Result<Arc<Life>, Halt> {
+    fn decide(&self, proposed: &Arc<Proposed>) -> Result<Arc<Outcome>, Halt> {
         let parent = proposed.parent();
         let new = NewBlock::from(&proposed.update).with_blobs(&proposed.blobs).on(parent);
-        let (life, _) = self.close_block(&new, None, Some(proposed))?;
-        Ok(life)
+        let (outcome, _) = self.close_block(&new, None, Some(proposed))?;
+        Ok(outcome)
     }
 }

@@ -23,8 +23,9 @@ use flagstone_core::store::{Store, StoreErrorKind, StoreRead, keyspace};
 use flagstone_core::types::{BlockHash, BlockNumber};
 
 use super::meta::{self, BlockRoot, Head, PendingBlock};
+use super::running::Engine;
+use super::shared::Shared;
 use super::values::each_value;
-use super::{Engine, Shared};
 use crate::error::Error;
 use crate::journal::{Journal, Position, Recovered};
 

@@ -1,7 +1,7 @@
 //! Committing closed blocks: roots computed, compared with the stated ones, and rows made readable.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use flagstone_core::commit::HashCounts;
 use flagstone_core::commitment::{CommitmentRule, Roots, StarknetVersion};
@@ -13,12 +13,15 @@ use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::witness::Witness;
 
 use super::base::Base;
-use super::chain::{Chain, Closed, Ending, ToShow, Unwritten, check_parent};
-use super::handle::{Event, Life};
-use super::history::HistoryChange;
+use super::closed::Closed;
+use super::doubts::Changes;
+use super::events::Event;
+use super::life::{Unwritten, check_parent};
 use super::meta::{self, BlockFacts, BlockRoot, PendingBlock, StoredHead, Undo};
-use super::scrub::Changes;
-use super::{CommittedBlock, Shared};
+use super::outcome::{CommittedBlock, Outcome};
+use super::shared::Shared;
+use super::staged::{Staged, StagedRows};
+use super::undo::HistoryChange;
 use crate::error::{Error, ErrorKind};
 use crate::journal::Position;
 
@@ -43,9 +46,22 @@ pub struct Unit {
 }
 
 impl Shared {
+    /// Blocks up to this one are to be committed.
+    pub(super) fn want(&self, block: BlockNumber) {
+        self.chain().want(block);
+        self.changed.notify_all();
+    }
+
+    /// Has blocks up to this one committed, and returns its root if it has one of its own. Who closes blocks is not told by it.
+    pub(super) fn commit_through(&self, outcome: &Outcome) -> Result<Option<BlockRoot>, Error> {
+        self.want(outcome.number());
+        outcome.wait_committed()
+    }
+
     /// The commitment thread: commits what is due, until the end.
     pub(super) fn commit_waiting(&self) -> Result<(), Error> {
-        while let Some(group) = self.next_group() {
+        let writes_max = if self.config.coalesce { COALESCED_WRITES_MAX } else { GROUP_WRITES_MAX };
+        while let Some(group) = self.next(|chain| chain.next_group(&self.config, writes_max)) {
             let base = self.rows.base();
             let (unit, refused) = self.pool.install(|| self.stage(&base, &group, None))?;
             let kept = unit.as_ref().map_or(0, |unit| unit.blocks.len());
@@ -70,7 +86,7 @@ impl Shared {
         }
         self.hold_replaced(base, &unit.undo)?;
         self.durability.note_roots(&unit.committed)?;
-        self.install(unit);
+        self.install(unit)?;
         Ok(true)
     }
 
@@ -85,25 +101,6 @@ impl Shared {
         let Some(after) = staged.roots.last() else { return };
         staged.rows.applied.into_iter().for_each(|applied| applied());
         self.layout.taken_back(&staged.rows.batch, base.root.roots, *after);
-    }
-
-    /// The blocks to commit next, when there are some; `None` at the end.
-    fn next_group(&self) -> Option<Vec<Arc<Closed>>> {
-        let mut chain = self.chain();
-        loop {
-            if self.stopped.get().is_some() {
-                return None;
-            }
-            let due = chain.due(self.config.cadence);
-            if due == 0 && chain.ending >= Ending::Committing {
-                return None;
-            }
-            if due > 0 && !chain.is_unwritten_full(&self.config) {
-                let bound = if self.config.coalesce { COALESCED_WRITES_MAX } else { GROUP_WRITES_MAX };
-                return Some(group(&chain, due, bound));
-            }
-            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 
     /// Commits blocks on top of a base, up to the first whose root does not hold, and says why that is.
@@ -253,7 +250,7 @@ impl Shared {
             let (state, hash) = (state_after(*number), of(*number).and_then(|block| block.hash));
             meta::put_block(&mut batch, *number, &BlockFacts { root: *root, state, hash });
         }
-        let refusal = self.chain().refusal;
+        let refusal = self.chain().refusal();
         let state = last.0.map_or(base.state, state_after);
         meta::put_head(&mut batch, &StoredHead { block: last.0, root: last.1, state, refusal });
         put_blobs(&mut batch, &self.rows.of(base), blocks, &mut undo)?;
@@ -265,11 +262,11 @@ impl Shared {
     }
 
     /// Makes a commitment readable, and hands it on to be written.
-    pub(super) fn install(&self, unit: Unit) {
+    pub(super) fn install(&self, unit: Unit) -> Result<(), Error> {
         for (through, undo) in &unit.undo {
             self.values.settle(*through, undo);
         }
-        let Some(last) = unit.blocks.last() else { return };
+        let Some(last) = unit.blocks.last() else { return Ok(()) };
         let (head, stamp, state) = (Some(last.block.number), last.stamp, last.block.lineage.state);
         let after = Base { stamp, block: head, root: unit.root, state, ..Base::default() };
         self.scrubbing.tell(Changes { stamp, blocks: unit.blocks.clone(), undo: unit.undo });
@@ -277,52 +274,33 @@ impl Shared {
         self.change_history(unit.history);
         unit.applied.into_iter().for_each(|applied| applied());
         self.forget_blobs(&unit.blocks);
+        let unwritten = Unwritten {
+            layer,
+            blocks: unit.blocks.clone(),
+            head,
+            root: unit.root,
+            refusal: unit.refusal,
+            is_shown: self.ahead_of_store,
+            goes_back: false,
+        };
         let mut chain = self.chain();
-        let shown = ToShow { stamp, life: Arc::clone(&last.life), root: unit.root };
-        if self.ahead_of_store {
-            self.show_committed(&mut chain, head, &shown);
-        }
-        for closed in &unit.blocks {
-            if chain.waiting.pop_front_if(|front| front.stamp == closed.stamp).is_some() {
-                chain.waiting_weight -= closed.weight;
-            }
-        }
-        chain.hashes += unit.hashes;
-        let (refusal, to_show) = (unit.refusal, (!self.ahead_of_store).then_some(shown));
+        chain.commit(unwritten, unit.hashes)?.into_iter().for_each(|tip| self.set_tip(tip));
         // Before the writer can say that they are persisted.
         self.tell_committed(&unit.blocks, &unit.committed);
-        let (blocks, root) = (unit.blocks.clone(), unit.root);
-        chain.unwritten.push_back(Unwritten {
-            layer,
-            blocks,
-            head,
-            root,
-            refusal,
-            to_show,
-            goes_back: false,
-        });
         self.changed.notify_all();
         drop(chain);
-        unit.blocks.iter().for_each(|closed| closed.life.call());
+        unit.blocks.iter().for_each(|closed| closed.outcome.call());
+        Ok(())
     }
 
     /// Tells who waits for these blocks.
     fn tell_committed(&self, blocks: &[Arc<Closed>], committed: &[CommittedBlock]) {
         for closed in blocks {
             let of_block = committed.iter().find(|committed| committed.number == closed.block.number);
-            closed.life.commit(of_block.map(|committed| committed.root));
+            closed.outcome.commit(of_block.map(|committed| committed.root));
         }
         for committed in committed {
             self.subscribers.tell(|| Event::Committed(*committed));
-        }
-    }
-
-    /// New views see a block that was committed before it was closed.
-    pub(super) fn show_committed(&self, chain: &mut Chain, head: Option<BlockNumber>, shown: &ToShow) {
-        let is_new = chain.closed < head;
-        chain.show(head, shown);
-        if is_new {
-            self.set_tip(shown.stamp, head, Arc::clone(&shown.life));
         }
     }
 
@@ -374,37 +352,25 @@ impl Shared {
 
     /// Takes back a block whose root did not hold, and all after it.
     fn refuse(&self, first: &Arc<Closed>, error: Error) -> Result<(), Error> {
-        self.chain().refusing = true;
+        self.chain().begin_to_refuse();
         self.changed.notify_all();
         let closer = self.closer();
         if !self.chain().waits_for(std::slice::from_ref(first)) {
-            self.chain().refusing = false;
+            self.chain().refuse_nothing();
             self.changed.notify_all();
             return Ok(());
         }
         // Nobody closes a block or takes one back from here on, so these are all.
-        let refused: Vec<Arc<Closed>> = self.chain().waiting.iter().map(Arc::clone).collect();
-        let last = refused.last().map_or(first.stamp, |closed| closed.stamp);
-        refused.iter().for_each(|closed| closed.life.take_back());
+        let refused: Vec<Arc<Closed>> = self.chain().waiting().iter().map(Arc::clone).collect();
+        refused.iter().for_each(|closed| closed.outcome.take_back());
         let refusal = self.durability.refuse_from(first.block.number)?;
         self.forget_blobs(&refused);
         self.values.take_back(first.stamp, refused.iter().map(|closed| &closed.block.diff));
+        let state = self.rows.base().state;
         let mut chain = self.chain();
-        chain.waiting.clear();
-        chain.waiting_weight = 0;
-        chain.closed = chain.committed;
-        chain.state = self.rows.base().state;
-        chain.wanted = chain.wanted.min(chain.committed);
-        chain.refusal = refusal.unwrap_or(chain.refusal);
-        // A new stamp: views of the state before keep theirs, and blocks to come get larger ones than those taken back.
-        chain.stamp = last + 1;
-        let number = chain.closed.unwrap_or_default();
-        self.set_tip(chain.stamp, chain.closed, Life::new(number, chain.state));
-        chain.refusing = false;
-        self.candidates.keep_on(chain.state);
-        chain.failures += 1;
-        let failure = chain.failures;
-        chain.untold = Some((failure, error.clone()));
+        let (failure, tip) = chain.refuse(refusal, state, error.clone());
+        self.set_tip(tip);
+        self.candidates.keep_on(state);
         self.changed.notify_all();
         drop(chain);
         drop(closer);
@@ -422,7 +388,7 @@ impl Shared {
                 true => error.clone(),
                 false => Error::TakenBack { block, with, cause: error.to_string() },
             };
-            closed.life.fail(failure, own);
+            closed.outcome.fail(failure, own);
         }
         self.subscribers.tell(|| Event::TakenBack { first: with, last, error: error.clone() });
     }
@@ -455,37 +421,9 @@ fn put_blobs(
     Ok(())
 }
 
-/// What a layout staged for diffs.
-#[derive(Default)]
-pub(super) struct Staged {
-    pub roots: Vec<Roots>,
-    pub undo: Vec<StateDiff>,
-    pub rows: StagedRows,
-}
-
-/// The layout's rows of a commitment.
-#[derive(Default)]
-pub(super) struct StagedRows {
-    pub batch: Arc<WriteBatch>,
-    hashes: HashCounts,
-    pub applied: Option<Box<dyn FnOnce() + Send>>,
-    witness: Witness,
-}
-
 /// What blocks set together.
 fn merged(blocks: &[Arc<Closed>]) -> StateDiff {
     StateDiff::in_order(&blocks.iter().map(|closed| &closed.block.diff).collect::<Vec<_>>())
-}
-
-/// The first due blocks that fit in a bound, at least one.
-fn group(chain: &Chain, due: usize, writes_max: usize) -> Vec<Arc<Closed>> {
-    let mut writes = 0;
-    let fits = |closed: &&Arc<Closed>| {
-        writes += closed.writes;
-        writes <= writes_max
-    };
-    let count = chain.waiting.iter().take(due).take_while(fits).count().max(1);
-    chain.waiting.iter().take(count).map(Arc::clone).collect()
 }
 
 /// Checks computed roots against the stated ones; collects the blocks up to the first that does not hold.

@@ -3,162 +3,41 @@
 //! A block's failure belongs to the handles of that block and of those on top of it. Nobody else is told: not who waits for
 //! another block, and not who reads. Who runs the engine may subscribe to everything ([`Engine::subscribe`]).
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use flagstone_core::types::{BlockNumber, StateId};
 
+use super::events::Subscription;
 use super::meta::BlockRoot;
-use super::{CommittedBlock, Engine, Shared};
+use super::outcome::{At, Failure, Outcome};
+use super::running::Engine;
+use super::shared::Shared;
 use crate::error::Error;
-
-/// Events that a subscriber may be behind; older ones are dropped, and counted.
-const EVENTS_MAX: usize = 4096;
 
 /// A block that was closed, and what becomes of it. Cheap to clone; keeps nothing alive.
 #[derive(Clone)]
 pub struct BlockHandle {
-    life: Arc<Life>,
+    outcome: Arc<Outcome>,
     shared: Weak<Shared>,
 }
 
-/// What is known of a closed block.
-pub struct Life {
-    number: BlockNumber,
-    state: StateId,
-    /// The block was taken back: no view answers for its state.
-    gone: AtomicBool,
-    at: Mutex<At>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct At {
-    /// The block's root, unless it was committed as one with later ones.
-    committed: Option<Option<BlockRoot>>,
-    persisted: bool,
-    failed: Option<Failure>,
-    wakers: Vec<Waker>,
-    callbacks: Vec<Callback>,
-}
-
-/// Called with each change; whether it is done.
-type Callback = Box<dyn FnMut(&Arc<Life>) -> bool + Send>;
-
-/// Why a block failed, with the number of the failure: one of several blocks.
-#[derive(Clone)]
-struct Failure {
-    id: u64,
-    error: Error,
-}
-
-impl Life {
-    pub fn new(number: BlockNumber, state: StateId) -> Arc<Self> {
-        let (at, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { number, state, gone: AtomicBool::new(false), at, changed })
-    }
-
-    fn at(&self) -> MutexGuard<'_, At> {
-        self.at.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The block is committed, with a root of its own or as one with later blocks. Whoever waits wakes; [`Life::call`] calls back.
-    pub fn commit(&self, root: Option<BlockRoot>) {
-        self.at().committed = Some(root);
-        self.changed.notify_all();
-    }
-
-    /// The block's rows are in the store.
-    pub fn persist(self: &Arc<Self>) {
-        self.change(|at| at.persisted = true);
-    }
-
-    /// Nothing will become of the block any more, unless it has become that already.
-    pub fn fail(self: &Arc<Self>, id: u64, error: Error) {
-        self.change(|at| {
-            at.failed.get_or_insert(Failure { id, error });
-        });
-    }
-
-    /// The block's number.
-    pub const fn number(&self) -> BlockNumber {
-        self.number
-    }
-
-    /// Waits until the block is committed, or has failed. Somebody must want it.
-    pub fn wait_committed(&self) -> Result<Option<BlockRoot>, Error> {
-        self.wait(|at| at.committed)
-    }
-
-    /// Waits until the block's rows are in the store, or it has failed.
-    pub fn wait_persisted(&self) -> Result<(), Error> {
-        self.wait(|at| at.persisted.then_some(()))
-    }
-
-    fn wait<T>(&self, reached: impl Fn(&At) -> Option<T>) -> Result<T, Error> {
-        let mut at = self.at();
-        loop {
-            match (reached(&at), &at.failed) {
-                (Some(reached), _) => return Ok(reached),
-                (None, Some(failure)) => return Err(failure.error.clone()),
-                (None, None) => at = self.changed.wait(at).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
-
-    /// From now on no view answers for the block's state.
-    pub fn take_back(&self) {
-        self.gone.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether the block was taken back because a root did not hold.
-    pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::SeqCst)
-    }
-
-    /// The state after the block.
-    pub const fn state(&self) -> StateId {
-        self.state
-    }
-
-    fn change(self: &Arc<Self>, change: impl FnOnce(&mut At)) {
-        change(&mut self.at());
-        self.call();
-    }
-
-    /// Tells all who wait that something has changed.
-    pub fn call(self: &Arc<Self>) {
-        let mut at = self.at();
-        let (wakers, callbacks) = (std::mem::take(&mut at.wakers), std::mem::take(&mut at.callbacks));
-        drop(at);
-        self.changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
-        for mut callback in callbacks {
-            if !callback(self) {
-                self.at().callbacks.push(callback);
-            }
-        }
-    }
-}
-
 impl BlockHandle {
-    pub(super) fn new(life: &Arc<Life>, shared: &Arc<Shared>) -> Self {
-        Self { life: Arc::clone(life), shared: Arc::downgrade(shared) }
+    pub(super) fn new(outcome: &Arc<Outcome>, shared: &Arc<Shared>) -> Self {
+        Self { outcome: Arc::clone(outcome), shared: Arc::downgrade(shared) }
     }
 
     /// The block's number.
     pub fn number(&self) -> BlockNumber {
-        self.life.number
+        self.outcome.number()
     }
 
     /// The state after the block.
     pub fn state(&self) -> StateId {
-        self.life.state
+        self.outcome.state()
     }
 
     /// When its root is known: that root, or `None` if the block was committed as one with later blocks
@@ -182,9 +61,9 @@ impl BlockHandle {
 
 impl std::fmt::Debug for BlockHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let at = self.life.at();
+        let at = self.outcome.at();
         f.debug_struct("BlockHandle")
-            .field("number", &self.life.number)
+            .field("number", &self.outcome.number())
             .field("committed", &at.committed.is_some())
             .field("persisted", &at.persisted)
             .field("failed", &at.failed.is_some())
@@ -221,16 +100,16 @@ impl<T> Stage<T> {
 
     /// What is known now.
     pub fn now(&self) -> Option<Result<T, Error>> {
-        let outcome = self.look(&self.handle.life.at())?;
+        let outcome = self.look(&self.handle.outcome.at())?;
         Some(self.tell(outcome))
     }
 
     /// Sees to it that something will become of the block.
     fn want(&self) {
         match self.handle.shared.upgrade() {
-            Some(shared) => shared.want(self.handle.life.number),
+            Some(shared) => shared.want(self.handle.outcome.number()),
             // Nobody is left to do it.
-            None => self.handle.life.fail(0, Error::Ended),
+            None => self.handle.outcome.fail(0, Error::Ended),
         }
     }
 
@@ -252,9 +131,9 @@ impl<T> Stage<T> {
             return Some(outcome);
         }
         self.want();
-        let life = &self.handle.life;
+        let outcome = &self.handle.outcome;
         let until = Instant::now().checked_add(timeout);
-        let mut at = life.at();
+        let mut at = outcome.at();
         loop {
             if let Some(outcome) = self.look(&at) {
                 drop(at);
@@ -264,8 +143,7 @@ impl<T> Stage<T> {
             if left.is_zero() {
                 return None;
             }
-            let waited = life.changed.wait_timeout(at, left);
-            at = waited.unwrap_or_else(PoisonError::into_inner).0;
+            at = outcome.wait_some(at, left);
         }
     }
 
@@ -289,20 +167,20 @@ impl<T> Stage<T> {
             return;
         }
         self.want();
-        let BlockHandle { life, shared } = self.handle.clone();
+        let BlockHandle { outcome, shared } = self.handle.clone();
         let reached = self.reached;
-        let mut with = move |life: &Arc<Life>| {
-            let handle = BlockHandle { life: Arc::clone(life), shared: shared.clone() };
+        let mut with = move |outcome: &Arc<Outcome>| {
+            let handle = BlockHandle { outcome: Arc::clone(outcome), shared: shared.clone() };
             call(&Self { handle, reached })
         };
         // What came between the two looks has called nobody.
-        let mut at = life.at();
+        let mut at = outcome.at();
         if self.look(&at).is_none() {
             at.callbacks.push(Box::new(with));
             return;
         }
         drop(at);
-        with(&life);
+        with(&outcome);
     }
 }
 
@@ -314,7 +192,7 @@ impl<T> Future for Stage<T> {
             return Poll::Ready(outcome);
         }
         self.want();
-        let mut at = self.handle.life.at();
+        let mut at = self.handle.outcome.at();
         if let Some(outcome) = self.look(&at) {
             drop(at);
             return Poll::Ready(self.tell(outcome));
@@ -326,96 +204,9 @@ impl<T> Future for Stage<T> {
     }
 }
 
-/// What happens in an engine.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum Event {
-    /// A block's root is known.
-    Committed(CommittedBlock),
-    /// All blocks up to this one are in the store.
-    Persisted(BlockNumber),
-    /// Blocks were taken back, from the first to the last, because of the first.
-    TakenBack {
-        /// The first.
-        first: BlockNumber,
-        /// The last.
-        last: BlockNumber,
-        /// Why.
-        error: Error,
-    },
-    /// Nothing is closed, committed or written any more.
-    Stopped(Error),
-}
-
-/// Events, in order, for one subscriber. Ends when it is dropped.
-pub struct Subscription {
-    queue: Arc<Queue>,
-}
-
-/// A subscriber's events.
-#[derive(Default)]
-pub struct Queue {
-    events: Mutex<Events>,
-    more: Condvar,
-}
-
-#[derive(Default)]
-struct Events {
-    waiting: VecDeque<Event>,
-    lost: u64,
-}
-
-impl Queue {
-    fn events(&self) -> MutexGuard<'_, Events> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Subscription {
-    /// The next event; `None` if there is none by then.
-    pub fn next_within(&self, timeout: Duration) -> Option<Event> {
-        let none = |events: &mut Events| events.waiting.is_empty();
-        let events = self.queue.more.wait_timeout_while(self.queue.events(), timeout, none);
-        events.unwrap_or_else(PoisonError::into_inner).0.waiting.pop_front()
-    }
-
-    /// How many events were dropped because the subscriber was more than 4096 behind; counts from zero again.
-    pub fn lost(&self) -> u64 {
-        std::mem::take(&mut self.queue.events().lost)
-    }
-}
-
-/// Who has subscribed.
-#[derive(Default)]
-pub struct Subscribers(Mutex<Vec<Weak<Queue>>>);
-
-impl Subscribers {
-    fn list(&self) -> MutexGuard<'_, Vec<Weak<Queue>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells all of them.
-    pub fn tell(&self, event: impl Fn() -> Event) {
-        let mut list = self.list();
-        list.retain(|queue| {
-            let Some(queue) = queue.upgrade() else { return false };
-            let mut events = queue.events();
-            if events.waiting.len() == EVENTS_MAX {
-                events.waiting.pop_front();
-                events.lost += 1;
-            }
-            events.waiting.push_back(event());
-            queue.more.notify_all();
-            true
-        });
-    }
-}
-
 impl Engine {
     /// Tells of everything that happens from now on: for operators, metrics and logs. A failure is told here whoever else is.
     pub fn subscribe(&self) -> Subscription {
-        let queue = Arc::new(Queue::default());
-        self.shared.subscribers.list().push(Arc::downgrade(&queue));
-        Subscription { queue }
+        self.shared.subscribers.add()
     }
 }

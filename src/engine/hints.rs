@@ -1,4 +1,4 @@
-//! Reading ahead: a lane of its own for keys that somebody expects to be read or written soon.
+//! Hints of keys that somebody expects to be read or written soon, as they wait for the lane that reads ahead ([`lane`](super::lane)).
 //!
 //! What is hinted is read into the values in front of the layout, and of what was not in memory there the layout is told, so
 //! that it can read ahead what a commitment of writes to these keys will need. A key whose value is in memory was used lately,
@@ -9,12 +9,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use flagstone_core::diff::Subject;
-
-use super::{Engine, Shared};
-use crate::error::Error;
 
 /// Most hints that wait for their values, and most that then wait for the layout. Those beyond are dropped.
 const WAITING_MAX: usize = 1 << 16;
@@ -54,7 +51,7 @@ struct Waiting {
 }
 
 /// What the lane is to do next.
-enum Next {
+pub enum Next {
     Values(Vec<Subject>),
     Layout(Vec<Subject>),
     End,
@@ -65,7 +62,8 @@ impl Hints {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, subjects: impl Iterator<Item = Subject>) {
+    /// More hints.
+    pub fn add(&self, subjects: impl Iterator<Item = Subject>) {
         let mut waiting = self.waiting();
         for subject in subjects {
             self.hinted.fetch_add(1, Ordering::Relaxed);
@@ -79,7 +77,7 @@ impl Hints {
     }
 
     /// Waits until there is something to do.
-    fn next(&self) -> Next {
+    pub fn next(&self) -> Next {
         let take = |from: &mut VecDeque<Subject>| from.drain(..from.len().min(BATCH)).collect();
         let mut waiting = self.waiting();
         loop {
@@ -95,7 +93,7 @@ impl Hints {
     }
 
     /// So many values are in memory, of which these were not before. They are the layout's when no values wait.
-    fn read(&self, fetched: usize, missed: Vec<Subject>) {
+    pub fn read(&self, fetched: usize, missed: Vec<Subject>) {
         self.fetched.fetch_add(fetched as u64, Ordering::Relaxed);
         self.missed.fetch_add(missed.len() as u64, Ordering::Relaxed);
         let mut waiting = self.waiting();
@@ -103,63 +101,19 @@ impl Hints {
         waiting.for_layout.extend(missed.into_iter().take(room));
     }
 
+    /// What became of all so far.
+    pub fn stats(&self) -> HintStats {
+        let Hints { hinted, dropped, fetched, missed, .. } = self;
+        let [hinted, dropped, fetched, missed] =
+            [hinted, dropped, fetched, missed].map(|counter| counter.load(Ordering::Relaxed));
+        HintStats { hinted, dropped, fetched, missed }
+    }
+
     /// Drops what waits; the lane ends.
     pub fn end(&self) {
         self.waiting().ended = true;
         self.more.notify_all();
     }
-}
-
-impl Engine {
-    /// Says that these things are likely to be read or written by the blocks to come: they are read ahead, on a thread of
-    /// their own. Returns at once. Worth its while for what a block's transactions name, before they execute.
-    pub fn prefetch(&self, subjects: impl IntoIterator<Item = Subject>) {
-        // The caller's iterator runs before the lock is taken, as it may give hints itself.
-        let subjects: Vec<Subject> = subjects.into_iter().collect();
-        self.shared.hints.add(subjects.into_iter());
-    }
-
-    /// What became of hints so far.
-    pub fn hint_stats(&self) -> HintStats {
-        let Hints { hinted, dropped, fetched, missed, .. } = &self.shared.hints;
-        let [hinted, dropped, fetched, missed] =
-            [hinted, dropped, fetched, missed].map(|counter| counter.load(Ordering::Relaxed));
-        HintStats { hinted, dropped, fetched, missed }
-    }
-}
-
-/// The lane. A failed read is nothing to it: whoever needs the value will be told.
-pub fn follow(shared: &Arc<Shared>) -> Result<(), Error> {
-    shared.lane.install(|| follow_here(shared))
-}
-
-fn follow_here(shared: &Arc<Shared>) -> Result<(), Error> {
-    loop {
-        let next = shared.hints.next();
-        if shared.check_running().is_err() {
-            return Ok(());
-        }
-        match next {
-            Next::Values(subjects) => {
-                let fetched = subjects.len();
-                shared.hints.read(fetched, read_values(shared, subjects));
-            }
-            Next::Layout(subjects) => {
-                let _ = shared.rows.read(|state| shared.layout.prefetch(state, &subjects));
-            }
-            Next::End => return Ok(()),
-        }
-    }
-}
-
-/// Reads values of the newest state; keeps the subjects of those that were not in memory.
-fn read_values(shared: &Arc<Shared>, mut subjects: Vec<Subject>) -> Vec<Subject> {
-    let view = shared.view();
-    subjects.retain(|subject| view.known(subject).is_none());
-    for subject in &subjects {
-        let _ = view.value(subject);
-    }
-    subjects
 }
 
 #[cfg(test)]

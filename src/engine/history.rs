@@ -15,15 +15,19 @@ use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateId};
 
 use super::base::Base;
-use super::chain::{Chain, Closed, Live, Taken, Unwritten};
-use super::closing::Halt;
-use super::handle::{Event, Life};
+use super::close::Halt;
+use super::closed::Closed;
+use super::config::EngineConfig;
+use super::doubts::Changes;
+use super::events::Event;
+use super::life::{Chain, Live, Taken, Tip, Unwritten};
 use super::meta::{self, Blob, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
+use super::outcome::Outcome;
 use super::pasts::{PastTries, PastValues};
-use super::scrub::Changes;
+use super::running::Engine;
+use super::shared::Shared;
 use super::values::each_value;
 use super::view::{Past, View};
-use super::{Engine, EngineConfig, Shared, Tip};
 use crate::error::{Error, at};
 use crate::journal::Position;
 
@@ -55,34 +59,34 @@ impl Engine {
     /// [`Error::State`] if the store fails or is damaged.
     pub fn view_at(&self, block: BlockNumber) -> Result<View, Error> {
         let shared = &self.shared;
-        let view = |stamp, life, past| View {
+        let view = |stamp, outcome, past| View {
             shared: Arc::clone(shared),
             stamp,
             block: Some(block),
-            life,
+            outcome,
             past,
             proposed: None,
             _pin: None,
         };
         let live = shared.live(block)?;
         if let Some(live) = live.as_ref().filter(|live| live.lasts) {
-            return Ok(view(live.stamp, Arc::clone(&live.life), None));
+            return Ok(view(live.stamp, Arc::clone(&live.outcome), None));
         }
         let held = shared.rows.hold();
         let (base, rows) = (held.base(), held.rows(shared.rows.store()));
         if let Some(root) = shared.kept_root(&rows, base, block)? {
-            let life = Life::new(block, state_after(&rows, Some(block))?);
-            return Ok(view(base.stamp, life, Some(Past::Kept(root.roots))));
+            let outcome = Outcome::new(block, state_after(&rows, Some(block))?);
+            return Ok(view(base.stamp, outcome, Some(Past::Kept(root.roots))));
         }
         match (shared.past_values(&rows, base, block), live) {
             (Ok((state, past)), _) => {
-                Ok(view(past.stamp, Life::new(block, state), Some(Past::Changed(past.changed))))
+                Ok(view(past.stamp, Outcome::new(block, state), Some(Past::Changed(past.changed))))
             }
             // Not committed yet, or without history: as long as its values are there.
             (Err(Error::NotClosed { .. } | Error::HistoryGone { .. }), Some(live))
                 if shared.values.reaches(live.stamp) =>
             {
-                Ok(view(live.stamp, live.life, None))
+                Ok(view(live.stamp, live.outcome, None))
             }
             (Err(error), _) => Err(error),
         }
@@ -167,16 +171,8 @@ impl Engine {
             drop(shared.await_turn(Chain::is_at_rest)?);
             Ok(shared.revert(block)?)
         })?;
-        shared.wait(shared.chain(), |chain| chain.unwritten.is_empty()).map(|_| root)
+        shared.wait(shared.chain(), |chain| chain.unwritten().is_empty()).map(|_| root)
     }
-}
-
-/// What a commitment does to the list of blocks that can be taken back.
-#[derive(Default)]
-pub struct HistoryChange {
-    added: Vec<BlockNumber>,
-    /// How many of the oldest go.
-    too_old: usize,
 }
 
 impl Rewind {
@@ -195,12 +191,10 @@ impl Shared {
     /// A block's state among the recent ones, if its values are all there.
     fn live(&self, block: BlockNumber) -> Result<Option<Live>, Error> {
         let chain = self.chain();
-        if chain.closed < Some(block) {
-            return Err(Error::NotClosed { block, closed: chain.closed });
-        }
-        if chain.closed == Some(block) {
-            let Tip { stamp, life, .. } = self.tip();
-            return Ok(Some(Live { stamp, life, lasts: true }));
+        chain.is_closed(block)?;
+        if chain.closed() == Some(block) {
+            let Tip { stamp, outcome, .. } = self.tip();
+            return Ok(Some(Live { stamp, outcome, lasts: true }));
         }
         Ok(chain.live(block, &self.config).filter(|live| self.values.reaches(live.stamp)))
     }
@@ -324,45 +318,13 @@ impl Shared {
 
     pub(super) fn history_gone(&self, block: BlockNumber) -> Error {
         let first = self.history().front().copied();
-        let newest = self.chain().committed;
+        let newest = self.chain().committed();
         let base = self.rows.base();
         // An undo that cannot be read may have become too old just now; it says no more than that.
         let undo = first.and_then(|first| meta::read_undo(&self.rows.of(&base), first).ok().flatten());
         // The empty state has no number to ask for it by. Of no block that could be taken back, the state that there is is all.
         let oldest = undo.and_then(|undo| undo.before).or(first).or(newest);
         Error::HistoryGone { block, oldest, newest }
-    }
-
-    /// Puts what takes blocks back to their batch, and deletes what is too old. Returns what that does to the list in memory, once
-    /// the batch is committed.
-    pub(super) fn keep_undo(
-        &self,
-        base: &Base,
-        batch: &mut WriteBatch,
-        blocks: &[(&Arc<Closed>, Undo)],
-    ) -> Result<HistoryChange, Error> {
-        let blocks = if self.config.history_blocks > 0 { blocks } else { &[] };
-        for (closed, undo) in blocks {
-            meta::put_undo(batch, closed.block.number, undo);
-        }
-        let history = self.history();
-        let added: Vec<BlockNumber> = blocks.iter().map(|(closed, _)| closed.block.number).collect();
-        let all = || history.iter().chain(&added).copied();
-        // What takes several blocks back is kept as long as its last one.
-        let kept = self.config.history_blocks as u64;
-        let head = all().last().map_or(0, |last| last.0);
-        let too_old = all().take_while(|block| block.0.saturating_add(kept) <= head).count();
-        for oldest in all().take(too_old) {
-            meta::delete_undo(batch, &self.rows.of(base), oldest)?;
-        }
-        Ok(HistoryChange { added, too_old })
-    }
-
-    /// The list of blocks that can be taken back, after a commitment.
-    pub(super) fn change_history(&self, change: HistoryChange) {
-        let mut history = self.history();
-        history.extend(change.added);
-        history.drain(..change.too_old);
     }
 
     /// Drops the blocks after one, if nothing of them has begun to be written: the state before them is in memory as it was. `None`
@@ -372,10 +334,10 @@ impl Shared {
         let base = self.rows.base();
         let chain = self.chain();
         self.check_running()?;
-        if chain.refusing {
+        if chain.is_refusing() {
             return Err(Halt::Refusing);
         }
-        if !self.ahead_of_store || chain.closed <= Some(block) || chain.first_to_take(block).is_none() {
+        if !self.ahead_of_store || !chain.can_take_after(block) {
             return Ok(None);
         }
         drop(chain);
@@ -383,20 +345,23 @@ impl Shared {
             true => Some(self.rewind(&self.rows.of(&base), &base, block, |at| at == Some(block))?),
             false => None,
         };
-        let mut chain = self.chain();
         // The writer may have begun with them.
-        let Some(first) = chain.first_to_take(block) else { return Ok(None) };
-        let taken = chain.take_after(block, first);
-        drop(chain);
+        let Some(taken) = self.chain().take_after(block) else { return Ok(None) };
         let Some(first) = taken.blocks().next() else { return Ok(None) };
         let refusal =
             self.durability.refuse_from(first.block.number).map_err(|error| self.stop_for(error.into()))?;
-        taken.blocks().for_each(|closed| closed.life.take_back());
+        taken.blocks().for_each(|closed| closed.outcome.take_back());
         self.forget_blobs(&taken.waiting);
-        let stamp = self.chain().stamp + 1;
+        let stamp = self.chain().next_stamp();
         rewind.iter().for_each(|rewind| self.uncommit(&taken, rewind, stamp));
         self.values.take_back(first.stamp, taken.blocks().map(|closed| &closed.block.diff));
-        self.stand_at(block, stamp, refusal, rewind.as_ref());
+        let (state, committed) = (self.rows.base().state, rewind.map(|rewind| rewind.root));
+        let mut chain = self.chain();
+        let tip = chain.stand_at(block, stamp, refusal, committed, state);
+        self.set_tip(tip);
+        self.candidates.keep_on(chain.state());
+        self.changed.notify_all();
+        drop(chain);
         Ok(Some(taken))
     }
 
@@ -421,26 +386,6 @@ impl Shared {
         while history.pop_back_if(|last| Some(*last) > *block).is_some() {}
     }
 
-    /// The tip is a block that was closed before, and what came after it is taken off the chain. `rewind` is there if commitments
-    /// were taken back.
-    fn stand_at(&self, block: BlockNumber, stamp: u64, refusal: Option<Position>, rewind: Option<&Rewind>) {
-        let mut chain = self.chain();
-        if let Some(rewind) = rewind {
-            chain.committed = Some(block);
-            chain.root = rewind.root;
-        }
-        chain.state =
-            chain.waiting.back().map_or_else(|| self.rows.base().state, |last| last.block.lineage.state);
-        chain.closed = Some(block);
-        chain.stamp = stamp;
-        chain.refusal = refusal.unwrap_or(chain.refusal);
-        chain.wanted = chain.wanted.min(Some(block));
-        let state = chain.state;
-        self.set_tip(stamp, Some(block), Life::new(block, state));
-        self.candidates.keep_on(state);
-        self.changed.notify_all();
-    }
-
     /// Tells who waits for blocks that were dropped.
     fn tell_dropped(&self, tip: BlockNumber, taken: &Taken) {
         let (Some(first), Some(last)) = (taken.blocks().next(), taken.blocks().last()) else { return };
@@ -448,7 +393,7 @@ impl Shared {
         let error =
             |block| Error::TakenBack { block, with, cause: format!("the state went back to block {tip}") };
         for closed in taken.blocks() {
-            closed.life.fail(0, error(closed.block.number));
+            closed.outcome.fail(0, error(closed.block.number));
         }
         self.subscribers.tell(|| Event::TakenBack { first: with, last, error: error(with) });
     }
@@ -462,7 +407,7 @@ impl Shared {
         let rewind = self.rewind(&self.rows.of(&base), &base, block, |at| at == Some(block))?;
         self.apply(&base, &rewind, |first| {
             let refusal = self.durability.refuse_from(first)?;
-            Ok(refusal.unwrap_or_else(|| self.chain().refusal))
+            Ok(refusal.unwrap_or_else(|| self.chain().refusal()))
         })
     }
 
@@ -470,7 +415,7 @@ impl Shared {
     pub(super) fn finish_taking_back(&self, first: BlockNumber) -> Result<(), Error> {
         let base = self.rows.base();
         let rewind = self.rewind(&self.rows.of(&base), &base, first, |at| at < Some(first))?;
-        self.apply(&base, &rewind, |_| Ok(self.chain().refusal)).map(|_| ())
+        self.apply(&base, &rewind, |_| Ok(self.chain().refusal())).map(|_| ())
     }
 
     /// Commits a rewind for good. `refuse` makes it durable that blocks from one on are gone, and is called once their
@@ -501,7 +446,7 @@ impl Shared {
             }
         }
         batch.append(Arc::unwrap_or_clone(staged.rows.batch));
-        let stamp = self.chain().stamp + 1;
+        let stamp = self.chain().next_stamp();
         self.values.push(stamp, diff);
         staged.undo.iter().for_each(|redo| self.values.settle(stamp, redo));
         let lineage = Lineage { state: *id, ..Lineage::default() };
@@ -514,25 +459,17 @@ impl Shared {
             .commit(batch, Base { stamp, block: *block, root: *root, state: *id, ..Base::default() });
         staged.rows.applied.into_iter().for_each(|applied| applied());
 
-        let mut chain = self.chain();
-        chain.closed = *block;
-        chain.state = *id;
-        chain.committed = *block;
-        chain.persisted = chain.persisted.min(*block);
-        chain.root = *root;
-        chain.stamp = stamp;
-        chain.refusal = refusal;
-        chain.wanted = chain.wanted.min(*block);
-        chain.unwritten.push_back(Unwritten {
+        let unwritten = Unwritten {
             layer,
-            blocks: vec![Arc::clone(&state)],
+            blocks: vec![state],
             head: *block,
             root: *root,
             refusal,
-            to_show: None,
+            is_shown: true,
             goes_back: true,
-        });
-        self.set_tip(stamp, *block, Arc::clone(&state.life));
+        };
+        let mut chain = self.chain();
+        self.set_tip(chain.go_back(unwritten)?);
         self.candidates.keep_on(*id);
         self.changed.notify_all();
         Ok(*root)

@@ -8,7 +8,7 @@
 //!                             block = 0, or 1 and a u64; state = the id of the state after it; refusal = place of the last
 //!                             refusal in the journal
 //! 0x00 "oldest"               block u64: the roots of blocks before it were pruned; not there if none were
-//! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`import.rs`)
+//! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`identity.rs`)
 //! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32] | state u64 | hash
 //!                             hash = 0, or 1 and the block's hash[32]
 //! 0x03 | block u64 | part u32 a piece of what takes the block back (at most PART_BYTES)
@@ -28,7 +28,6 @@ use flagstone_core::layout::Layout;
 use flagstone_core::store::{StoreError, StoreRead, WriteBatch, keyspace};
 use flagstone_core::types::{BlockHash, BlockNumber, ClassesRoot, ContractsRoot, StateCommitment, StateId};
 
-use super::import;
 use crate::error::Error;
 use crate::journal::{DatabaseId, Position, fresh_salt};
 use crate::store::KEY_BYTES_MAX;
@@ -348,24 +347,6 @@ pub fn meta_key(name: &str) -> Vec<u8> {
 
 fn block_key(prefix: u8, block: BlockNumber) -> Vec<u8> {
     [&[prefix][..], &block.0.to_be_bytes()].concat()
-}
-
-/// What the store says the database is; `None` in an empty store.
-pub fn read_identity(store: &dyn StoreRead) -> Result<Option<Identity>, Error> {
-    if let Some(row) = store.get(&meta_key("identity"))? {
-        let text = String::from_utf8_lossy(&row);
-        return match Identity::parse(&text) {
-            Some(identity) => Ok(Some(identity)),
-            None => Err(Error::damaged("the identity row", format!("cannot read {text:?}"))),
-        };
-    }
-    if let Some(import) = import::read_unfinished(store)? {
-        return Err(Error::UnfinishedImport { block: import.header.block, layout: import.identity.layout });
-    }
-    match is_empty(store)? {
-        true => Ok(None),
-        false => Err(Error::damaged("the identity row", "it is missing, and the store is not empty")),
-    }
 }
 
 /// Whether a store has no row.

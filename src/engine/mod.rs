@@ -14,35 +14,43 @@
 
 mod base;
 mod candidates;
-mod chain;
 mod check;
-mod closing;
+mod checkpoint;
+mod close;
+mod closed;
 mod commit;
 mod config;
+mod doubts;
 mod durable;
+mod events;
 mod handle;
 mod hints;
 mod history;
+pub(crate) mod identity;
 pub(crate) mod import;
+mod lane;
+mod life;
 pub(crate) mod meta;
+pub(crate) mod opened;
 pub(crate) mod opening;
+mod outcome;
 mod pasts;
-mod persist;
 mod pins;
 mod prune;
 mod readers;
+mod running;
 mod scrub;
+mod shared;
+mod staged;
 mod state;
 mod tries;
+mod undo;
 mod values;
 mod view;
 mod walk;
 
-use std::collections::{HashMap, VecDeque};
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use flagstone_core::commit::HashCounts;
 use flagstone_core::hash::{Bulk, Hasher};
@@ -52,15 +60,18 @@ use flagstone_core::types::{BlockHash, BlockNumber};
 
 pub use candidates::Candidate;
 pub use check::CheckReport;
-pub use closing::NewBlock;
+pub use close::NewBlock;
 pub use config::{Cadence, EngineConfig, THREADS_MAX};
-pub use handle::{BlockHandle, Event, Stage, Subscription};
+pub use doubts::ScrubStats;
+pub use events::{Event, Subscription};
+pub use handle::{BlockHandle, Stage};
 pub use hints::HintStats;
 pub use import::{ImportProgress, Imported};
 pub use meta::{Blob, BlockRoot, Head, Identity};
-pub use opening::Opened;
+pub use opened::Opened;
+pub use outcome::CommittedBlock;
 pub use prune::Pruned;
-pub use scrub::ScrubStats;
+pub use running::Engine;
 pub use state::CandidateStats;
 pub use values::ReadCacheStats;
 pub use view::View;
@@ -69,110 +80,8 @@ pub use walk::{ContractEntry, Page};
 use crate::error::Error;
 use crate::journal::{DatabaseId, Files};
 use crate::store::Sealed;
-use base::Rows;
-use chain::{Chain, Ending, Unwritten};
-use durable::Durability;
-use handle::{Life, Subscribers};
-use hints::Hints;
-use opening::{House, Opening, require_atomic_batches};
-use pasts::Pasts;
-use pins::Pins;
-use scrub::{Doubts, Scrubbing};
-use state::Registry;
-use values::Values;
-
-/// A state database: a layout over a store.
-///
-/// ```
-/// use flagstone::engine::{Engine, EngineConfig};
-/// use flagstone::{StateDiff, StateUpdate, layout, store::MemoryStore};
-///
-/// let engine = Engine::open(Box::new(MemoryStore::new()), layout("flat")?.make(), EngineConfig::default())?;
-/// let diff = StateDiff::builder().storage(1.into(), 2.into(), 3.into()).build()?;
-/// let update = StateUpdate { starknet_version: "0.13.5".parse().ok(), ..StateUpdate::from(diff) };
-/// let block = engine.close_block(&update)?;
-/// assert_eq!(engine.view().storage_at(&1.into(), &2.into())?, 3.into());
-/// let root = block.committed().wait()?;
-/// assert_eq!(root, Some(engine.wait_for_root(block.number())?));
-/// engine.close()?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub struct Engine {
-    shared: Arc<Shared>,
-    committer: Option<JoinHandle<()>>,
-    persister: Option<JoinHandle<()>>,
-    reader_ahead: Option<JoinHandle<()>>,
-    scrubber: Option<JoinHandle<()>>,
-    ended: bool,
-}
-
-/// What the engine's threads and its views share.
-struct Shared {
-    layout: Box<dyn Layout>,
-    hasher: Box<dyn Hasher>,
-    config: EngineConfig,
-    pool: rayon::ThreadPool,
-    rows: Rows,
-    values: Arc<Values>,
-    hints: Hints,
-    /// The one thread that follows hints, so that what a layout does in parallel stays on it.
-    lane: rayon::ThreadPool,
-    /// Blobs of blocks that are closed and not committed.
-    blobs: RwLock<Brought>,
-    tip: RwLock<Tip>,
-    chain: Mutex<Chain>,
-    /// Something in the chain is new.
-    changed: Condvar,
-    /// Held by who closes or takes back blocks. Taken before any other lock.
-    closer: Mutex<()>,
-    /// Held by who installs a commitment of blocks that wait for it, and by who takes such blocks back. Taken before the chain's lock.
-    installing: Mutex<()>,
-    durability: Durability,
-    /// Whether a closed block is durable before the store has it, or nothing is.
-    ahead_of_store: bool,
-    /// Blocks that can be taken back, ascending.
-    history: Mutex<VecDeque<BlockNumber>>,
-    pasts: Pasts,
-    /// The threads on which earlier states are led back to; made when the first is.
-    history_pool: OnceLock<rayon::ThreadPool>,
-    pins: Arc<Pins>,
-    subscribers: Subscribers,
-    candidates: Arc<Registry>,
-    scrubbing: Scrubbing,
-    doubts: Doubts,
-    /// The failure after which nothing is closed, committed or written any more. What can be read stays so: rows that a failed
-    /// unit may have written in part are in memory over the store.
-    stopped: OnceLock<Error>,
-    opened: Opened,
-    database: DatabaseId,
-    /// Its lock is let go after the store is closed.
-    house: Mutex<Option<House>>,
-}
-
-/// Blobs by key, each with the stamps of the blocks that brought one, the last block's last.
-type Brought = HashMap<Vec<u8>, Vec<(u64, Arc<[u8]>)>>;
-
-/// What a new view begins with.
-#[derive(Clone)]
-struct Tip {
-    stamp: u64,
-    block: Option<BlockNumber>,
-    life: Arc<Life>,
-}
-
-/// A block that was committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CommittedBlock {
-    /// The block.
-    pub number: BlockNumber,
-    /// How many values its diff wrote.
-    pub writes: usize,
-    /// Its roots and state commitment.
-    pub root: BlockRoot,
-    /// Whether a root was stated for it, and so was found equal.
-    pub verified: bool,
-}
+use life::{Chain, Unwritten};
+use opening::Opening;
 
 impl Engine {
     /// Opens the database in a store, or creates one if the store is empty.
@@ -253,7 +162,7 @@ impl Engine {
     /// [`Error::State`] if the store fails or the row is damaged.
     pub fn block_hash(&self, block: BlockNumber) -> Result<Option<BlockHash>, Error> {
         let chain = self.shared.chain();
-        if let Some(closed) = chain.waiting.iter().find(|closed| closed.block.number == block) {
+        if let Some(closed) = chain.waiting().iter().find(|closed| closed.block.number == block) {
             return Ok(closed.block.hash);
         }
         drop(chain);
@@ -296,23 +205,20 @@ impl Engine {
     /// blocks was told yet: that block and those after it are taken back. [`Error::State`] if the store fails or is damaged.
     pub fn commit(&self) -> Result<Head, Error> {
         let mut chain = self.shared.chain();
-        if let Some((_, untold)) = chain.untold.take() {
+        if let Some(untold) = chain.take_untold() {
             return Err(untold);
         }
         self.shared.check_running()?;
-        let last = chain.waiting.back().map(|closed| Arc::clone(&closed.life));
+        let last = chain.waiting().back().map(|closed| Arc::clone(&closed.outcome));
         drop(chain);
         let committed = last.map_or(Ok(None), |last| self.shared.commit_through(&last));
-        committed.map_err(|error| match self.shared.chain().untold.take() {
-            Some((_, first)) => first,
-            None => error,
-        })?;
+        committed.map_err(|error| self.shared.chain().take_untold().unwrap_or(error))?;
         Ok(self.head())
     }
 
     /// How many hashes commitments took since the opening.
     pub fn hashes(&self) -> HashCounts {
-        self.shared.chain().hashes
+        self.shared.chain().hashes()
     }
 
     /// Commits blocks up to this one, if they are not, and returns its root. It is the root of the block that has this number
@@ -324,8 +230,8 @@ impl Engine {
     pub fn wait_for_root(&self, block: BlockNumber) -> Result<BlockRoot, Error> {
         let chain = self.shared.chain();
         chain.is_closed(block)?;
-        let waiting = chain.waiting.iter().find(|closed| closed.block.number == block);
-        let waiting = waiting.map(|closed| Arc::clone(&closed.life));
+        let waiting = chain.waiting().iter().find(|closed| closed.block.number == block);
+        let waiting = waiting.map(|closed| Arc::clone(&closed.outcome));
         drop(chain);
         let root = match waiting {
             Some(waiting) => self.shared.commit_through(&waiting)?,
@@ -340,9 +246,9 @@ impl Engine {
     /// [`Error::State`] if the store fails, [`Error::Stopped`] if something failed before.
     pub fn sync(&self) -> Result<(), Error> {
         let chain = self.shared.chain();
-        let through = chain.unwritten.back().map(Unwritten::stamp);
+        let through = chain.unwritten().back().map(Unwritten::stamp);
         let is_written =
-            |chain: &Chain| chain.unwritten.front().is_none_or(|first| Some(first.stamp()) > through);
+            |chain: &Chain| chain.unwritten().front().is_none_or(|first| Some(first.stamp()) > through);
         drop(self.shared.wait(chain, is_written)?);
         self.shared.rows.sync().map_err(|error| self.shared.stop_for(error.into()))
     }
@@ -355,167 +261,6 @@ impl Engine {
     /// durable all the same.
     pub fn close(mut self) -> Result<(), Error> {
         self.end()
-    }
-
-    fn end(&mut self) -> Result<(), Error> {
-        if std::mem::replace(&mut self.ended, true) {
-            return Ok(());
-        }
-        let shared = &self.shared;
-        let join = |thread: &mut Option<JoinHandle<()>>, ending: Ending| {
-            shared.chain().ending = ending;
-            shared.changed.notify_all();
-            // A thread that panicked has stopped the engine.
-            let _ = thread.take().map(JoinHandle::join);
-        };
-        let mut chain = shared.chain();
-        if matches!(shared.durability, Durability::Store) {
-            chain.want_all();
-        }
-        drop(chain);
-        shared.hints.end();
-        shared.scrubbing.end();
-        join(&mut self.scrubber, Ending::No);
-        join(&mut self.reader_ahead, Ending::No);
-        join(&mut self.committer, Ending::Committing);
-        join(&mut self.persister, Ending::Writing);
-        let ended = shared.check_running().and_then(|()| {
-            let chain = shared.chain();
-            let (head, refusal) = (chain.persisted, chain.written_refusal);
-            drop(chain);
-            Ok(shared.durability.end(&shared.rows, head, refusal)?)
-        });
-        shared.durability.stop();
-        shared.pasts.clear();
-        shared.rows.close();
-        shared.house.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let left = std::mem::take(&mut shared.chain().waiting);
-        left.iter().for_each(|closed| closed.life.fail(0, Error::Ended));
-        ended
-    }
-}
-
-impl Chain {
-    /// Refuses a block that is not closed.
-    fn is_closed(&self, block: BlockNumber) -> Result<(), Error> {
-        if self.closed < Some(block) {
-            return Err(Error::NotClosed { block, closed: self.closed });
-        }
-        Ok(())
-    }
-}
-
-impl Shared {
-    fn tip(&self) -> Tip {
-        self.tip.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_tip(&self, stamp: u64, block: Option<BlockNumber>, life: Arc<Life>) {
-        *self.tip.write().unwrap_or_else(PoisonError::into_inner) = Tip { stamp, block, life };
-    }
-
-    fn view(self: &Arc<Self>) -> View {
-        let Tip { stamp, block, life } = self.tip();
-        View { shared: Arc::clone(self), stamp, block, life, past: None, proposed: None, _pin: None }
-    }
-
-    fn block_by_hash(&self, hash: BlockHash) -> Result<Option<BlockNumber>, Error> {
-        let chain = self.chain();
-        if let Some(closed) = chain.waiting.iter().find(|closed| closed.block.hash == Some(hash)) {
-            return Ok(Some(closed.block.number));
-        }
-        drop(chain);
-        let base = self.rows.base();
-        meta::read_block_of_hash(&self.rows.of(&base), &hash)
-    }
-
-    /// Blocks up to this one are to be committed.
-    fn want(&self, block: BlockNumber) {
-        let mut chain = self.chain();
-        chain.wanted = chain.wanted.max(Some(block).min(chain.closed));
-        self.changed.notify_all();
-    }
-
-    /// Has blocks up to this one committed, and returns its root if it has one of its own. Who closes blocks is not told by it.
-    fn commit_through(&self, life: &Life) -> Result<Option<BlockRoot>, Error> {
-        self.want(life.number());
-        life.wait_committed()
-    }
-
-    fn chain(&self) -> MutexGuard<'_, Chain> {
-        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn installing(&self) -> MutexGuard<'_, ()> {
-        self.installing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn history(&self) -> MutexGuard<'_, VecDeque<BlockNumber>> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn blobs(&self) -> RwLockWriteGuard<'_, Brought> {
-        self.blobs.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// After a failure nothing more is closed, committed or written.
-    fn check_running(&self) -> Result<(), Error> {
-        match self.stopped.get() {
-            Some(cause) => Err(Error::Stopped { cause: cause.to_string() }),
-            None => Ok(()),
-        }
-    }
-
-    /// Waits until something holds of the chain.
-    fn wait<'a>(
-        &self,
-        mut chain: MutexGuard<'a, Chain>,
-        holds: impl Fn(&Chain) -> bool,
-    ) -> Result<MutexGuard<'a, Chain>, Error> {
-        loop {
-            self.check_running()?;
-            if !chain.refusing && holds(&chain) {
-                return Ok(chain);
-            }
-            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Stops the engine. The blocks that are on their way fail with it.
-    fn stop(&self, error: Error) {
-        let chain = self.chain();
-        let is_first = self.stopped.set(error.clone()).is_ok();
-        let unwritten = chain.unwritten.iter().flat_map(|unwritten| &unwritten.blocks);
-        let lives: Vec<_> = unwritten.chain(&chain.waiting).map(|closed| Arc::clone(&closed.life)).collect();
-        self.changed.notify_all();
-        drop(chain);
-        if is_first {
-            lives.iter().for_each(|life| life.fail(0, error.clone()));
-            self.subscribers.tell(|| Event::Stopped(error.clone()));
-        }
-    }
-
-    /// Stops the engine for an error, and returns it for who met with it.
-    fn stop_for(&self, error: Error) -> Error {
-        self.stop(error.clone());
-        error
-    }
-
-    /// Runs a thread's loop; whatever ends it other than the engine's end stops the engine.
-    fn run(self: &Arc<Self>, what: &str, work: impl Fn(&Arc<Self>) -> Result<(), Error>) {
-        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| work(self)));
-        match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => self.stop(error),
-            Err(_) => self.stop(Error::Stopped { cause: format!("the {what} panicked") }),
-        }
-    }
-}
-
-impl Drop for Engine {
-    /// As [`Engine::close`]. Nobody is left to tell if that fails; what is acknowledged is durable without it.
-    fn drop(&mut self) {
-        let _ = self.end();
     }
 }
 

@@ -16,63 +16,29 @@ use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StateAt};
-use flagstone_core::store::{Store, StoreError, StoreErrorKind, WriteBatch};
+use flagstone_core::store::{Store, StoreErrorKind, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateId};
 
-use super::base::Rows;
-use super::chain::Chain;
+use super::base::{Rows, require_atomic_batches};
+use super::config::EngineConfig;
+use super::doubts::{Doubts, Scrubbing};
 use super::durable::{Durability, Journaled};
-use super::handle::{Life, Subscribers};
-use super::hints::{self, Hints};
+use super::events::Subscribers;
+use super::hints::Hints;
+use super::identity;
+use super::life::{Chain, Tip};
 use super::meta::{self, BlockFacts, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
+use super::opened::{House, Opened};
+use super::outcome::Outcome;
 use super::pasts::Pasts;
-use super::scrub::{Doubts, Scrubbing};
+use super::running::Engine;
+use super::shared::Shared;
 use super::values::{Values, each_value};
-use super::{Engine, EngineConfig, Shared, Tip};
 use crate::error::{Error, at};
 use crate::journal::{
-    Acknowledged, Cut, DatabaseId, Files, Journal, JournalConfig, Position, Recovered, Recovery,
+    Acknowledged, DatabaseId, Files, Journal, JournalConfig, Position, Recovered, Recovery,
 };
-use crate::lock::DirLock;
 use crate::store::Sealed;
-use tempfile::TempDir;
-
-/// What opening a database found and did, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct Opened {
-    /// Whether the database was closed in good order before, or is new.
-    pub orderly: bool,
-    /// The last block that the store had.
-    pub persisted: Option<BlockNumber>,
-    /// The journal's torn tail, if it had one; it was cut, unless the database is only looked at.
-    pub cut: Option<Cut>,
-    /// Blocks of the journal that the store did not have.
-    pub replayed: u64,
-    /// Blocks of the journal that the store had, and was held against.
-    pub held_against: u64,
-    /// Values, blobs and roots of the store that were not what these blocks say, and were written again.
-    pub repaired: u64,
-    /// Bytes of the store's files that were copied, as the database is only looked at.
-    pub copied_bytes: u64,
-}
-
-/// What a database in a directory keeps until its engine and the engine's views are gone.
-#[derive(Default)]
-#[expect(dead_code, reason = "they are kept, not read")]
-pub(crate) struct House {
-    pub lock: Option<DirLock>,
-    /// The files of a store that is only looked at.
-    pub copy: Option<TempDir>,
-    pub copied_bytes: u64,
-}
-
-impl House {
-    /// Nothing but a lock.
-    pub fn locked(lock: DirLock) -> Self {
-        Self { lock: Some(lock), ..Self::default() }
-    }
-}
 
 /// A database that is checked and not running yet.
 pub(crate) struct Opening {
@@ -110,7 +76,7 @@ impl Opening {
         config.check()?;
         require_atomic_batches(&store, "the engine")?;
         config.bound_cache_of(layout.as_ref());
-        let found = match meta::read_identity(&store)? {
+        let found = match identity::read_identity(&store)? {
             None => None,
             Some(stored) => {
                 Identity::of(layout.as_ref()).check(&stored)?;
@@ -196,18 +162,9 @@ impl Opening {
         let pool = config.pool("pool")?;
         let lane = EngineConfig { threads: 1, ..config }.pool("read-ahead")?;
         let ahead_of_store = durability.is_ahead_of_store() || !store.capabilities().durable;
-        let chain = Chain {
-            closed: head.block,
-            state: head.state,
-            committed: head.block,
-            persisted: head.block,
-            root: head.root,
-            refusal: begun.refusal,
-            written_refusal: head.refusal,
-            ..Chain::default()
-        };
+        let chain = Chain::at_rest(&head, begun.refusal);
         let history = meta::undo_chain(&store, head.block)?;
-        let life = Life::new(head.block.unwrap_or_default(), head.state);
+        let outcome = Outcome::new(head.block.unwrap_or_default(), head.state);
         let shared = Arc::new(Shared {
             layout,
             hasher,
@@ -218,7 +175,7 @@ impl Opening {
             hints: Hints::default(),
             lane,
             blobs: RwLock::default(),
-            tip: RwLock::new(Tip { stamp: 0, block: head.block, life }),
+            tip: RwLock::new(Tip { stamp: 0, block: head.block, outcome }),
             chain: Mutex::new(chain),
             changed: Condvar::new(),
             closer: Mutex::new(()),
@@ -254,19 +211,8 @@ impl Begun {
         if let Some(first) = self.taken_back {
             shared.finish_taking_back(first)?;
         }
-        self.missing.into_iter().for_each(|block| shared.close_again(block));
-        let start = |name: &str, work: fn(&Arc<Shared>) -> Result<(), Error>| {
-            let (shared, what) = (Arc::clone(shared), name.to_owned());
-            let thread = std::thread::Builder::new().name(format!("flagstone-{name}"));
-            let started = thread.spawn(move || shared.run(&what, work));
-            started.map_err(|error| Error::Config(format!("cannot start the {name} thread: {error}")))
-        };
-        let committer = Some(start("commit", |shared| shared.commit_waiting())?);
-        let persister = Some(start("persist", |shared| shared.write_committed())?);
-        let reader_ahead = Some(start("read-ahead", hints::follow)?);
-        let scrubber = Some(start("scrub", |shared| shared.scrub())?);
-        let shared = Arc::clone(shared);
-        Ok(Engine { shared, committer, persister, reader_ahead, scrubber, ended: false })
+        self.missing.into_iter().try_for_each(|block| shared.close_again(block))?;
+        Engine::start(shared)
     }
 }
 
@@ -567,13 +513,4 @@ fn diff_of(values: HashMap<Subject, Felt>) -> Result<StateDiff, Error> {
         Subject::CompiledClassHash(class) => diff.class(class, value.into()),
     });
     diff.build().map_err(|error| Error::damaged("the journal's blocks", error))
-}
-
-/// Refuses a store in which a batch could be there in part.
-pub(super) fn require_atomic_batches(store: &dyn Store, who: &str) -> Result<(), StoreError> {
-    if store.capabilities().atomic_batches {
-        return Ok(());
-    }
-    let problem = format!("store `{}` does not apply batches as one unit, which {who} needs", store.name());
-    Err(StoreError::new(StoreErrorKind::Unsupported, problem))
 }

@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_was_used_longest_ago_leaves_at_the_bound() {
-        let pasts = Pasts::new(3 * 150 * VALUE_BYTES);
+        let pasts = Pasts::new(240 * VALUE_BYTES);
         let is_there = |state| pasts.values(StateId(state)).is_some();
         (1..=3).for_each(|state| pasts.keep_values(StateId(state), &values(50)));
         assert!(is_there(1));

@@ -7,9 +7,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::view::View;
-use crate::error::Error;
-
 /// Which states are pinned, by their stamps.
 #[derive(Default)]
 pub struct Pins {
@@ -48,25 +45,6 @@ impl Drop for Pin {
                 counts.remove(&self.stamp);
             }
         }
-    }
-}
-
-impl View {
-    /// The same view, pinned: it answers as long as it is held, or a clone of it, whatever blocks come, until what they changed takes
-    /// more than [`EngineConfig::pinned_bytes_max`](super::EngineConfig::pinned_bytes_max).
-    ///
-    /// # Errors
-    /// [`Error::ViewExpired`] if it has expired already.
-    pub fn pinned(&self) -> Result<Self, Error> {
-        let shared = &self.shared;
-        let chain = shared.chain();
-        let pin = shared.pins.pin(self.stamp);
-        let is_there = self.is_kept() || chain.left <= self.stamp;
-        drop(chain);
-        if !is_there || self.life.is_gone() {
-            return Err(self.expired());
-        }
-        Ok(Self { _pin: Some(Arc::new(pin)), ..self.clone() })
     }
 }
 

@@ -5,9 +5,10 @@ use flagstone_core::store::WriteBatch;
 use flagstone_core::types::BlockNumber;
 
 use super::base::Base;
-use super::chain::{Chain, Unwritten};
+use super::life::Chain;
 use super::meta;
-use super::{Engine, Shared};
+use super::running::Engine;
+use super::shared::Shared;
 use crate::error::Error;
 
 /// Rows that are deleted in one unit.
@@ -134,10 +135,7 @@ impl Shared {
         let after = Base { layers: Vec::new(), ..Base::clone(&base) };
         let layer = self.rows.commit(batch, after);
         let mut chain = self.chain();
-        let (head, root, refusal) = (chain.committed, chain.root, chain.written_refusal);
-        let unwritten =
-            Unwritten { layer, blocks: Vec::new(), head, root, refusal, to_show: None, goes_back: true };
-        chain.unwritten.push_back(unwritten);
+        chain.tidy(layer)?;
         self.changed.notify_all();
         self.wait(chain, Chain::is_at_rest).map(drop)
     }

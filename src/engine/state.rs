@@ -9,9 +9,9 @@ use flagstone_core::types::{BlockNumber, StateId};
 use flagstone_core::update::StateUpdate;
 
 use super::base::{Base, Layer};
-use super::commit::Staged;
-use super::handle::Life;
 use super::meta::{Blob, BlockRoot, PendingBlock};
+use super::outcome::Outcome;
+use super::staged::Staged;
 use super::values::{ByKey, Key};
 use crate::error::Error;
 
@@ -22,7 +22,7 @@ const VALUE_BYTES: usize = 2 * size_of::<Key>() + 2 * size_of::<Felt>();
 
 /// What a candidate is.
 pub struct Proposed {
-    pub life: Arc<Life>,
+    pub outcome: Arc<Outcome>,
     pub parent: Parent,
     pub update: StateUpdate,
     pub blobs: Vec<Blob>,
@@ -40,7 +40,7 @@ pub enum Parent {
     /// A decided state, viewed by this stamp.
     Decided {
         stamp: u64,
-        life: Arc<Life>,
+        outcome: Arc<Outcome>,
     },
     Candidate(Arc<Proposed>),
 }
@@ -98,7 +98,7 @@ impl Registry {
 
     /// Whether it can still be decided, now or later.
     pub fn has(&self, proposed: &Proposed) -> bool {
-        self.list().by_state.contains_key(&proposed.state()) && !proposed.life.is_gone()
+        self.list().by_state.contains_key(&proposed.state()) && !proposed.outcome.is_gone()
     }
 
     /// How many there are.
@@ -144,7 +144,7 @@ impl Registry {
         let all: Vec<Arc<Proposed>> = list.by_state.values().filter_map(Weak::upgrade).collect();
         drop(list);
         for proposed in all.iter().filter(|proposed| proposed.state() != tip && !proposed.is_on(tip)) {
-            proposed.life.take_back();
+            proposed.outcome.take_back();
         }
     }
 }
@@ -158,7 +158,7 @@ impl Drop for Proposed {
 impl Proposed {
     pub fn new(
         of: &Arc<Registry>,
-        life: Arc<Life>,
+        outcome: Arc<Outcome>,
         parent: Parent,
         update: &StateUpdate,
         blobs: &[Blob],
@@ -168,7 +168,7 @@ impl Proposed {
         let bytes = CANDIDATE_BYTES + values.len() * VALUE_BYTES + blob_bytes;
         let (update, blobs, decided) = (update.clone(), blobs.to_vec(), AtomicBool::new(false));
         Self {
-            life,
+            outcome,
             parent,
             update,
             blobs,
@@ -187,13 +187,13 @@ impl Proposed {
     }
 
     pub fn state(&self) -> StateId {
-        self.life.state()
+        self.outcome.state()
     }
 
     /// The state it is on.
     pub fn parent(&self) -> StateId {
         match &self.parent {
-            Parent::Decided { life, .. } => life.state(),
+            Parent::Decided { outcome, .. } => outcome.state(),
             Parent::Candidate(parent) => parent.state(),
         }
     }
@@ -246,7 +246,7 @@ impl Proposed {
     }
 
     pub fn number(&self) -> BlockNumber {
-        self.life.number()
+        self.outcome.number()
     }
 }
 

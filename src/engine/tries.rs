@@ -5,8 +5,10 @@ use flagstone_core::felt::Felt;
 use flagstone_core::trie::{HashFunction, hash_pairs};
 use flagstone_core::types::BlockNumber;
 
-use super::chain::Chain;
-use super::{BlockRoot, Engine, Head, Shared};
+use super::life::Chain;
+use super::meta::{BlockRoot, Head};
+use super::running::Engine;
+use super::shared::Shared;
 use crate::error::Error;
 use crate::journal::Journal;
 

@@ -48,10 +48,11 @@
 //! random keys). It is computed once for each read, outside the lock, and kept in the entry.
 
 mod cache;
+mod key;
 
+use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -61,7 +62,9 @@ use indexmap::IndexMap;
 use indexmap::map::Entry;
 
 use self::cache::{Cache, ENTRY_BYTES, TABLE_BYTES};
-use super::chain::Closed;
+use self::key::BuildBrought;
+pub use self::key::{ByKey, Key};
+use super::closed::Closed;
 
 /// Most shards. More than executors have threads, so that two seldom meet.
 const SHARDS_MAX: usize = 16;
@@ -96,40 +99,6 @@ pub struct ReadCacheStats {
     /// Keys that recent blocks wrote.
     pub recent: u64,
 }
-
-/// A key with its keyed hash.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key {
-    hash: u64,
-    key: Subject,
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-/// Passes on the hash that a key brings.
-#[derive(Default)]
-pub struct Brought(u64);
-
-impl Hasher for Brought {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _: &[u8]) {
-        debug_assert!(false, "only hashed keys are looked up");
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-/// Values by their keys.
-pub type ByKey<V> = HashMap<Key, V, BuildBrought>;
-
-type BuildBrought = BuildHasherDefault<Brought>;
 
 /// What is known of a key.
 pub enum Lookup {

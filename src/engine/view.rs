@@ -15,10 +15,11 @@ use flagstone_core::types::{
     BlockNumber, ClassHash, CompiledClassHash, ContractAddress, Nonce, StateId, StorageKey, StorageValue,
 };
 
-use super::Shared;
-use super::handle::Life;
+use super::life::Tip;
 use super::meta;
+use super::outcome::Outcome;
 use super::pins::Pin;
+use super::shared::Shared;
 use super::state::Proposed;
 use super::values::{Lookup, Vacancy};
 use crate::error::Error;
@@ -48,7 +49,7 @@ pub struct View {
     pub(super) shared: Arc<Shared>,
     pub(super) stamp: u64,
     pub(super) block: Option<BlockNumber>,
-    pub(super) life: Arc<Life>,
+    pub(super) outcome: Arc<Outcome>,
     /// For a view of a block whose values are not among the recent ones.
     pub(super) past: Option<Past>,
     /// For a view of a candidate.
@@ -65,7 +66,7 @@ impl View {
 
     /// The state this is a view of: what a block that is executed on it is to be closed on ([`NewBlock::on`](super::NewBlock::on)).
     pub fn state(&self) -> StateId {
-        self.life.state()
+        self.outcome.state()
     }
 
     /// Value of a storage slot; zero if it was never written.
@@ -112,7 +113,7 @@ impl View {
         let own = self.proposed.as_ref().and_then(|proposed| proposed.value(&key));
         let value = own.or_else(|| self.shared.values.recall(self.stamp, key));
         let is_sound = || self.shared.doubts.check(subject).is_ok();
-        value.filter(|_| !self.life.is_gone() && is_sound())
+        value.filter(|_| !self.outcome.is_gone() && is_sound())
     }
 
     /// The blob of a key, if a block brought one: that of the last closed block that did, also if it is after this view's.
@@ -152,7 +153,7 @@ impl View {
                 self.fill(subject, vacancy, answer)?
             }
         };
-        value.filter(|_| !self.life.is_gone()).ok_or_else(|| self.expired())
+        value.filter(|_| !self.outcome.is_gone()).ok_or_else(|| self.expired())
     }
 
     /// Like [`View::value`] for many things at once, in order: those that are not in memory are read from the store together.
@@ -184,7 +185,24 @@ impl View {
                 values[place] = filled.ok_or_else(|| self.expired())?;
             }
         }
-        if self.life.is_gone() { Err(self.expired()) } else { Ok(values) }
+        if self.outcome.is_gone() { Err(self.expired()) } else { Ok(values) }
+    }
+
+    /// The same view, pinned: it answers as long as it is held, or a clone of it, whatever blocks come, until what they changed takes
+    /// more than [`EngineConfig::pinned_bytes_max`](super::EngineConfig::pinned_bytes_max).
+    ///
+    /// # Errors
+    /// [`Error::ViewExpired`] if it has expired already.
+    pub fn pinned(&self) -> Result<Self, Error> {
+        let shared = &self.shared;
+        let chain = shared.chain();
+        let pin = shared.pins.pin(self.stamp);
+        let is_there = self.is_kept() || chain.reaches(self.stamp);
+        drop(chain);
+        if !is_there || self.outcome.is_gone() {
+            return Err(self.expired());
+        }
+        Ok(Self { _pin: Some(Arc::new(pin)), ..self.clone() })
     }
 
     /// Why rows that the layout kept cannot be read: they were pruned, or else the error.
@@ -213,12 +231,20 @@ impl View {
     }
 
     /// Whether it reads rows that the layout keeps, whatever comes.
-    pub(super) const fn is_kept(&self) -> bool {
+    const fn is_kept(&self) -> bool {
         matches!(self.past, Some(Past::Kept(_)))
     }
 
-    pub(super) fn expired(&self) -> Error {
+    fn expired(&self) -> Error {
         Error::ViewExpired { view: self.block, now: self.shared.tip().block }
+    }
+}
+
+impl Shared {
+    /// A view of the newest state.
+    pub(super) fn view(self: &Arc<Self>) -> View {
+        let Tip { stamp, block, outcome } = self.tip();
+        View { shared: Arc::clone(self), stamp, block, outcome, past: None, proposed: None, _pin: None }
     }
 }
 

@@ -7,7 +7,8 @@ use flagstone_core::types::{
     BlockNumber, ClassHash, ContractAddress, Nonce, StorageKey, StorageRoot, StorageValue, TrieKey,
 };
 
-use super::{BlockRoot, Engine};
+use super::meta::BlockRoot;
+use super::running::Engine;
 use crate::error::Error;
 
 /// Some entries of a state, ascending by key.

@@ -9,13 +9,8 @@ use imports::{Circle, Imports};
 
 /// Folders whose files still import each other in circles, and why. Each is taken for one file, so that circles with what is
 /// outside are found all the same.
-const CIRCLES_INSIDE: &[(&str, &str)] = &[
-    (
-        "src/engine",
-        "being taken apart: its threads, its views and its states import the module that has the engine",
-    ),
-    ("src/database", "being taken apart: recovery opens databases, and is a way to open one"),
-];
+const CIRCLES_INSIDE: &[(&str, &str)] =
+    &[("src/database", "being taken apart: recovery opens databases, and is a way to open one")];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -126,8 +121,9 @@ fn the_engine_writes_to_the_store_in_one_place() {
     let mut writes = writes;
     writes.sort();
     writes.retain(|name| name != "src/engine/meta.rs");
-    let mut expected = vec!["src/engine/import.rs"; 3];
-    expected.extend(["src/engine/opening.rs", "src/engine/opening.rs", "src/engine/persist.rs"]);
+    let mut expected = vec!["src/engine/checkpoint.rs"];
+    expected.extend(["src/engine/import.rs"; 3]);
+    expected.extend(["src/engine/opening.rs"; 2]);
     assert_eq!(writes, expected);
 }
 

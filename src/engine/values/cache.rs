@@ -11,7 +11,7 @@
 use flagstone_core::diff::Subject;
 use flagstone_core::felt::Felt;
 
-use super::Key;
+use super::key::Key;
 
 /// An entry with its value.
 struct Entry {

@@ -1,38 +1,19 @@
 //! Writing what is committed to the store: the one place that writes.
 
-use std::sync::PoisonError;
-
-use super::Shared;
 use super::base::Layer;
-use super::chain::{Closed, Ending, Unwritten};
-use super::handle::Event;
+use super::events::Event;
+use super::life::{Chain, Unwritten};
+use super::shared::Shared;
 use crate::error::Error;
 
 impl Shared {
     /// The writing thread: writes all that is committed, whenever there is something, until the end. What was committed
     /// while it wrote goes together, so a slow store gets fewer and larger units.
     pub(super) fn write_committed(&self) -> Result<(), Error> {
-        while let Some(unwritten) = self.next_unwritten() {
+        while let Some(unwritten) = self.next(Chain::begin_to_write) {
             self.write(&unwritten)?;
         }
         Ok(())
-    }
-
-    fn next_unwritten(&self) -> Option<Vec<Unwritten>> {
-        let mut chain = self.chain();
-        loop {
-            if self.stopped.get().is_some() {
-                return None;
-            }
-            if !chain.unwritten.is_empty() {
-                chain.writing = chain.unwritten.len();
-                return Some(chain.unwritten.iter().cloned().collect());
-            }
-            if chain.ending >= Ending::Writing {
-                return None;
-            }
-            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 
     /// Steps 4 to 6 of [`durable`](super::durable).
@@ -46,8 +27,7 @@ impl Shared {
             self.durability.synced(*head, *refusal)?; // 6
         }
         let mut chain = self.chain();
-        chain.keep_recent(unwritten.iter().flat_map(|written| &written.blocks).map(Closed::without_blobs));
-        let leaving = chain.leaving(&self.config, self.pins.oldest());
+        let leaving = chain.in_store(&self.config, self.pins.oldest())?;
         drop(chain);
         self.pasts.drop_idle();
         for closed in leaving {
@@ -55,21 +35,13 @@ impl Shared {
         }
         // At one instant: who finds nothing unwritten may go back, and then says itself what is persisted.
         let mut chain = self.chain();
-        chain.unwritten.drain(..unwritten.len());
-        chain.writing = 0;
-        for unwritten in unwritten {
-            if let Some(shown) = &unwritten.to_show {
-                self.show_committed(&mut chain, unwritten.head, shown);
-            }
-        }
-        chain.persisted = *head;
-        chain.written_refusal = *refusal;
+        chain.written()?.into_iter().for_each(|tip| self.set_tip(tip));
         drop(chain);
         self.changed.notify_all();
         if let Some(head) = *head {
             self.subscribers.tell(|| Event::Persisted(head));
         }
-        unwritten.iter().flat_map(|written| &written.blocks).for_each(|closed| closed.life.persist());
+        unwritten.iter().flat_map(|written| &written.blocks).for_each(|closed| closed.outcome.persist());
         Ok(())
     }
 }

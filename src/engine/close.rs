@@ -8,13 +8,17 @@ use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
 use super::base::Base;
-use super::chain::{Chain, Closed, check_parent, next_number, weight};
+use super::closed::{Closed, weight};
 use super::commit::Unit;
+use super::config::Cadence;
 use super::durable::is_full;
-use super::handle::{BlockHandle, Life};
+use super::handle::BlockHandle;
+use super::life::{Chain, check_parent, next_number};
 use super::meta::{self, BLOB_KEY_MAX, Blob, BlockRoot, Lineage, PendingBlock};
+use super::outcome::Outcome;
+use super::running::Engine;
+use super::shared::Shared;
 use super::state::Proposed;
-use super::{Cadence, Engine, Shared};
 use crate::error::Error;
 
 /// From so many values on, a block is shown before its values are in place.
@@ -76,8 +80,8 @@ impl Engine {
         reads: Option<&[Subject]>,
     ) -> Result<(BlockHandle, Witness), Error> {
         check_blobs(block.blobs)?;
-        let (life, witness) = self.shared.in_turn(|| self.shared.close_block(block, reads, None))?;
-        let handle = BlockHandle::new(&life, &self.shared);
+        let (outcome, witness) = self.shared.in_turn(|| self.shared.close_block(block, reads, None))?;
+        let handle = BlockHandle::new(&outcome, &self.shared);
         let number = Some(handle.number());
         Ok((handle, Witness { block: number, ..witness }))
     }
@@ -136,35 +140,35 @@ impl Shared {
         new: &NewBlock<'_>,
         reads: Option<&[Subject]>,
         proposed: Option<&Proposed>,
-    ) -> Result<(Arc<Life>, Witness), Halt> {
+    ) -> Result<(Arc<Outcome>, Witness), Halt> {
         self.durability.check_writable()?;
         let NewBlock { update, parent, blobs } = *new;
         let at_close = self.config.cadence == Cadence::AtClose || !self.ahead_of_store || reads.is_some();
         let mut chain = self.await_turn(|chain| {
             if at_close {
-                chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config)
+                chain.waiting().is_empty() && !chain.is_unwritten_full(&self.config)
             } else {
                 !chain.is_full(&self.config, weight(&update.diff, blobs))
             }
         })?;
-        let untold = chain.untold.take().filter(|_| parent.is_none());
-        if let Some((_, error)) = untold {
+        let untold = chain.take_untold().filter(|_| parent.is_none());
+        if let Some(error) = untold {
             return Err(error.into());
         }
         if let Some(gone) = proposed.filter(|proposed| !self.candidates.has(proposed)) {
             return Err(Error::CandidateGone { block: gone.number(), state: gone.state() }.into());
         }
         let number = accept(&chain, update, parent)?;
-        let stamp = chain.stamp + 1;
+        let stamp = chain.next_stamp();
         let state = proposed.map_or_else(meta::fresh_state, Proposed::state);
         let lineage = chain.lineage_of_next(state);
-        let is_committed = chain.waiting.is_empty() && !chain.is_unwritten_full(&self.config);
+        let is_committed = chain.waiting().is_empty() && !chain.is_unwritten_full(&self.config);
         drop(chain);
         let block = pending(number, lineage, update, blobs);
         check_length(number, block.encoded_len(), self.durability.payload_bytes_max())?;
         self.check_hash(number, update.block_hash)?;
         let mut closed = Closed::new(block, stamp);
-        closed.life = proposed.map_or(closed.life, |proposed| Arc::clone(&proposed.life));
+        closed.outcome = proposed.map_or(closed.outcome, |proposed| Arc::clone(&proposed.outcome));
         let (closed, base) = (Arc::new(closed), self.rows.base());
         let made = proposed.filter(|_| is_committed).and_then(|proposed| proposed.take_made(base.state));
         let mut witness = Witness::default();
@@ -175,11 +179,11 @@ impl Shared {
             witness = self.close_committed(&closed, reads)?;
         } else {
             self.make_durable(&closed, None)?;
-            self.show(&closed);
+            self.show(&closed).map_err(|mistake| self.stop_for(mistake))?;
         }
         proposed.into_iter().for_each(|proposed| self.candidates.decide(proposed));
         self.candidates.keep_on(state);
-        Ok((Arc::clone(&closed.life), witness))
+        Ok((Arc::clone(&closed.outcome), witness))
     }
 
     /// Refuses a hash that another block has.
@@ -199,7 +203,7 @@ impl Shared {
         let mut chain = self.chain();
         loop {
             self.check_running()?;
-            if chain.refusing {
+            if chain.is_refusing() {
                 return Err(Halt::Refusing);
             }
             if has_room(&chain) {
@@ -251,12 +255,12 @@ impl Shared {
             self.discard(base, unit);
             return Err(error);
         }
-        self.install(unit);
-        if self.ahead_of_store { Ok(()) } else { closed.life.wait_persisted() }
+        self.install(unit).map_err(|mistake| self.stop_for(mistake))?;
+        if self.ahead_of_store { Ok(()) } else { closed.outcome.wait_persisted() }
     }
 
     /// Shows a durable block to new views, and to the commitment.
-    fn show(&self, closed: &Arc<Closed>) {
+    fn show(&self, closed: &Arc<Closed>) -> Result<(), Error> {
         if !closed.block.blobs.is_empty() {
             let mut blobs = self.blobs();
             for blob in &closed.block.blobs {
@@ -264,16 +268,16 @@ impl Shared {
             }
         }
         let mut chain = self.chain();
-        chain.push(closed);
-        self.set_tip(closed.stamp, Some(closed.block.number), Arc::clone(&closed.life));
+        self.set_tip(chain.push(closed)?);
         self.changed.notify_all();
+        Ok(())
     }
 
     /// Closes a block that the journal has already.
-    pub(super) fn close_again(&self, block: PendingBlock) {
-        let closed = Arc::new(Closed::new(block, self.chain().stamp + 1));
+    pub(super) fn close_again(&self, block: PendingBlock) -> Result<(), Error> {
+        let closed = Arc::new(Closed::new(block, self.chain().next_stamp()));
         self.values.push(closed.stamp, &closed.block.diff);
-        self.show(&closed);
+        self.show(&closed)
     }
 }
 
@@ -307,11 +311,11 @@ pub(super) fn check_length(block: BlockNumber, bytes: u64, max: u64) -> Result<(
 
 /// Checks that a block follows and that its commitment will be defined. Returns its number.
 fn accept(chain: &Chain, update: &StateUpdate, parent: Option<StateId>) -> Result<BlockNumber, Error> {
-    if let Some(parent) = parent.filter(|parent| *parent != chain.state) {
-        let block = update.block_number.or(chain.closed.and_then(BlockNumber::next)).unwrap_or_default();
-        return Err(Error::WrongState { block, parent, tip: chain.state, now: chain.closed });
+    if let Some(parent) = parent.filter(|parent| *parent != chain.state()) {
+        let block = update.block_number.or(chain.closed().and_then(BlockNumber::next)).unwrap_or_default();
+        return Err(Error::WrongState { block, parent, tip: chain.state(), now: chain.closed() });
     }
-    let number = next_number(chain.closed, update.block_number)?;
+    let number = next_number(chain.closed(), update.block_number)?;
     check_parent(number, update.old_root, chain.parent())?;
     chain.check_defined(number, update, std::iter::empty())?;
     Ok(number)
