@@ -1,6 +1,6 @@
 //! Closing a block: checked, made durable, and visible.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use flagstone_core::diff::Subject;
 use flagstone_core::types::{BlockHash, BlockNumber, StateId};
@@ -14,6 +14,7 @@ use super::config::Cadence;
 use super::durable::is_full;
 use super::handle::BlockHandle;
 use super::life::{Chain, check_parent, next_number};
+use super::locks::Locked;
 use super::meta::{self, BLOB_KEY_MAX, Blob, BlockRoot, Lineage, PendingBlock};
 use super::outcome::Outcome;
 use super::running::Engine;
@@ -116,8 +117,9 @@ impl<'a> NewBlock<'a> {
 }
 
 impl Shared {
-    pub(super) fn closer(&self) -> MutexGuard<'_, ()> {
-        self.closer.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Who closes blocks, or takes them back, is alone while this is held.
+    pub(super) fn closer(&self) -> Locked<'_, ()> {
+        self.closer.lock()
     }
 
     /// Does what only one may do at a time, holding the closer's lock; again, if it had to let go.
@@ -196,10 +198,7 @@ impl Shared {
     }
 
     /// Waits for room. Lets go if blocks are being taken back, because that needs the closer's lock.
-    pub(super) fn await_turn(
-        &self,
-        has_room: impl Fn(&Chain) -> bool,
-    ) -> Result<MutexGuard<'_, Chain>, Halt> {
+    pub(super) fn await_turn(&self, has_room: impl Fn(&Chain) -> bool) -> Result<Locked<'_, Chain>, Halt> {
         let mut chain = self.chain();
         loop {
             self.check_running()?;
@@ -211,7 +210,7 @@ impl Shared {
             }
             chain.want_all();
             self.changed.notify_all();
-            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+            chain = chain.wait(&self.changed);
         }
     }
 
@@ -262,7 +261,7 @@ impl Shared {
     /// Shows a durable block to new views, and to the commitment.
     fn show(&self, closed: &Arc<Closed>) -> Result<(), Error> {
         if !closed.block.blobs.is_empty() {
-            let mut blobs = self.blobs();
+            let mut blobs = self.blobs.write();
             for blob in &closed.block.blobs {
                 blobs.entry(blob.key.clone()).or_default().push((closed.stamp, Arc::clone(&blob.bytes)));
             }

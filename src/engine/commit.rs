@@ -17,6 +17,7 @@ use super::closed::Closed;
 use super::doubts::Changes;
 use super::events::Event;
 use super::life::{Unwritten, check_parent};
+use super::locks::Locked;
 use super::meta::{self, BlockFacts, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::outcome::{CommittedBlock, Outcome};
 use super::shared::Shared;
@@ -75,6 +76,11 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// No commitment of blocks that wait is installed by anybody else while this is held, and no such block is taken back.
+    pub(super) fn installing(&self) -> Locked<'_, ()> {
+        self.installing.lock()
     }
 
     /// Installs a commitment of blocks that waited for it, unless they were taken back meanwhile. Whether they are still there.
@@ -307,7 +313,7 @@ impl Shared {
     /// Blobs of these blocks are in rows now, or are taken back.
     pub(super) fn forget_blobs<'a>(&self, blocks: impl IntoIterator<Item = &'a Arc<Closed>>) {
         for closed in blocks.into_iter().filter(|closed| !closed.block.blobs.is_empty()) {
-            let mut blobs = self.blobs();
+            let mut blobs = self.blobs.write();
             for blob in &closed.block.blobs {
                 // Other blocks may have brought others under the same key.
                 if let Some(brought) = blobs.get_mut(&blob.key) {

@@ -579,7 +579,9 @@ impl Chain {
             (self.committed, self.root) = (Some(block), root);
         }
         let state = self.waiting.back().map_or(state, |last| last.block.lineage.state);
-        let outcome = Outcome::new(block, state);
+        // The block's own, if it is on its way: it may still be refused, and views of it must learn of that.
+        let last = self.on_their_way().last().filter(|last| last.block.number == block);
+        let outcome = last.map_or_else(|| Outcome::new(block, state), |last| Arc::clone(&last.outcome));
         let tip = Tip { stamp, block: Some(block), outcome };
         let tip = self.stand(tip, refusal.unwrap_or(self.refusal));
         self.check();

@@ -30,6 +30,7 @@ pub(crate) mod identity;
 pub(crate) mod import;
 mod lane;
 mod life;
+mod locks;
 pub(crate) mod meta;
 pub(crate) mod opened;
 pub(crate) mod opening;

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use flagstone_core::codec::Reader;
 use flagstone_core::diff::{StateDiff, Subject};
@@ -27,6 +27,7 @@ use super::events::Subscribers;
 use super::hints::Hints;
 use super::identity;
 use super::life::{Chain, Tip};
+use super::locks::{Lock, Rank, Watched};
 use super::meta::{self, BlockFacts, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
 use super::opened::{House, Opened};
 use super::outcome::Outcome;
@@ -174,15 +175,15 @@ impl Opening {
             values: Arc::new(Values::new(config.read_cache_bytes)),
             hints: Hints::default(),
             lane,
-            blobs: RwLock::default(),
-            tip: RwLock::new(Tip { stamp: 0, block: head.block, outcome }),
-            chain: Mutex::new(chain),
+            blobs: Watched::new(Rank::Blobs, HashMap::new()),
+            tip: Watched::new(Rank::Tip, Tip { stamp: 0, block: head.block, outcome }),
+            chain: Lock::new(Rank::Chain, chain),
             changed: Condvar::new(),
-            closer: Mutex::new(()),
-            installing: Mutex::new(()),
+            closer: Lock::new(Rank::Closer, ()),
+            installing: Lock::new(Rank::Installing, ()),
             durability,
             ahead_of_store,
-            history: Mutex::new(history),
+            history: Lock::new(Rank::History, history),
             pasts: Pasts::new(config.past_bytes_max),
             history_pool: OnceLock::new(),
             pins: Arc::default(),

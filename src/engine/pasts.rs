@@ -161,7 +161,8 @@ mod tests {
         assert!(!is_there(5) && !is_there(1), "what does not fit is not kept");
         pasts.keep_values(StateId(6), &values(10));
         pasts.keep_values(StateId(6), &values(20));
-        assert_eq!((pasts.entries().len(), pasts.values(StateId(6)).unwrap().changed.len()), (1, 20));
+        let count = pasts.entries().len();
+        assert_eq!((count, pasts.values(StateId(6)).unwrap().changed.len()), (1, 20));
         pasts.clear();
         assert!(!is_there(6));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::Layout;
@@ -15,6 +15,7 @@ use super::durable::Durability;
 use super::events::{Event, Subscribers};
 use super::hints::Hints;
 use super::life::{Chain, Next, Tip};
+use super::locks::{Lock, Locked, Watched};
 use super::meta;
 use super::opened::{House, Opened};
 use super::pasts::Pasts;
@@ -36,20 +37,20 @@ pub struct Shared {
     /// The one thread that follows hints, so that what a layout does in parallel stays on it.
     pub lane: rayon::ThreadPool,
     /// Blobs of blocks that are closed and not committed.
-    pub blobs: RwLock<Brought>,
-    pub tip: RwLock<Tip>,
-    pub chain: Mutex<Chain>,
+    pub blobs: Watched<Brought>,
+    pub tip: Watched<Tip>,
+    pub chain: Lock<Chain>,
     /// Something in the chain is new.
     pub changed: Condvar,
-    /// Held by who closes or takes back blocks. Taken before any other lock.
-    pub closer: Mutex<()>,
-    /// Held by who installs a commitment of blocks that wait for it, and by who takes such blocks back. Taken before the chain's lock.
-    pub installing: Mutex<()>,
+    /// Held by who closes or takes back blocks.
+    pub closer: Lock<()>,
+    /// Held by who installs a commitment of blocks that wait for it, and by who takes such blocks back.
+    pub installing: Lock<()>,
     pub durability: Durability,
     /// Whether a closed block is durable before the store has it, or nothing is.
     pub ahead_of_store: bool,
     /// Blocks that can be taken back, ascending.
-    pub history: Mutex<VecDeque<BlockNumber>>,
+    pub history: Lock<VecDeque<BlockNumber>>,
     pub pasts: Pasts,
     /// The threads on which earlier states are led back to; made when the first is.
     pub history_pool: OnceLock<rayon::ThreadPool>,
@@ -72,11 +73,11 @@ pub type Brought = HashMap<Vec<u8>, Vec<(u64, Arc<[u8]>)>>;
 
 impl Shared {
     pub fn tip(&self) -> Tip {
-        self.tip.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tip.read().clone()
     }
 
     pub fn set_tip(&self, tip: Tip) {
-        *self.tip.write().unwrap_or_else(PoisonError::into_inner) = tip;
+        *self.tip.write() = tip;
     }
 
     pub fn block_by_hash(&self, hash: BlockHash) -> Result<Option<BlockNumber>, Error> {
@@ -89,20 +90,9 @@ impl Shared {
         meta::read_block_of_hash(&self.rows.of(&base), &hash)
     }
 
-    pub fn chain(&self) -> MutexGuard<'_, Chain> {
-        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn installing(&self) -> MutexGuard<'_, ()> {
-        self.installing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn history(&self) -> MutexGuard<'_, VecDeque<BlockNumber>> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn blobs(&self) -> RwLockWriteGuard<'_, Brought> {
-        self.blobs.write().unwrap_or_else(PoisonError::into_inner)
+    /// Where each block is on its way.
+    pub fn chain(&self) -> Locked<'_, Chain> {
+        self.chain.lock()
     }
 
     /// After a failure nothing more is closed, committed or written.
@@ -116,15 +106,15 @@ impl Shared {
     /// Waits until something holds of the chain.
     pub fn wait<'a>(
         &self,
-        mut chain: MutexGuard<'a, Chain>,
+        mut chain: Locked<'a, Chain>,
         holds: impl Fn(&Chain) -> bool,
-    ) -> Result<MutexGuard<'a, Chain>, Error> {
+    ) -> Result<Locked<'a, Chain>, Error> {
         loop {
             self.check_running()?;
             if !chain.is_refusing() && holds(&chain) {
                 return Ok(chain);
             }
-            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+            chain = chain.wait(&self.changed);
         }
     }
 
@@ -140,7 +130,7 @@ impl Shared {
                 Next::Wait => {}
                 Next::End => return None,
             }
-            chain = self.changed.wait(chain).unwrap_or_else(PoisonError::into_inner);
+            chain = chain.wait(&self.changed);
         }
     }
 

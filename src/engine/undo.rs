@@ -1,5 +1,6 @@
 //! Which blocks can be taken back: what does it is put beside them when they are committed, and deleted when it is too old.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use flagstone_core::store::WriteBatch;
@@ -7,6 +8,7 @@ use flagstone_core::types::BlockNumber;
 
 use super::base::Base;
 use super::closed::Closed;
+use super::locks::Locked;
 use super::meta::{self, Undo};
 use super::shared::Shared;
 use crate::error::Error;
@@ -20,6 +22,11 @@ pub struct HistoryChange {
 }
 
 impl Shared {
+    /// The blocks that can be taken back, ascending.
+    pub(super) fn history(&self) -> Locked<'_, VecDeque<BlockNumber>> {
+        self.history.lock()
+    }
+
     /// Puts what takes blocks back to their batch, and deletes what is too old. Returns what that does to the list in memory, once
     /// the batch is committed.
     pub(super) fn keep_undo(

@@ -4,7 +4,7 @@
 //! commitment and no batch of the store: values of recent blocks are in memory, and so are rows on their way to the store.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use flagstone_core::commitment::Roots;
 use flagstone_core::diff::Subject;
@@ -122,7 +122,7 @@ impl View {
     /// [`Error::State`] if reading fails.
     pub fn blob(&self, key: &[u8]) -> Result<Option<Arc<[u8]>>, Error> {
         let recent = || {
-            let blobs = self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner);
+            let blobs = self.shared.blobs.read();
             blobs.get(key).and_then(|brought| brought.last()).map(|(_, bytes)| Arc::clone(bytes))
         };
         let own = self.proposed.as_ref().and_then(|proposed| proposed.blob(key));

@@ -134,6 +134,40 @@ fn blocks_that_are_not_committed_are_dropped_without_a_hash() {
     assert_eq!(engine.head().root, root);
 }
 
+/// What the state went back to may still be refused: then views of it expire, also of the state as it stood after going back.
+#[test]
+fn a_view_of_where_the_state_went_back_to_expires_with_a_block_that_is_refused() {
+    let (gate, inner) = (Arc::<Gate>::default(), Arc::new(MemoryStore::new()));
+    let config = EngineConfig { unwritten_batches_max: 1, ..config(Cadence::OnRequest, 1) };
+    let passed = Arc::clone(&gate);
+    let store = Box::new(BeforeWrites { inner, before: move || passed.pass() });
+    let make = flagstone::layout("flat").unwrap().make();
+    let engine = Arc::new(Engine::open(store, make, config).unwrap());
+    gate.set(true);
+    engine.close_block(&update(0, 0)).unwrap();
+    // No other block is committed while this one is at the gate.
+    engine.commit().unwrap();
+    engine.close_block(&StateUpdate { new_root: Some(0xbad.into()), ..update(1, 0) }).unwrap();
+    engine.close_block(&update(2, 0)).unwrap();
+    let reverting = Arc::clone(&engine);
+    let reverting = std::thread::spawn(move || reverting.revert_to(BlockNumber(1)));
+    while engine.view().block() != Some(BlockNumber(1)) {
+        std::thread::yield_now();
+    }
+    let view = engine.view();
+    let (address, key) = (1.into(), 1.into());
+    view.storage_at(&address, &key).unwrap();
+    gate.set(false);
+    let refused = reverting.join().unwrap().unwrap_err();
+    assert!(matches!(refused, Error::RootMismatch { block: BlockNumber(1), .. }), "{refused}");
+    engine.commit().unwrap_err();
+    let blocks = [update(0, 0), update(1, 1), update(2, 1)];
+    blocks[1..].iter().for_each(|block| drop(engine.close_block(block).unwrap()));
+    let read = view.storage_at(&address, &key);
+    assert!(matches!(read, Err(Error::ViewExpired { .. })), "{read:?}");
+    check(&engine, &blocks, "after a refusal");
+}
+
 /// t17 of the trials: a block of somebody else whose root is wrong costs the cache what it touched, and no more.
 #[test]
 fn a_block_that_is_refused_leaves_the_record_cache() {

@@ -274,6 +274,11 @@ impl Model {
         let stamp = self.stamp();
         let tip = self.chain.stand_at(BlockNumber(to), stamp, None, root, StateId(base));
         assert_eq!(tip.outcome.state(), StateId(self.blocks.last().unwrap().stamp));
+        let last = self.chain.on_their_way().last();
+        assert!(
+            last.is_none_or(|last| Arc::ptr_eq(&last.outcome, &tip.outcome)),
+            "it learns what becomes of it"
+        );
         (self.newest, self.wanted) = (stamp, self.wanted.min(Some(to)));
     }
 
