@@ -260,8 +260,8 @@ impl Shared {
         Ok((rewind.state, past))
     }
 
-    /// The threads on which tries are led back.
-    fn history_pool(&self) -> Result<&rayon::ThreadPool, Error> {
+    /// The threads on which tries are led back, and on which exports hash.
+    pub(super) fn history_pool(&self) -> Result<&rayon::ThreadPool, Error> {
         if let Some(pool) = self.history_pool.get() {
             return Ok(pool);
         }
@@ -348,8 +348,13 @@ impl Shared {
         // The writer may have begun with them.
         let Some(taken) = self.chain().take_after(block) else { return Ok(None) };
         let Some(first) = taken.blocks().next() else { return Ok(None) };
-        let refusal =
-            self.durability.refuse_from(first.block.number).map_err(|error| self.stop_for(error.into()))?;
+        let refused = self.durability.refuse_from(first.block.number);
+        let refusal = refused.map_err(|error| {
+            let error = self.stop_for(error.into());
+            // They are off the chain, so nobody else tells who waits for them.
+            taken.blocks().for_each(|closed| closed.outcome.fail(0, error.clone()));
+            error
+        })?;
         taken.blocks().for_each(|closed| closed.outcome.take_back());
         self.forget_blobs(&taken.waiting);
         let stamp = self.chain().next_stamp();

@@ -28,9 +28,10 @@ impl Engine {
         })
     }
 
-    /// Hashes pairs in order, on the engine's threads.
+    /// Hashes pairs in order, on threads that commit nothing.
     pub(crate) fn hash_pairs(&self, function: HashFunction, pairs: &[[Felt; 2]]) -> Vec<Felt> {
-        self.shared.pool.install(|| hash_pairs(self.shared.hasher.as_ref(), function, pairs))
+        let pool = self.shared.history_pool().unwrap_or(&self.shared.pool);
+        pool.install(|| hash_pairs(self.shared.hasher.as_ref(), function, pairs))
     }
 
     /// Reads anything while nothing changes and nothing is on its way: the store, at the head that it is given with, and

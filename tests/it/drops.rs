@@ -1,7 +1,7 @@
 //! What never reached the store is taken back by dropping it: no commitment, no write, and the layout's cache stays.
 
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 
 use flagstone::core::types::BlockNumber;
 use flagstone::engine::BlockHandle;
@@ -12,25 +12,7 @@ use flagstone_testkit::reference::ReferenceState;
 use flagstone_testkit::strategies::blocks;
 use proptest::prelude::*;
 
-use crate::support::{BeforeWrites, Place, config, layouts, root_of, settle};
-
-/// A gate that writes pass when it is open.
-#[derive(Default)]
-struct Gate {
-    shut: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Gate {
-    fn set(&self, shut: bool) {
-        *self.shut.lock().unwrap() = shut;
-        self.changed.notify_all();
-    }
-
-    fn pass(&self) {
-        drop(self.changed.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
-    }
-}
+use crate::support::{BeforeWrites, Gate, Place, config, layouts, root_of, settle};
 
 /// Block `number`; `fork` tells blocks of one number apart.
 fn update(number: u64, fork: u64) -> StateUpdate {
@@ -138,7 +120,7 @@ fn blocks_that_are_not_committed_are_dropped_without_a_hash() {
 #[test]
 fn a_view_of_where_the_state_went_back_to_expires_with_a_block_that_is_refused() {
     let (gate, inner) = (Arc::<Gate>::default(), Arc::new(MemoryStore::new()));
-    let config = EngineConfig { unwritten_batches_max: 1, ..config(Cadence::OnRequest, 1) };
+    let config = config(Cadence::OnRequest, 1).with_unwritten_batches_max(1);
     let passed = Arc::clone(&gate);
     let store = Box::new(BeforeWrites { inner, before: move || passed.pass() });
     let make = flagstone::layout("flat").unwrap().make();

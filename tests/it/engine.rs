@@ -14,7 +14,7 @@ use flagstone::store::{
 };
 use flagstone::{Cadence, Engine, Error, ErrorKind, StateDiff, StateUpdate, database};
 
-use crate::support::{CADENCES, Place, config, every, layouts, replay, settle, updates};
+use crate::support::{BeforeWrites, CADENCES, Gate, Place, config, every, layouts, replay, settle, updates};
 
 /// A block that sets slot 1 of contract 1, and a slot of its own.
 fn block(number: u64) -> StateUpdate {
@@ -585,25 +585,28 @@ fn ended<T>(outcome: &Receiver<T>) -> T {
 #[test]
 fn everybody_who_waits_for_a_block_learns_that_it_was_taken_back() {
     let config = config(Cadence::OnRequest, 1).with_unwritten_batches_max(1);
-    let engine = Arc::new(Place::memory().open("flat", config));
-    // All of them wait for a block that is not committed before somebody asks.
-    let waiting = engine.at_commitment(None, |_, _, _| {
-        engine.close_block(&block(0))?;
-        engine.commit()?;
-        engine.close_block(&StateUpdate { new_root: Some(0xbad.into()), ..block(1) })?;
-        let waiting: Vec<Receiver<Result<(), Error>>> = (0..4)
-            .map(|waiter| {
-                let engine = Arc::clone(&engine);
-                aside(move || match waiter {
-                    0 | 1 => engine.wait_for_root(BlockNumber(1)).map(|_| ()),
-                    _ => engine.commit().map(|_| ()),
-                })
+    let gate = Arc::<Gate>::default();
+    let before = Arc::clone(&gate);
+    let store = BeforeWrites { inner: MemoryStore::new(), before: move || before.pass() };
+    let make = flagstone::layout("flat").unwrap().make();
+    let engine = Arc::new(Engine::open(Box::new(store), make, config).unwrap());
+    // All of them wait for a block that is not committed while the one before it is not written.
+    gate.set(true);
+    engine.close_block(&block(0)).unwrap();
+    engine.commit().unwrap();
+    engine.close_block(&StateUpdate { new_root: Some(0xbad.into()), ..block(1) }).unwrap();
+    let waiting: Vec<Receiver<Result<(), Error>>> = (0..4)
+        .map(|waiter| {
+            let engine = Arc::clone(&engine);
+            aside(move || match waiter {
+                0 | 1 => engine.wait_for_root(BlockNumber(1)).map(|_| ()),
+                _ => engine.commit().map(|_| ()),
             })
-            .collect();
-        std::thread::sleep(Duration::from_millis(200));
-        Ok(waiting)
-    });
-    for outcome in waiting.unwrap() {
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    gate.set(false);
+    for outcome in waiting {
         let error = ended(&outcome).unwrap_err();
         assert!(matches!(error, Error::RootMismatch { block: BlockNumber(1), .. }), "{error}");
     }

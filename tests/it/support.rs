@@ -1,8 +1,8 @@
 //! What several test modules share.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use flagstone::core::felt::Felt;
 use flagstone::core::hash::{Bulk, Hasher};
@@ -179,6 +179,24 @@ impl<S: Store, F: Fn() + Send + Sync> Store for BeforeWrites<S, F> {
     }
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+}
+
+/// A gate that writes pass when it is open.
+#[derive(Default)]
+pub struct Gate {
+    shut: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    pub fn set(&self, shut: bool) {
+        *self.shut.lock().unwrap() = shut;
+        self.changed.notify_all();
+    }
+
+    pub fn pass(&self) {
+        drop(self.changed.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
     }
 }
 
