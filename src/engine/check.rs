@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use flagstone_core::audit::{Finding, Findings, Place, Visited, audit_tries, scan_rows};
 use flagstone_core::commit::Overlaid;
@@ -19,7 +18,7 @@ use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::StateAt;
 use flagstone_core::proof;
-use flagstone_core::store::{Store, StoreErrorKind, StoreRead, keyspace};
+use flagstone_core::store::{StoreErrorKind, StoreRead, keyspace};
 use flagstone_core::types::{BlockHash, BlockNumber};
 
 use super::meta::{self, BlockRoot, Head, PendingBlock};
@@ -64,28 +63,54 @@ impl CheckReport {
 }
 
 impl Engine {
-    /// Checks the whole database, after committing what is closed. No block closes meanwhile. `progress` is told of
-    /// storage entries now and then.
+    /// Checks the whole database as it is after the last closed block, which is committed first. While the journal is read no block closes;
+    /// while the rest is, blocks are closed, committed and written, and do not change what is checked, until more was overwritten than
+    /// [`EngineConfig::reader_bytes_max`](super::EngineConfig::reader_bytes_max). `progress` is told of storage entries now and then.
     ///
     /// # Errors
     /// As [`Engine::commit`], and [`Error::State`] if the store fails otherwise than by damage.
     pub fn check(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<CheckReport, Error> {
-        self.at_rest(|shared, head, journal| {
-            let findings = Findings::default();
-            let check = Check { shared, store: shared.rows.store(), head, findings: &findings };
-            let visited = shared.pool.install(|| check.state(shared.hasher.as_ref(), progress))?;
-            let blocks = check.engine_rows()?;
+        let findings = Findings::default();
+        let (held, head, frames) = self.at_rest(|shared, head, journal| {
+            let held = shared.rows.hold();
+            let rows = held.rows(shared.rows.store());
+            let check = Check { shared, store: &rows, head, findings: &findings };
             check.refusal(journal)?;
-            shared.pool.install(|| check.history(shared.hasher.as_ref()))?;
-            if shared.layout.keeps_old_states() {
-                check.old_states()?;
-            }
-            let journal_blocks = journal.map_or(Ok(0), |journal| check.journal(journal))?;
-            let findings_total = findings.total();
-            let (findings, notes) = findings.into_parts();
-            Ok(CheckReport { head, visited, blocks, journal_blocks, findings, findings_total, notes })
-        })
+            let frames = journal.map_or(Ok(Frames::default()), |journal| check.journal(journal))?;
+            drop(rows);
+            Ok((held, head, frames))
+        })?;
+        let shared = &self.shared;
+        let rows = held.rows(shared.rows.store());
+        let check = Check { shared, store: &rows, head, findings: &findings };
+        // Where blocks are produced, on threads that commit nothing.
+        let pool = match shared.durability.check_writable() {
+            Ok(()) => shared.history_pool()?,
+            Err(_) => &shared.pool,
+        };
+        let visited = pool.install(|| check.state(shared.hasher.as_ref(), progress))?;
+        let blocks = check.engine_rows()?;
+        pool.install(|| check.history(shared.hasher.as_ref()))?;
+        if shared.layout.keeps_old_states() {
+            check.old_states()?;
+        }
+        check.last_values(&frames.last)?;
+        if let Some(cut) = &shared.opened.cut {
+            findings.note("bytes at the journal's end of a write that was cut short", cut.bytes);
+        }
+        let (findings_total, journal_blocks) = (findings.total(), frames.count);
+        let (findings, notes) = findings.into_parts();
+        Ok(CheckReport { head, visited, blocks, journal_blocks, findings, findings_total, notes })
     }
+}
+
+/// What the journal's frames say.
+#[derive(Default)]
+struct Frames {
+    /// How many there are.
+    count: u64,
+    /// What they set last, and which block did.
+    last: HashMap<Subject, (BlockNumber, Felt)>,
 }
 
 /// Whether the journal says that other roots were computed for a block.
@@ -95,14 +120,14 @@ fn computed_other(recovered: &Recovered, root: &BlockRoot) -> bool {
 
 struct Check<'a> {
     shared: &'a Shared,
-    store: Arc<dyn Store>,
+    store: &'a dyn StoreRead,
     head: Head,
     findings: &'a Findings,
 }
 
 impl Check<'_> {
-    fn store(&self) -> &dyn StoreRead {
-        &self.store
+    const fn store(&self) -> &dyn StoreRead {
+        self.store
     }
 
     /// Tries and the layout's rows.
@@ -302,13 +327,13 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The journal's frames can be read, and say of blocks what the store says. Returns how many there are.
-    fn journal(&self, journal: &Journal) -> Result<u64, Error> {
-        let (mut blocks, mut last) = (0, HashMap::new());
+    /// The journal's frames can be read, and say of blocks what the store says.
+    fn journal(&self, journal: &Journal) -> Result<Frames, Error> {
+        let mut frames = Frames::default();
         for recovered in journal.replay() {
-            blocks += 1;
+            frames.count += 1;
             match recovered {
-                Ok(recovered) => self.frame(&recovered, &mut last)?,
+                Ok(recovered) => self.frame(&recovered, &mut frames.last)?,
                 Err(error) => self.findings.damage(
                     Place::Named("the journal".to_owned()),
                     StateError::from(flagstone_core::store::StoreError::from(error)),
@@ -321,8 +346,7 @@ impl Check<'_> {
             let problem = format!("it goes on with block {next}, the store with the one after {closed}");
             self.findings.add(Place::Named("the journal".to_owned()), problem);
         }
-        self.last_values(&last)?;
-        Ok(blocks)
+        Ok(frames)
     }
 
     /// What the journal's blocks set last is what the store has.

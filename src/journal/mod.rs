@@ -343,7 +343,8 @@ impl Journal {
         if journal.segments.is_empty() {
             journal.next = Some(next);
             journal.database = Some(database);
-            return journal.roll();
+            journal.roll()?;
+            return journal.close();
         }
         match journal.next {
             Some(expected) if expected == next => Ok(()),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use flagstone::core::compare::{StateTries, compare};
 use flagstone::core::felt::Felt;
@@ -334,5 +336,28 @@ fn a_blob_without_one_of_its_rows_is_found() {
         let alone = key[1] == 2 || key.get(2) == Some(&b'b');
         assert_eq!(report.is_sound(), alone, "{key:02x?}: {:?}", report.findings);
         store.write(&batch([(key.as_slice(), Some(row.as_slice()))])).unwrap();
+    }
+}
+
+/// Blocks go on while a state is checked, and what is checked is the one that it began with.
+#[test]
+fn a_check_beside_a_running_engine_holds_up_no_block() {
+    for entry in LAYOUTS {
+        let engine = Engine::open(Box::new(MemoryStore::new()), entry.make(), config()).unwrap();
+        let all = blocks();
+        all[..4].iter().for_each(|update| drop(engine.close_block(update).unwrap()));
+        let next = AtomicUsize::new(4);
+        let report = engine.check(&|_| {
+            let number = next.fetch_add(1, Ordering::SeqCst);
+            if let Some(update) = all.get(number) {
+                let persisted =
+                    engine.close_block(update).unwrap().persisted().wait_for(Duration::from_secs(30));
+                assert!(matches!(persisted, Some(Ok(()))), "{}: a block waits for the check", entry.name);
+            }
+        });
+        let report = report.unwrap();
+        assert!(report.is_sound(), "{}: {:?}", entry.name, report.findings);
+        assert_eq!((report.head.closed, report.blocks), (Some(BlockNumber(3)), 4), "{}", entry.name);
+        assert!(engine.head().persisted > report.head.persisted, "{}: none was closed meanwhile", entry.name);
     }
 }

@@ -403,6 +403,7 @@ fn an_import_that_is_killed_goes_on_and_gives_the_same_root() {
         println!("{layout}: went on after {} of {} items", imported.resumed_after, imported.counts.items());
         let engine = database::open(&db, None, at_close()).unwrap();
         assert_eq!(engine.identity().layout, layout);
+        assert!(engine.opened().orderly, "nothing was lost since the import");
         assert_eq!(engine.head().root.commitment, root);
         let report = engine.check(&|_| ()).unwrap();
         assert!(report.is_sound(), "{:?}", report.findings);
