@@ -69,7 +69,7 @@ pub fn get(args: &Get, output: &mut Output) -> Result<(), Failure> {
         GetWhat::Storage { address, key } => view.storage_at(address, key)?.to_string(),
         GetWhat::Nonce { address } => view.nonce_at(address)?.to_string(),
         GetWhat::ClassHash { address } => view.class_hash_at(address)?.to_string(),
-        GetWhat::CompiledClassHash { class_hash } => view.compiled_class_hash(class_hash)?.to_string(),
+        GetWhat::CompiledClassHash { class_hash } => view.compiled_class_hash_at(class_hash)?.to_string(),
     };
     output.line(&value)
 }

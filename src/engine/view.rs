@@ -97,7 +97,7 @@ impl View {
     ///
     /// # Errors
     /// As [`View::storage_at`].
-    pub fn compiled_class_hash(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, Error> {
+    pub fn compiled_class_hash_at(&self, class_hash: &ClassHash) -> Result<CompiledClassHash, Error> {
         self.value(&Subject::CompiledClassHash(*class_hash)).map(CompiledClassHash)
     }
 

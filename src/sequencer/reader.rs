@@ -151,7 +151,7 @@ impl ViewReader {
         self.checked(value)
     }
 
-    fn compiled_class_hash(&self, class_hash: ClassHash) -> StateResult<CompiledClassHash> {
+    fn compiled_class_hash_at(&self, class_hash: ClassHash) -> StateResult<CompiledClassHash> {
         count(&self.shared.compiled_class_hashes);
         self.value(&Subject::CompiledClassHash(class_hash)).map(CompiledClassHash)
     }
@@ -159,7 +159,7 @@ impl ViewReader {
     /// A class that is declared in this view's block; `None` if it is not declared there.
     fn class(&self, class_hash: api::ClassHash) -> StateResult<Option<ReadyClass>> {
         let ours = ClassHash(class_hash.0);
-        let in_state = self.compiled_class_hash(ours)?;
+        let in_state = self.compiled_class_hash_at(ours)?;
         self.checked(self.class_of(ours, in_state))
     }
 
@@ -253,7 +253,7 @@ impl StateReader for ViewReader {
     }
 
     fn get_compiled_class_hash(&self, class_hash: api::ClassHash) -> StateResult<api::CompiledClassHash> {
-        self.compiled_class_hash(ClassHash(class_hash.0)).map(|hash| api::CompiledClassHash(hash.0))
+        self.compiled_class_hash_at(ClassHash(class_hash.0)).map(|hash| api::CompiledClassHash(hash.0))
     }
 
     /// Asked for classes that have a compiled class hash, in the view or by a declaration in the block that executes.

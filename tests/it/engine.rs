@@ -214,7 +214,7 @@ fn nothing_is_kept_of_a_block_whose_root_does_not_match() {
                 assert_eq!(view.storage_at(&1.into(), &1.into()).unwrap(), 101.into());
                 assert_eq!(view.storage_at(&2.into(), &2.into()).unwrap(), 0.into());
                 assert_eq!(view.nonce_at(&1.into()).unwrap(), 2.into());
-                assert_eq!(view.compiled_class_hash(&52.into()).unwrap(), 0.into());
+                assert_eq!(view.compiled_class_hash_at(&52.into()).unwrap(), 0.into());
                 assert_eq!(engine.block_root(BlockNumber(2)).unwrap(), None);
                 engine.close_block(&stated(2, known[2])).unwrap();
                 engine.close_block(&stated(3, known[3])).unwrap();

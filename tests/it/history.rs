@@ -77,8 +77,8 @@ impl Model {
             assert_eq!(view.class_hash_at(address).unwrap(), expected.class_hash_at(address));
         }
         for class in self.touched.iter().flat_map(StateDiff::classes) {
-            let compiled = view.compiled_class_hash(&class.class_hash).unwrap();
-            assert_eq!(compiled, expected.compiled_class_hash(&class.class_hash));
+            let compiled = view.compiled_class_hash_at(&class.class_hash).unwrap();
+            assert_eq!(compiled, expected.compiled_class_hash_at(&class.class_hash));
         }
     }
 

@@ -44,8 +44,8 @@ fn check_view(view: &View, expected: &ReferenceState, diffs: &[StateDiff]) {
         assert_eq!(view.class_hash_at(address).unwrap(), expected.class_hash_at(address));
     }
     for class in diffs.iter().flat_map(StateDiff::classes) {
-        let compiled = view.compiled_class_hash(&class.class_hash).unwrap();
-        assert_eq!(compiled, expected.compiled_class_hash(&class.class_hash));
+        let compiled = view.compiled_class_hash_at(&class.class_hash).unwrap();
+        assert_eq!(compiled, expected.compiled_class_hash_at(&class.class_hash));
     }
 }
 

@@ -207,7 +207,7 @@ fn what_the_executor_says_it_read_is_what_the_view_says() {
             assert_eq!(view.class_hash_at(&ours(address)).unwrap().0, class_hash.0);
         }
         for (class_hash, compiled) in reads.compiled_class_hashes {
-            assert_eq!(view.compiled_class_hash(&ClassHash(class_hash.0)).unwrap().0, compiled.0);
+            assert_eq!(view.compiled_class_hash_at(&ClassHash(class_hash.0)).unwrap().0, compiled.0);
         }
     }
 }
@@ -301,7 +301,7 @@ fn classes_are_read_back_after_reopening_and_migrate_to_their_second_hash() {
         let kept = classes.get(declared.class_hash).unwrap().expect("it was put");
         assert_eq!(kept.runnable, RunnableCompiledClass::try_from((*declared.class).clone()).unwrap());
         assert_eq!(kept.hashes, declared.hashes);
-        let in_state = view.compiled_class_hash(&declared.class_hash).unwrap();
+        let in_state = view.compiled_class_hash_at(&declared.class_hash).unwrap();
         assert_eq!(in_state, declared.hashes.unwrap_or_default().v2);
     }
     let erc20 = GENESIS.classes.iter().find_map(|class| class.hashes).unwrap();

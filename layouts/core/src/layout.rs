@@ -103,7 +103,7 @@ pub trait Layout: Send + Sync {
     ///
     /// # Errors
     /// As [`Layout::storage_at`].
-    fn compiled_class_hash(
+    fn compiled_class_hash_at(
         &self,
         state: StateAt<'_>,
         class_hash: &ClassHash,
@@ -118,7 +118,7 @@ pub trait Layout: Send + Sync {
             Subject::Storage(address, key) => self.storage_at(state, address, key)?.0,
             Subject::Nonce(address) => self.nonce_at(state, address)?.0,
             Subject::ClassHash(address) => self.class_hash_at(state, address)?.0,
-            Subject::CompiledClassHash(class_hash) => self.compiled_class_hash(state, class_hash)?.0,
+            Subject::CompiledClassHash(class_hash) => self.compiled_class_hash_at(state, class_hash)?.0,
         })
     }
 

@@ -96,7 +96,7 @@ impl Layout for Flat {
         rows::felt_at(state.store, &rows::class_hash(address), what).map(ClassHash)
     }
 
-    fn compiled_class_hash(
+    fn compiled_class_hash_at(
         &self,
         state: StateAt<'_>,
         class_hash: &ClassHash,

@@ -116,7 +116,7 @@ impl<A: Addressing> Layout for Patricia<A> {
         Ok(Tries { addressing: &self.0, state }.contract_leaf(address)?.class_hash)
     }
 
-    fn compiled_class_hash(
+    fn compiled_class_hash_at(
         &self,
         state: StateAt<'_>,
         class_hash: &ClassHash,

@@ -289,7 +289,7 @@ pub fn tries_answer_like_values<L: Layout>(make: impl Fn() -> L) {
         for class_hash in &touched.classes {
             let class_hash = ClassHash(Felt::from_bytes_be(class_hash));
             let compiled = tries.class_leaf(&class_hash).map_err(fail)?;
-            prop_assert_eq!(compiled, reference.compiled_class_hash(&class_hash));
+            prop_assert_eq!(compiled, reference.compiled_class_hash_at(&class_hash));
         }
         Ok(())
     });
@@ -422,7 +422,7 @@ fn exercise<L: Layout>(layout: &L, store: &MemoryStore, roots: Roots) -> Result<
         layout.class_hash_at(state, address)?;
     }
     for class_hash in &touched.classes {
-        layout.compiled_class_hash(state, &ClassHash(Felt::from_bytes_be(class_hash)))?;
+        layout.compiled_class_hash_at(state, &ClassHash(Felt::from_bytes_be(class_hash)))?;
     }
     let blocks = sample_blocks();
     let deletion: Vec<StateDiff> = deletion_of(&blocks).into_iter().collect();

@@ -148,10 +148,10 @@ pub(crate) fn check_reads<L: Layout + ?Sized>(
     }
     for class_hash in &touched.classes {
         let class_hash = ClassHash(Felt::from_bytes_be(class_hash));
-        let compiled = layout.compiled_class_hash(state, &class_hash)?;
+        let compiled = layout.compiled_class_hash_at(state, &class_hash)?;
         assert_eq!(
             compiled,
-            expected.compiled_class_hash(&class_hash),
+            expected.compiled_class_hash_at(&class_hash),
             "compiled class hash of {class_hash}"
         );
     }

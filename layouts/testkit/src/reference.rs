@@ -79,7 +79,7 @@ impl ReferenceState {
     }
 
     /// Compiled class hash of a class; zero if not declared.
-    pub fn compiled_class_hash(&self, class_hash: &ClassHash) -> CompiledClassHash {
+    pub fn compiled_class_hash_at(&self, class_hash: &ClassHash) -> CompiledClassHash {
         let key = TrieKey::try_from(class_hash.0).ok();
         key.and_then(|key| self.classes.get(&key)).copied().unwrap_or_default()
     }

@@ -186,7 +186,7 @@ impl Layout for Ledger {
         read(state, Subject::ClassHash(*address)).map(ClassHash)
     }
 
-    fn compiled_class_hash(
+    fn compiled_class_hash_at(
         &self,
         state: StateAt<'_>,
         class_hash: &ClassHash,

@@ -119,7 +119,7 @@ fn a_class_that_is_declared_again_otherwise_takes_the_place_of_the_first() {
                 let (transactions, ends) = script.finish();
                 let number = view.block().unwrap().0 + 1;
                 close(&producer, &block_of(number, &transactions), &ends, "declared anew");
-                let in_state = engine.view().compiled_class_hash(&class.class_hash).unwrap();
+                let in_state = engine.view().compiled_class_hash_at(&class.class_hash).unwrap();
                 assert_eq!(in_state, class.hashes.unwrap().v2, "block {number}");
             }
         }

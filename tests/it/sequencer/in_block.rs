@@ -322,7 +322,7 @@ fn what_a_block_declares_can_be_used_in_it_however_it_runs() {
     assert_eq!(update.diff.deprecated_classes(), [&cairo_0[1..], &cairo_0[..1]].concat());
     let view = expected.engine().view();
     for class in &sierra {
-        assert_eq!(view.compiled_class_hash(&class.class_hash).unwrap(), class.hashes.unwrap().v2);
+        assert_eq!(view.compiled_class_hash_at(&class.class_hash).unwrap(), class.hashes.unwrap().v2);
     }
     for layout in LAYOUTS {
         for workers in [0, 1, 2, 4] {
@@ -382,7 +382,7 @@ fn with_aliases_one_block_and_two_differ_in_the_numbers_of_aliases_alone() {
         assert!(keys > 50 && numbers[0].len() > 50);
         assert_eq!(numbers[0], numbers[1], "the same numbers, for other keys");
         for class in blocks[0].update.diff.classes() {
-            let of = |view: &flagstone::engine::View| view.compiled_class_hash(&class.class_hash).unwrap();
+            let of = |view: &flagstone::engine::View| view.compiled_class_hash_at(&class.class_hash).unwrap();
             assert_ne!(of(&view), CompiledClassHash::ZERO);
             assert_eq!(of(&view), of(&expected));
         }
