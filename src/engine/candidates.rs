@@ -8,16 +8,16 @@
 
 use std::sync::Arc;
 
-use flagstone_core::diff::Subject;
+use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone_core::witness::Witness;
 
-use super::base::Base;
 use super::close::{Halt, NewBlock, check_blobs, check_length, pending};
 use super::handle::BlockHandle;
 use super::life::{Tip, check_parent, next_number};
 use super::meta::{self, BlockRoot, Lineage};
 use super::outcome::Outcome;
+use super::rows::Base;
 use super::running::Engine;
 use super::shared::Shared;
 use super::state::{CandidateStats, Made, Parent, Proposed};
@@ -83,6 +83,19 @@ impl Candidate {
     /// As [`Candidate::root`].
     pub fn witness(&self, reads: &[Subject]) -> Result<Witness, Error> {
         self.shared.make(&self.proposed, Some(reads)).map(|(_, witness)| witness)
+    }
+
+    /// What takes it back: every value that it sets, as it is before. It falls out of the computation of its root, and is had until the
+    /// candidate is decided.
+    ///
+    /// # Errors
+    /// As [`Candidate::root`].
+    pub fn undo(&self) -> Result<StateDiff, Error> {
+        self.root()?;
+        let proposed = &self.proposed;
+        let made = proposed.made();
+        let undo = made.as_ref().and_then(|made| made.staged.undo.first().cloned());
+        undo.ok_or_else(|| Error::CandidateGone { block: proposed.number(), state: proposed.state() })
     }
 
     /// Has its root computed, on a thread that waits for the roots below it, so that it is there when it is asked for or decided.

@@ -1,8 +1,8 @@
 //! Writing what is committed to the store: the one place that writes.
 
-use super::base::Layer;
 use super::events::Event;
 use super::life::{Chain, Unwritten};
+use super::rows::Layer;
 use super::shared::Shared;
 use crate::error::Error;
 

@@ -7,7 +7,6 @@ use flagstone_core::types::{BlockHash, BlockNumber, StateId};
 use flagstone_core::update::StateUpdate;
 use flagstone_core::witness::Witness;
 
-use super::base::Base;
 use super::closed::{Closed, weight};
 use super::commit::Unit;
 use super::config::Cadence;
@@ -17,6 +16,7 @@ use super::life::{Chain, check_parent, next_number};
 use super::locks::Locked;
 use super::meta::{self, BLOB_KEY_MAX, Blob, BlockRoot, Lineage, PendingBlock};
 use super::outcome::Outcome;
+use super::rows::Base;
 use super::running::Engine;
 use super::shared::Shared;
 use super::state::Proposed;

@@ -12,7 +12,6 @@ use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateCommitment};
 use flagstone_core::witness::Witness;
 
-use super::base::Base;
 use super::closed::Closed;
 use super::doubts::Changes;
 use super::events::Event;
@@ -20,6 +19,7 @@ use super::life::{Unwritten, check_parent};
 use super::locks::Locked;
 use super::meta::{self, BlockFacts, BlockRoot, PendingBlock, StoredHead, Undo};
 use super::outcome::{CommittedBlock, Outcome};
+use super::rows::Base;
 use super::shared::Shared;
 use super::staged::{Staged, StagedRows};
 use super::undo::HistoryChange;

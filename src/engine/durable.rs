@@ -43,9 +43,9 @@ use std::thread::JoinHandle;
 use flagstone_core::store::{StoreError, StoreErrorKind};
 use flagstone_core::types::BlockNumber;
 
-use super::base::Rows;
 use super::meta::{BlockRoot, PendingBlock};
 use super::outcome::CommittedBlock;
+use super::rows::Rows;
 use crate::error::Error;
 use crate::journal::{Files, Journal, JournalConfig, JournalError, JournalErrorKind, Position, Released};
 

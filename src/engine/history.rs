@@ -14,7 +14,6 @@ use flagstone_core::layout::StateAt;
 use flagstone_core::store::{StoreRead, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateId};
 
-use super::base::Base;
 use super::close::Halt;
 use super::closed::Closed;
 use super::config::EngineConfig;
@@ -24,6 +23,7 @@ use super::life::{Chain, Live, Taken, Tip, Unwritten};
 use super::meta::{self, Blob, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
 use super::outcome::Outcome;
 use super::pasts::{PastTries, PastValues};
+use super::rows::Base;
 use super::running::Engine;
 use super::shared::Shared;
 use super::values::each_value;

@@ -24,10 +24,10 @@ use flagstone_core::layout::{Layout, StateAt};
 use flagstone_core::store::{Store, StoreError, WriteBatch};
 use flagstone_core::trie::TrieId;
 
-use super::base::{Layered, require_atomic_batches};
 use super::config::EngineConfig;
 use super::identity::{Unfinished, read_identity, read_unfinished};
 use super::meta::{self, BlockFacts, BlockRoot, Identity, StoredHead};
+use super::rows::{Layered, require_atomic_batches};
 use super::running::Engine;
 use crate::error::{Error, ImportOf};
 use crate::journal::DatabaseId;

@@ -19,11 +19,11 @@ use flagstone_core::diff::StateDiff;
 use flagstone_core::types::{BlockNumber, StateCommitment, StateId};
 use flagstone_core::update::StateUpdate;
 
-use super::base::Layer;
 use super::closed::Closed;
 use super::config::{Cadence, EngineConfig};
 use super::meta::{BlockRoot, Head, Lineage, StoredHead};
 use super::outcome::Outcome;
+use super::rows::Layer;
 use super::values::RECENT_VALUE_BYTES;
 use crate::error::Error;
 use crate::journal::Position;

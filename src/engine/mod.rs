@@ -12,7 +12,6 @@
 //! The store is at one height at any instant: a block's rows (its values, its commitment's nodes, its root, what takes it
 //! back, and the head) are written as one unit.
 
-mod base;
 mod candidates;
 mod check;
 mod checkpoint;
@@ -38,7 +37,7 @@ mod outcome;
 mod pasts;
 mod pins;
 mod prune;
-mod readers;
+mod rows;
 mod running;
 mod scrub;
 mod shared;

@@ -19,7 +19,6 @@ use flagstone_core::layout::{Layout, StateAt};
 use flagstone_core::store::{Store, StoreErrorKind, WriteBatch};
 use flagstone_core::types::{BlockNumber, StateId};
 
-use super::base::{Rows, require_atomic_batches};
 use super::config::EngineConfig;
 use super::doubts::{Doubts, Scrubbing};
 use super::durable::{Durability, Journaled};
@@ -32,6 +31,7 @@ use super::meta::{self, BlockFacts, BlockRoot, Identity, Lineage, PendingBlock, 
 use super::opened::{House, Opened};
 use super::outcome::Outcome;
 use super::pasts::Pasts;
+use super::rows::{Rows, require_atomic_batches};
 use super::running::Engine;
 use super::shared::Shared;
 use super::values::{Values, each_value};

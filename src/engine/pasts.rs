@@ -14,8 +14,8 @@ use flagstone_core::diff::Subject;
 use flagstone_core::felt::Felt;
 use flagstone_core::types::StateId;
 
-use super::base::Held;
 use super::meta::BlockRoot;
+use super::rows::Held;
 
 /// How long a state stays that nobody asks for.
 const IDLE: Duration = Duration::from_secs(30);

@@ -4,9 +4,9 @@ use flagstone_core::commitment::Roots;
 use flagstone_core::store::WriteBatch;
 use flagstone_core::types::BlockNumber;
 
-use super::base::Base;
 use super::life::Chain;
 use super::meta;
+use super::rows::Base;
 use super::running::Engine;
 use super::shared::Shared;
 use crate::error::Error;

@@ -24,8 +24,8 @@ use flagstone_core::layout::StateAt;
 use flagstone_core::scrub::{At, Contradiction, Scrub};
 use flagstone_core::types::ContractAddress;
 
-use super::base::Base;
 use super::doubts::{ScrubStats, Scrubbing, contract_of};
+use super::rows::Base;
 use super::running::Engine;
 use super::shared::Shared;
 use super::values::Held;

@@ -8,7 +8,6 @@ use flagstone_core::hash::Hasher;
 use flagstone_core::layout::Layout;
 use flagstone_core::types::{BlockHash, BlockNumber};
 
-use super::base::Rows;
 use super::config::EngineConfig;
 use super::doubts::{Doubts, Scrubbing};
 use super::durable::Durability;
@@ -20,6 +19,7 @@ use super::meta;
 use super::opened::{House, Opened};
 use super::pasts::Pasts;
 use super::pins::Pins;
+use super::rows::Rows;
 use super::state::Registry;
 use super::values::Values;
 use crate::error::Error;

@@ -8,9 +8,9 @@ use flagstone_core::felt::Felt;
 use flagstone_core::types::{BlockNumber, StateId};
 use flagstone_core::update::StateUpdate;
 
-use super::base::{Base, Layer};
 use super::meta::{Blob, BlockRoot, PendingBlock};
 use super::outcome::Outcome;
+use super::rows::{Base, Layer};
 use super::staged::Staged;
 use super::values::{ByKey, Key};
 use crate::error::Error;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use flagstone_core::store::WriteBatch;
 use flagstone_core::types::BlockNumber;
 
-use super::base::Base;
 use super::closed::Closed;
 use super::locks::Locked;
 use super::meta::{self, Undo};
+use super::rows::Base;
 use super::shared::Shared;
 use crate::error::Error;
 

@@ -162,6 +162,8 @@ fn a_candidates_witness_is_that_of_the_block_and_its_blobs_come_with_it() {
         let witness = candidate.witness(&[slot(4)]).unwrap();
         let roots = witness.apply(&block.diff, &Bulk).unwrap().roots;
         assert_eq!(roots, candidate.root().unwrap().roots, "{layout}");
+        let undo = candidate.undo().unwrap();
+        assert_eq!((undo.value(&slot(1)), undo.value(&slot(4))), (Some(1.into()), None), "{layout}");
         let decided = engine.decide(&candidate).unwrap();
         assert_eq!(decided.committed().wait().unwrap().unwrap().roots, roots);
         assert_eq!(engine.view().blob(b"class").unwrap().as_deref(), Some(&[1][..]));

@@ -252,7 +252,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::base::EndedStore;
+    use crate::engine::rows::base::EndedStore;
 
     type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 

@@ -19,8 +19,8 @@ use flagstone_core::store::{
 };
 use flagstone_core::types::{BlockNumber, StateId};
 
-use super::meta::{BlockRoot, StoredHead};
 use super::readers::{Readers, Snapshot, Ticket};
+use crate::engine::meta::{BlockRoot, StoredHead};
 
 /// A committed state: its rows are the store's with the layers over them.
 #[derive(Clone, Default)]
