@@ -18,7 +18,7 @@ use super::meta::BlockRoot;
 use super::rows::Held;
 
 /// How long a state stays that nobody asks for.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(10);
 /// About what a value that differs takes.
 const VALUE_BYTES: usize = size_of::<(Subject, Felt)>() * 8 / 7 + 1;
 
