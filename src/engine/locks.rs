@@ -15,8 +15,9 @@
 //! ([`Proposed::made`](super::state::Proposed::made)), and who leads back to an earlier state ([`Pasts::leading`](super::pasts::Pasts::leading)). They are held while a
 //! commitment is waited for or computed, so they come before the history and the chain, and who has the closer's lock only tries for the first.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A lock's place in the order.
@@ -30,32 +31,51 @@ pub enum Rank {
     Tip,
 }
 
-thread_local! {
-    /// A bit for each rank that this thread holds.
-    static HELD: Cell<u8> = const { Cell::new(0) };
+/// The locks of one engine. A thread that closes a block of one may come to close one of another meanwhile: while it waits for a thread
+/// pool it may be given work of its own pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order(u64);
+
+impl Order {
+    /// Of an engine of its own.
+    pub fn new() -> Self {
+        static ENGINES: AtomicU64 = AtomicU64::new(0);
+        Self(ENGINES.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
-/// A rank that this thread holds.
-struct Held(Rank);
+thread_local! {
+    /// What this thread holds.
+    static HELD: RefCell<Vec<(Order, Rank)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A lock that this thread holds.
+struct Held(Order, Rank);
 
 impl Held {
-    fn new(rank: Rank) -> Self {
+    fn new(order: Order, rank: Rank) -> Self {
         if cfg!(debug_assertions) {
-            let held = HELD.get();
-            debug_assert!(
-                held >> rank as u8 == 0,
-                "{rank:?} is taken by who holds {held:#b}: locks have an order"
-            );
-            HELD.set(held | 1 << rank as u8);
+            let behind = HELD.with_borrow(|held| {
+                held.iter()
+                    .find(|(of, held)| *of == order && *held as u8 >= rank as u8)
+                    .map(|(_, held)| *held)
+            });
+            debug_assert_eq!(behind, None, "{rank:?} is taken by who holds this: locks have an order");
+            HELD.with_borrow_mut(|held| held.push((order, rank)));
         }
-        Self(rank)
+        Self(order, rank)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         if cfg!(debug_assertions) {
-            HELD.set(HELD.get() & !(1 << self.0 as u8));
+            let this = (self.0, self.1);
+            HELD.with_borrow_mut(|held| {
+                if let Some(place) = held.iter().rposition(|held| *held == this) {
+                    held.swap_remove(place);
+                }
+            });
         }
     }
 }
@@ -82,6 +102,7 @@ impl<G: DerefMut> DerefMut for Guard<G> {
 
 /// What one at a time has.
 pub struct Lock<T> {
+    order: Order,
     rank: Rank,
     inner: Mutex<T>,
 }
@@ -90,13 +111,13 @@ pub struct Lock<T> {
 pub type Locked<'a, T> = Guard<MutexGuard<'a, T>>;
 
 impl<T> Lock<T> {
-    pub const fn new(rank: Rank, value: T) -> Self {
-        Self { rank, inner: Mutex::new(value) }
+    pub const fn new(order: Order, rank: Rank, value: T) -> Self {
+        Self { order, rank, inner: Mutex::new(value) }
     }
 
     /// Waits until nobody has it. A thread that panicked with it has left it whole.
     pub fn lock(&self) -> Locked<'_, T> {
-        let held = Held::new(self.rank);
+        let held = Held::new(self.order, self.rank);
         Guard { guard: self.inner.lock().unwrap_or_else(PoisonError::into_inner), held }
     }
 }
@@ -111,22 +132,23 @@ impl<T> Locked<'_, T> {
 
 /// What one at a time changes, and many read.
 pub struct Watched<T> {
+    order: Order,
     rank: Rank,
     inner: RwLock<T>,
 }
 
 impl<T> Watched<T> {
-    pub const fn new(rank: Rank, value: T) -> Self {
-        Self { rank, inner: RwLock::new(value) }
+    pub const fn new(order: Order, rank: Rank, value: T) -> Self {
+        Self { order, rank, inner: RwLock::new(value) }
     }
 
     pub fn read(&self) -> Guard<RwLockReadGuard<'_, T>> {
-        let held = Held::new(self.rank);
+        let held = Held::new(self.order, self.rank);
         Guard { guard: self.inner.read().unwrap_or_else(PoisonError::into_inner), held }
     }
 
     pub fn write(&self) -> Guard<RwLockWriteGuard<'_, T>> {
-        let held = Held::new(self.rank);
+        let held = Held::new(self.order, self.rank);
         Guard { guard: self.inner.write().unwrap_or_else(PoisonError::into_inner), held }
     }
 }
@@ -138,8 +160,10 @@ mod tests {
     #[test]
     #[cfg(debug_assertions)]
     fn locks_are_taken_in_order_and_what_was_let_go_can_be_taken_again() {
-        let [closer, chain] = [Rank::Closer, Rank::Chain].map(|rank| Lock::new(rank, 0));
-        let tip = Watched::new(Rank::Tip, 0);
+        let order = Order::new();
+        let [closer, chain] = [Rank::Closer, Rank::Chain].map(|rank| Lock::new(order, rank, 0));
+        let tip = Watched::new(order, Rank::Tip, 0);
+        let another = Lock::new(Order::new(), Rank::Closer, 0);
         let asserts = |taken: &dyn Fn()| {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(taken));
             outcome.is_err()
@@ -147,6 +171,7 @@ mod tests {
         let (first, mut second) = (closer.lock(), chain.lock());
         *second += *tip.read();
         assert!(asserts(&|| drop(closer.lock())), "it is held, and would be waited for without an end");
+        drop(another.lock());
         drop(first);
         assert!(asserts(&|| drop(closer.lock())), "the chain is held");
         drop(second);

@@ -26,7 +26,7 @@ use super::events::Subscribers;
 use super::hints::Hints;
 use super::identity;
 use super::life::{Chain, Tip};
-use super::locks::{Lock, Rank, Watched};
+use super::locks::{Lock, Order, Rank, Watched};
 use super::meta::{self, BlockFacts, BlockRoot, Identity, Lineage, PendingBlock, StoredHead};
 use super::opened::{House, Opened};
 use super::outcome::Outcome;
@@ -166,6 +166,7 @@ impl Opening {
         let chain = Chain::at_rest(&head, begun.refusal);
         let history = meta::undo_chain(&store, head.block)?;
         let outcome = Outcome::new(head.block.unwrap_or_default(), head.state);
+        let order = Order::new();
         let shared = Arc::new(Shared {
             layout,
             hasher,
@@ -175,15 +176,15 @@ impl Opening {
             values: Arc::new(Values::new(config.read_cache_bytes)),
             hints: Hints::default(),
             lane,
-            blobs: Watched::new(Rank::Blobs, HashMap::new()),
-            tip: Watched::new(Rank::Tip, Tip { stamp: 0, block: head.block, outcome }),
-            chain: Lock::new(Rank::Chain, chain),
+            blobs: Watched::new(order, Rank::Blobs, HashMap::new()),
+            tip: Watched::new(order, Rank::Tip, Tip { stamp: 0, block: head.block, outcome }),
+            chain: Lock::new(order, Rank::Chain, chain),
             changed: Condvar::new(),
-            closer: Lock::new(Rank::Closer, ()),
-            installing: Lock::new(Rank::Installing, ()),
+            closer: Lock::new(order, Rank::Closer, ()),
+            installing: Lock::new(order, Rank::Installing, ()),
             durability,
             ahead_of_store,
-            history: Lock::new(Rank::History, history),
+            history: Lock::new(order, Rank::History, history),
             pasts: Pasts::new(config.past_bytes_max),
             history_pool: OnceLock::new(),
             pins: Arc::default(),

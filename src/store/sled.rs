@@ -80,6 +80,7 @@ use flagstone_core::store::{
     Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
 };
 
+use self::before::CLOSED_FILE;
 use self::units::{Progress, Units};
 use crate::disk::{create_dirs, deleted, is_linked, sync_dir};
 use crate::setters::setters;
@@ -145,8 +146,6 @@ const CACHE_BYTES_MIN: u64 = 1 << 20;
 const CLOSE_MAX: Duration = Duration::from_secs(60);
 /// How long the directory may stay locked after closing, while sled's threads let go of the file.
 const UNLOCK_MAX: Duration = Duration::from_secs(2);
-/// What `db` was when the store was closed.
-const CLOSED_FILE: &str = "closed";
 
 const WAY_OUT: &str = "move the directory away, and rebuild it from its blocks or restore a backup";
 

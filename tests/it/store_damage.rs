@@ -279,7 +279,7 @@ fn damage_report(flips: u64) -> Table {
         let whole = tempfile::tempdir().unwrap();
         build(whole.path(), reopen_before);
         if reopen_last {
-            drop(open(whole.path()));
+            open(whole.path()).sync().unwrap();
         }
         if killed {
             // A kill right after the last sync leaves the same, but for the checksum that closing takes.

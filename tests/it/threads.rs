@@ -136,7 +136,7 @@ fn more_threads_than_any_machine_has_are_refused_by_name() {
 }
 
 #[test]
-fn an_export_hashes_on_the_engines_threads() {
+fn an_export_hashes_on_threads_that_commit_nothing() {
     let seen = Seen::default();
     let (store, layout) = (Box::new(MemoryStore::new()), flagstone::layout("flat").unwrap().make());
     let config = config(Cadence::EVERY_BLOCK, 1);
@@ -145,5 +145,5 @@ fn an_export_hashes_on_the_engines_threads() {
     settle(&engine);
     seen.take();
     snapshot::export(&engine, None, std::io::sink(), &mut |_| ()).unwrap();
-    assert_eq!(seen.take(), ["flagstone-pool-0"]);
+    assert_eq!(seen.take(), ["flagstone-history-0"]);
 }

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::sync_dir;
 
+/// What `db` was when the store was closed.
+pub const CLOSED_FILE: &str = "closed";
+
 const KEPT: &str = "before";
 const MAKING: &str = "before.new";
 const GONE: &str = "before.gone";
@@ -25,7 +28,7 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name == "db" || name == super::CLOSED_FILE || name.starts_with("snap.") {
+        if name == "db" || name == CLOSED_FILE || name.starts_with("snap.") {
             names.push(name);
         }
     }
