@@ -65,7 +65,8 @@ impl CheckReport {
 impl Engine {
     /// Checks the whole database as it is after the last closed block, which is committed first. While the journal is read no block closes;
     /// while the rest is, blocks are closed, committed and written, and do not change what is checked, until more was overwritten than
-    /// [`EngineConfig::reader_bytes_max`](super::EngineConfig::reader_bytes_max). `progress` is told of storage entries now and then.
+    /// [`EngineConfig::reader_bytes_max`](super::EngineConfig::reader_bytes_max). `progress` is told of storage entries now and then,
+    /// on the threads that check: it is no place to call the engine from.
     ///
     /// # Errors
     /// As [`Engine::commit`], and [`Error::State`] if the store fails otherwise than by damage.

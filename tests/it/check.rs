@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flagstone::core::compare::{StateTries, compare};
@@ -346,14 +346,29 @@ fn a_check_beside_a_running_engine_holds_up_no_block() {
         let engine = Engine::open(Box::new(MemoryStore::new()), entry.make(), config()).unwrap();
         let all = blocks();
         all[..4].iter().for_each(|update| drop(engine.close_block(update).unwrap()));
-        let next = AtomicUsize::new(4);
-        let report = engine.check(&|_| {
-            let number = next.fetch_add(1, Ordering::SeqCst);
-            if let Some(update) = all.get(number) {
-                let persisted =
-                    engine.close_block(update).unwrap().persisted().wait_for(Duration::from_secs(30));
-                assert!(matches!(persisted, Some(Ok(()))), "{}: a block waits for the check", entry.name);
-            }
+        let report = std::thread::scope(|scope| {
+            let ((ask, asked), (tell, told)) = (channel::<()>(), channel());
+            let (engine, rest) = (&engine, &all[4..]);
+            scope.spawn(move || {
+                for update in rest {
+                    if asked.recv().is_err() {
+                        break;
+                    }
+                    tell.send(engine.close_block(update).unwrap().persisted().wait()).unwrap();
+                }
+            });
+            let producer = Mutex::new((ask, told));
+            engine.check(&|_| {
+                let (ask, told) = &*producer.lock().unwrap();
+                if ask.send(()).is_ok() {
+                    match told.recv_timeout(Duration::from_secs(30)) {
+                        Err(RecvTimeoutError::Timeout) => {
+                            panic!("{}: a block waits for the check", entry.name)
+                        }
+                        outcome => outcome.into_iter().for_each(|persisted| persisted.unwrap()),
+                    }
+                }
+            })
         });
         let report = report.unwrap();
         assert!(report.is_sound(), "{}: {:?}", entry.name, report.findings);
