@@ -71,19 +71,19 @@ impl Shared {
             ..Pruned::default()
         };
         let mut keys: Vec<Vec<u8>> = Vec::new();
-        let visit = &mut |key: &[u8]| keys.push(key.to_vec());
-        pruned.rows_needed = self.layout.needless_rows(&rows, &all[..kept.count], visit)?;
+        let visit = &mut |key: &[u8], row: &[u8]| {
+            pruned.bytes += (key.len() + row.len()) as u64;
+            keys.push(key.to_vec());
+        };
+        let rows_needed = self.layout.needless_rows(&rows, &all[..kept.count], visit)?;
+        pruned.rows_needed = rows_needed;
         let mut of_none = 0;
         if pruned.roots > 0 {
-            self.layout.needless_rows(&rows, &all, &mut |_| of_none += 1)?;
+            self.layout.needless_rows(&rows, &all, &mut |_, _| of_none += 1)?;
         } else {
             of_none = keys.len() as u64;
         }
         (pruned.rows_of_none, pruned.rows_of_roots) = (of_none, keys.len() as u64 - of_none);
-        for key in &keys {
-            let row = flagstone_core::store::StoreRead::get(&rows, key)?;
-            pruned.bytes += (key.len() + row.map_or(0, |row| row.len())) as u64;
-        }
         drop(rows);
         if dry_run {
             return Ok(pruned);

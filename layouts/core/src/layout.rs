@@ -61,7 +61,7 @@ pub trait Layout: Send + Sync {
         false
     }
 
-    /// Visits the keys of rows that none of these states needs: those of other states, and what is left of blocks that were taken
+    /// Visits the rows that none of these states needs, each with its key: those of other states, and what is left of blocks that were taken
     /// back. A layout that does not keep old states has none. Returns how many rows the states need, if that was counted: some 40
     /// bytes of memory are taken for each of them.
     ///
@@ -71,7 +71,7 @@ pub trait Layout: Send + Sync {
         &self,
         _store: &dyn StoreRead,
         _kept: &[Roots],
-        _visit: &mut dyn FnMut(&[u8]),
+        _visit: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<u64, StateError> {
         Ok(0)
     }

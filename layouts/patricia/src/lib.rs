@@ -92,7 +92,7 @@ impl<A: Addressing> Layout for Patricia<A> {
         &self,
         store: &dyn StoreRead,
         kept: &[Roots],
-        visit: &mut dyn FnMut(&[u8]),
+        visit: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<u64, StateError> {
         if self.0.removes() { Ok(0) } else { prune::needless_rows(store, kept, visit) }
     }

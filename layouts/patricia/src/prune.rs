@@ -104,20 +104,20 @@ fn contract_leaf(
     ContractLeaf::decode(&row).map_err(StateError::undecodable(what()))
 }
 
-/// Visits the keys of rows that none of these states needs. Returns how many rows they need.
+/// Visits the rows that none of these states needs, each with its key. Returns how many rows they need.
 pub fn needless_rows(
     store: &dyn StoreRead,
     kept: &[Roots],
-    visit: &mut dyn FnMut(&[u8]),
+    visit: &mut dyn FnMut(&[u8], &[u8]),
 ) -> Result<u64, StateError> {
     let mut needed = Needed::default();
     kept.iter().try_for_each(|roots| needed.mark(store, *roots))?;
     let mut rows = 0;
     for prefix in [NODE, CONTRACT_LEAF, CLASS_LEAF] {
-        store.scan(&[prefix], &mut |key, _| {
+        store.scan(&[prefix], &mut |key, row| {
             match needed.has(key) {
                 true => rows += 1,
-                false => visit(key),
+                false => visit(key, row),
             }
             ControlFlow::Continue(())
         })?;
