@@ -380,19 +380,26 @@ impl Shared {
         self.changed.notify_all();
         drop(chain);
         drop(closer);
-        self.tell_taken_back(&refused, failure, &error);
+        self.tell_taken_back(&refused, failure, &error, &error.to_string());
         Ok(())
     }
 
-    /// Tells who waits for blocks that were taken back for the first of them.
-    fn tell_taken_back(&self, refused: &[Arc<Closed>], failure: u64, error: &Error) {
-        let (Some(first), Some(last)) = (refused.first(), refused.last()) else { return };
+    /// Tells who waits for blocks that were taken back: of the first this error, of those on top that they went with it, and the cause.
+    pub(super) fn tell_taken_back<'a>(
+        &self,
+        taken: impl IntoIterator<Item = &'a Arc<Closed>>,
+        failure: u64,
+        error: &Error,
+        cause: &str,
+    ) {
+        let taken: Vec<&Arc<Closed>> = taken.into_iter().collect();
+        let (Some(first), Some(last)) = (taken.first(), taken.last()) else { return };
         let (with, last) = (first.block.number, last.block.number);
-        for closed in refused {
+        for closed in taken {
             let block = closed.block.number;
             let own = match block == with {
                 true => error.clone(),
-                false => Error::TakenBack { block, with, cause: error.to_string() },
+                false => Error::TakenBack { block, with, cause: cause.to_owned() },
             };
             closed.outcome.fail(failure, own);
         }

@@ -18,9 +18,8 @@ use super::close::Halt;
 use super::closed::Closed;
 use super::config::EngineConfig;
 use super::doubts::Changes;
-use super::events::Event;
 use super::life::{Chain, Live, Taken, Tip, Unwritten};
-use super::meta::{self, Blob, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
+use super::meta::{self, Blob, BlockFacts, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
 use super::outcome::Outcome;
 use super::pasts::{PastTries, PastValues};
 use super::rows::Base;
@@ -38,6 +37,11 @@ fn state_after(rows: &dyn StoreRead, block: Option<BlockNumber>) -> Result<State
         Some((_, state)) => Ok(state),
         None => Err(Error::damaged(format!("the roots of block {block}"), "they are missing")),
     }
+}
+
+/// What is kept of a block up to a base; nothing if that has no roots of its own.
+fn committed(rows: &dyn StoreRead, base: &Base, block: BlockNumber) -> Result<Option<BlockFacts>, Error> {
+    if base.block < Some(block) { Ok(None) } else { meta::read_block(rows, block) }
 }
 
 /// The way from a committed state back to an earlier one.
@@ -74,11 +78,12 @@ impl Engine {
         }
         let held = shared.rows.hold();
         let (base, rows) = (held.base(), held.rows(shared.rows.store()));
-        if let Some(root) = shared.kept_root(&rows, base, block)? {
-            let outcome = Outcome::new(block, state_after(&rows, Some(block))?);
-            return Ok(view(base.stamp, outcome, Some(Past::Kept(root.roots))));
+        let committed = committed(&rows, base, block)?;
+        if let Some(kept) = committed.filter(|_| shared.layout.keeps_old_states()) {
+            let outcome = Outcome::new(block, kept.state);
+            return Ok(view(base.stamp, outcome, Some(Past::Kept(kept.root.roots))));
         }
-        match (shared.past_values(&rows, base, block), live) {
+        match (shared.past_values(&rows, base, block, committed), live) {
             (Ok((state, past)), _) => {
                 Ok(view(past.stamp, Outcome::new(block, state), Some(Past::Changed(past.changed))))
             }
@@ -139,11 +144,12 @@ impl Engine {
         let Some(block) = block.filter(|block| Some(*block) != base.block) else {
             return read(&*shared.layout.tries(state), base.block, &base.root);
         };
-        if let Some(root) = shared.kept_root(&rows, base, block)? {
+        let committed = committed(&rows, base, block)?;
+        if let Some(BlockFacts { root, .. }) = committed.filter(|_| shared.layout.keeps_old_states()) {
             let kept = StateAt { roots: root.roots, ..state };
             return read(&*shared.layout.tries(kept), Some(block), &root);
         }
-        let past = match shared.known_tries(&rows, base, block)? {
+        let past = match committed.and_then(|committed| shared.pasts.tries(committed.state)) {
             Some(past) => past,
             None => shared.past_tries(block)?,
         };
@@ -164,7 +170,11 @@ impl Engine {
         shared.durability.check_writable()?;
         let dropped = shared.in_turn(|| shared.drop_after(block))?;
         if let Some(dropped) = dropped {
-            shared.tell_dropped(block, &dropped);
+            if let Some(first) = dropped.blocks().next().map(|first| first.block.number) {
+                let cause = format!("the state went back to block {block}");
+                let error = Error::TakenBack { block: first, with: first, cause: cause.clone() };
+                shared.tell_taken_back(dropped.blocks(), 0, &error, &cause);
+            }
             return self.wait_for_root(block);
         }
         let root = shared.in_turn(|| {
@@ -199,26 +209,13 @@ impl Shared {
         Ok(chain.live(block, &self.config).filter(|live| self.values.reaches(live.stamp)))
     }
 
-    /// The tries of an earlier state, if they are kept.
-    fn known_tries(
-        &self,
-        rows: &dyn StoreRead,
-        base: &Base,
-        block: BlockNumber,
-    ) -> Result<Option<Arc<PastTries>>, Error> {
-        if base.block < Some(block) {
-            return Ok(None);
-        }
-        let state = meta::read_block_state(rows, block)?;
-        Ok(state.and_then(|(_, state)| self.pasts.tries(state)))
-    }
-
     /// Leads the tries back to an earlier state, on threads that commit nothing.
     fn past_tries(&self, block: BlockNumber) -> Result<Arc<PastTries>, Error> {
         let _leading = self.pasts.leading();
         let held = self.rows.hold();
         let (base, rows) = (held.base(), held.rows(self.rows.store()));
-        if let Some(known) = self.known_tries(&rows, base, block)? {
+        let committed = committed(&rows, base, block)?;
+        if let Some(known) = committed.and_then(|committed| self.pasts.tries(committed.state)) {
             return Ok(known);
         }
         let rewind = self.rewind(&rows, base, block, |at| at == Some(block))?;
@@ -239,12 +236,9 @@ impl Shared {
         rows: &dyn StoreRead,
         base: &Base,
         block: BlockNumber,
+        committed: Option<BlockFacts>,
     ) -> Result<(StateId, PastValues), Error> {
-        let known = match base.block < Some(block) {
-            true => None,
-            false => meta::read_block_state(rows, block)?
-                .and_then(|(_, state)| Some((state, self.pasts.values(state)?))),
-        };
+        let known = committed.and_then(|BlockFacts { state, .. }| Some((state, self.pasts.values(state)?)));
         if let Some((state, known)) = known
             && self.chain().lasts(known.stamp, &self.config)
         {
@@ -268,19 +262,6 @@ impl Shared {
         let threads = (self.pool.current_num_threads() / 2).max(1);
         let pool = EngineConfig { threads, ..self.config }.pool("history")?;
         Ok(self.history_pool.get_or_init(|| pool))
-    }
-
-    /// The roots after a block up to a base, if the layout keeps the rows under them.
-    fn kept_root(
-        &self,
-        rows: &dyn StoreRead,
-        base: &Base,
-        block: BlockNumber,
-    ) -> Result<Option<BlockRoot>, Error> {
-        if !self.layout.keeps_old_states() || base.block < Some(block) {
-            return Ok(None);
-        }
-        meta::read_block_root(rows, block)
     }
 
     /// Leads from a base back to the first earlier state that is `there`; `wanted` is for the error if there is none.
@@ -389,18 +370,6 @@ impl Shared {
         }
         let mut history = self.history();
         while history.pop_back_if(|last| Some(*last) > *block).is_some() {}
-    }
-
-    /// Tells who waits for blocks that were dropped.
-    fn tell_dropped(&self, tip: BlockNumber, taken: &Taken) {
-        let (Some(first), Some(last)) = (taken.blocks().next(), taken.blocks().last()) else { return };
-        let (with, last) = (first.block.number, last.block.number);
-        let error =
-            |block| Error::TakenBack { block, with, cause: format!("the state went back to block {tip}") };
-        for closed in taken.blocks() {
-            closed.outcome.fail(0, error(closed.block.number));
-        }
-        self.subscribers.tell(|| Event::TakenBack { first: with, last, error: error(with) });
     }
 
     /// Takes back the blocks after one; the caller holds the closer's lock, and nothing is on its way.
