@@ -128,6 +128,23 @@ pub fn options(
     options
 }
 
+/// How the state of a command that goes on with one, or begins one, is kept.
+#[derive(Args)]
+pub struct Kept {
+    #[arg(long, value_name = "NAME", help = layout_help("Layout of the state", "what the database has, or "))]
+    pub layout: Option<String>,
+    #[arg(long, value_name = "NAME", help = place_help())]
+    pub store: Option<String>,
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+impl Kept {
+    pub fn options(&self, engine: EngineConfig) -> Options {
+        options(self.layout.as_ref(), self.store.as_ref(), &self.settings, engine)
+    }
+}
+
 /// A database that is there.
 #[derive(Args)]
 pub struct Existing {
@@ -198,12 +215,8 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 
 #[derive(Args)]
 pub struct Replay {
-    #[arg(long, value_name = "NAME", help = layout_help("Layout of the state", "what the database has, or "))]
-    pub layout: Option<String>,
-    #[arg(long, value_name = "NAME", help = place_help())]
-    pub store: Option<String>,
     #[command(flatten)]
-    pub settings: Settings,
+    pub kept: Kept,
     /// Directory of the database, made if missing; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -342,12 +355,8 @@ pub struct Sequence {
     /// Another seed gives other transactions
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    #[arg(long, value_name = "NAME", help = layout_help("Layout of the state", "what the database has, or "))]
-    pub layout: Option<String>,
-    #[arg(long, value_name = "NAME", help = place_help())]
-    pub store: Option<String>,
     #[command(flatten)]
-    pub settings: Settings,
+    pub kept: Kept,
     /// Directory of the database, made if missing, continued if not; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,

@@ -19,7 +19,7 @@ use flagstone::input::{InputError, LocatedUpdate, UpdateReader};
 use flagstone::{Cadence, Engine, EngineConfig, Error, StateUpdate};
 use serde_json::json;
 
-use super::args::{Replay, options};
+use super::args::Replay;
 use super::failure::Failure;
 use super::output::{BAD, DIM, GOOD, Output, styled};
 use super::place::{Place, outside_databases};
@@ -74,7 +74,7 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
             "--witness is of blocks as they are committed, one by one; use --commit every",
         ));
     }
-    let place = Place::new(args.data.as_deref(), args.store.as_deref())?;
+    let place = Place::new(args.data.as_deref(), args.kept.store.as_deref())?;
     if let Some(dir) = &args.witness {
         outside_databases("--witness", dir, args.data.as_deref())?;
     }
@@ -86,7 +86,7 @@ pub fn run(args: &Replay, output: &mut Output) -> Result<(), Failure> {
         .with_threads(args.threads)
         .with_history_blocks(history_blocks)
         .with_record_cache_bytes(record_cache_bytes);
-    let engine = place.open(&options(args.layout.as_ref(), args.store.as_ref(), &args.settings, config))?;
+    let engine = place.open(&args.kept.options(config))?;
     // What a run before this one left closed. A failure of it is not about anything that is read now.
     engine.commit()?;
     let layout = engine.identity().layout;

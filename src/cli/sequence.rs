@@ -24,7 +24,7 @@ mod with_executor {
     use flagstone::sequencer::{Producer, ProducerConfig, SequencerError};
     use serde_json::{Value, json};
 
-    use crate::cli::args::{Sequence, options};
+    use crate::cli::args::Sequence;
     use crate::cli::failure::Failure;
     use crate::cli::output::{BAD, DIM, GOOD, Output, styled};
     use crate::cli::place::Place;
@@ -34,7 +34,7 @@ mod with_executor {
 
     pub fn run(args: &Sequence, output: &mut Output) -> Result<(), Failure> {
         let workload: Workload = args.workload.parse().map_err(Failure::usage)?;
-        let place = Place::new(args.data.as_deref(), args.store.as_deref())?;
+        let place = Place::new(args.data.as_deref(), args.kept.store.as_deref())?;
         let producer = producer(args, &place)?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
@@ -85,9 +85,7 @@ mod with_executor {
     }
 
     fn producer(args: &Sequence, place: &Place) -> Result<Producer, Failure> {
-        let config = EngineConfig::default();
-        let options = options(args.layout.as_ref(), args.store.as_ref(), &args.settings, config);
-        let engine = Arc::new(place.open(&options)?);
+        let engine = Arc::new(place.open(&args.kept.options(EngineConfig::default()))?);
         let classes = ReadyClasses::new(EngineClasses::new(Arc::clone(&engine)), CLASS_CACHE_BYTES);
         let workers = ProducerConfig::default().with_workers(args.workers);
         let producer = Producer::new(Arc::clone(&engine), Arc::new(classes), workers);
