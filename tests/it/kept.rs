@@ -143,6 +143,28 @@ fn an_earlier_state_is_led_back_to_once() {
     assert_eq!(read(&view).unwrap(), expected(5));
 }
 
+/// What a kept earlier state is over is kept within a bound; beyond it the state is led back to anew, and nobody is told to begin again.
+#[test]
+fn an_earlier_state_whose_generation_is_gone_is_led_back_to_again() {
+    let bounds = config(Cadence::EVERY_BLOCK, 1).with_reader_bytes_max(2_000);
+    let engine = Place::memory().open("flat", bounds);
+    let close = |numbers: std::ops::Range<u64>| {
+        numbers.for_each(|number| drop(engine.close_block(&update(number)).unwrap()));
+        settle(&engine);
+    };
+    let root = || {
+        engine.at_commitment(Some(BlockNumber(7)), |tries, _, root| {
+            let leaf = tries.contract_leaf(&1.into())?;
+            lookup(tries, TrieId::Storage(1.into()), leaf.storage_root.0, StorageKey::from(3).trie_key())?;
+            Ok(root.commitment)
+        })
+    };
+    close(0..10);
+    let first = root().unwrap();
+    close(10..14);
+    assert_eq!(root().unwrap(), first);
+}
+
 /// Pages over contracts and storage are what was written, whatever the size of a page.
 #[test]
 fn walks_page_by_page_see_what_was_written() {
