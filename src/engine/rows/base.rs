@@ -339,3 +339,30 @@ pub fn require_atomic_batches(store: &dyn Store, who: &str) -> Result<(), StoreE
     let problem = format!("store `{}` does not apply batches as one unit, which {who} needs", store.name());
     Err(StoreError::new(StoreErrorKind::Unsupported, problem))
 }
+
+#[cfg(test)]
+mod tests {
+    use flagstone_core::store::MemoryStore;
+
+    use super::*;
+
+    /// Who reads a batch that is taken back is told what is overwritten after that, as a batch in its place is of another generation.
+    #[test]
+    fn who_reads_what_is_taken_back_sees_nothing_of_what_comes_in_its_place() {
+        let rows = Rows::new(Box::new(MemoryStore::new()), &StoredHead::default(), usize::MAX);
+        let commit = |keys: &[u8], value: u8| {
+            let mut batch = WriteBatch::default();
+            keys.iter().for_each(|key| batch.put([*key], [value]));
+            rows.commit(batch, Base::default())
+        };
+        let write = |layer: &Layer| rows.write(&[layer], |to, batch| to.write(batch)).unwrap();
+        write(&commit(&[1, 2], 1));
+        let second = commit(&[1], 2);
+        let held = rows.hold();
+        rows.take_back(second.generation, Base::default());
+        write(&commit(&[1, 2, 3], 3));
+        let read = |held: &Held| [1, 2, 3].map(|key| held.rows(rows.store()).get(&[key]).unwrap());
+        assert_eq!(read(&held), [Some(vec![2]), Some(vec![1]), None]);
+        assert_eq!(read(&rows.hold()), [Some(vec![3]), Some(vec![3]), Some(vec![3])]);
+    }
+}
