@@ -10,6 +10,8 @@ use super::failure::Failure;
 
 /// A store named on the command line that keeps nothing.
 pub const MEMORY: &str = "memory";
+/// As many links as Linux follows in one path.
+const LINKS_MAX: usize = 40;
 
 pub enum Place {
     Memory,
@@ -92,17 +94,23 @@ pub fn new_database(option: &str, dir: &Path, own: Option<&Path>) -> Result<(), 
     if database::is_in(dir) && !in_own { Ok(()) } else { outside_databases(option, dir, own) }
 }
 
-/// Where a path leads: links are followed as far as there is something.
+/// Where a path leads: links are followed, also those that lead to nothing yet.
 fn resolve(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let there = path.ancestors().find_map(|dir| Some((dir, dir.canonicalize().ok()?)));
-    let Some((dir, there)) = there else { return path };
-    let missing = path.strip_prefix(dir).unwrap_or(Path::new(""));
-    missing.components().fold(there, |mut place, part| {
-        match part {
-            Component::ParentDir => drop(place.pop()),
-            part => place.push(part),
+    follow(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), LINKS_MAX)
+}
+
+fn follow(path: &Path, links_max: usize) -> PathBuf {
+    let (mut place, mut parts) = (PathBuf::new(), path.components());
+    while let Some(part) = parts.next() {
+        if part == Component::ParentDir {
+            place.pop();
+            continue;
         }
-        place
-    })
+        let here = place.join(part);
+        match std::fs::read_link(&here) {
+            Ok(target) if links_max > 0 => return follow(&place.join(target).join(parts), links_max - 1),
+            _ => place = here,
+        }
+    }
+    place
 }

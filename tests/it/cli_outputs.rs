@@ -199,7 +199,8 @@ fn nothing_is_written_into_the_directory_of_a_database() {
     check(&flagstone(["replay", "--data", &other, &input]), 0);
     check(&flagstone(["export", "--data", &db, "--out", &dump]), 0);
     std::os::unix::fs::symlink(&db, &link).unwrap();
-    std::os::unix::fs::symlink(format!("{db}/store/db"), bench.path("file_link")).unwrap();
+    std::os::unix::fs::symlink(format!("{db}/store/lock"), bench.path("file_link")).unwrap();
+    std::os::unix::fs::symlink("link/store/nothing", bench.path("dangling")).unwrap();
     let here = bench.path("");
     let before = [files(&db), files(&other)];
     let refused = |dir: &str, args: &[&str]| {
@@ -211,15 +212,16 @@ fn nothing_is_written_into_the_directory_of_a_database() {
     };
     for out in [
         "db/FLAGSTONE",
-        "db/store/db",
+        "db/store/lock",
         "db/dump",
         "db/journal/new/dump",
         "db",
-        "link/store/db",
+        "link/store/lock",
         "link/dump",
         "file_link",
-        "other/store/db",
-        "none/../db/store/db",
+        "dangling",
+        "other/store/lock",
+        "none/../db/store/lock",
         "other/../db/dump",
     ] {
         refused(&here, &["export", "--data", "db", "--out", out]);
