@@ -13,6 +13,7 @@ pub mod sequencer;
 mod setters;
 pub mod snapshot;
 pub mod store;
+mod threads;
 pub mod wire;
 
 pub use engine::{Cadence, Engine, EngineConfig, View};

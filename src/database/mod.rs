@@ -182,12 +182,12 @@ pub fn import(
 }
 
 /// Copies a store's files to a place of their own; says how many bytes they are.
-fn copy_store(from: &Path) -> Result<(TempDir, u64), Error> {
+fn copy_store(store: &StoreEntry, from: &Path) -> Result<(TempDir, u64), Error> {
     let places = [std::env::temp_dir(), PathBuf::from("/dev/shm")];
     let mut refused = None;
     for place in places.iter().filter(|place| place.is_dir()) {
         let copied = tempfile::Builder::new().prefix("flagstone-look-").tempdir_in(place).and_then(|copy| {
-            let bytes = copy_files(from, copy.path())?;
+            let bytes = store.shadow(from, copy.path())?;
             Ok((copy, bytes))
         });
         match copied {
@@ -198,23 +198,6 @@ fn copy_store(from: &Path) -> Result<(TempDir, u64), Error> {
     let error = refused.unwrap_or_else(|| ErrorKind::NotFound.into());
     let what = "no place for a copy to look at (TMPDIR names one) of the store in";
     Err(io_error(what, from, &error))
-}
-
-/// Copies files and the directories they are in.
-fn copy_files(from: &Path, to: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            fs::create_dir(&target)?;
-            bytes += copy_files(&entry.path(), &target)?;
-        } else {
-            // Not `fs::copy`, which takes over permissions: the copy is written to.
-            bytes += io::copy(&mut File::open(entry.path())?, &mut File::create(&target)?)?;
-        }
-    }
-    Ok(bytes)
 }
 
 /// What a directory with a database says.

@@ -19,10 +19,10 @@ use std::thread;
 use flagstone_core::hash::Bulk;
 use flagstone_core::types::{BlockNumber, StateId};
 
+use super::stores;
 use super::with::With;
 use super::{
-    Catalogue, JOURNAL, Marker, Options, RECOVERED, RECOVERING, STORE, StoreEntry, copy_files, marker_of,
-    put_aside,
+    Catalogue, JOURNAL, Marker, Options, RECOVERED, RECOVERING, STORE, StoreEntry, marker_of, put_aside,
 };
 use crate::disk::sync_dir;
 use crate::engine::CheckReport;
@@ -239,7 +239,7 @@ impl Rebuild<'_> {
         fs::create_dir_all(&store_dir).map_err(|error| io_error("cannot create", at, &error))?;
         match source {
             Source::Store => {
-                let copied = copy_files(&self.dir.join(STORE), &store_dir);
+                let copied = stores::copy_files(&self.dir.join(STORE), &store_dir);
                 copied.map_err(|error| io_error("cannot copy the store to", &store_dir, &error))?;
             }
             Source::Journal if !self.salvaged.is_from_beginning => {
@@ -353,7 +353,7 @@ impl Rebuild<'_> {
     fn import_tries(&self, to: &Path) -> Result<(), Error> {
         let copy = temporary()?;
         let from = self.dir.join(STORE);
-        let copied = copy_files(&from, copy.path());
+        let copied = self.store.shadow(&from, copy.path());
         copied.map_err(|error| io_error("cannot copy the store from", &from, &error))?;
         let damaged = self.store.open_damaged(copy.path(), &self.with.options.store_settings)?;
         let damaged = Sealed::from_box(damaged);

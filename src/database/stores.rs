@@ -6,13 +6,16 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::Error;
 use crate::registry::Held;
-use crate::store::{SledConfig, SledStore, Store, StoreError, StoreErrorKind};
+use crate::store::{FjallConfig, FjallStore, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
 
 /// A setting that a store takes at each opening. No setting is stored.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +96,7 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for StoreSettings {
 }
 
 type Open = dyn Fn(&Path, &StoreSettings) -> Result<Box<dyn Store>, StoreError> + Send + Sync;
+type Shadow = dyn Fn(&Path, &Path) -> io::Result<u64> + Send + Sync;
 
 /// A store that can live in a directory.
 #[derive(Clone)]
@@ -103,6 +107,7 @@ pub struct StoreEntry {
     pub about: &'static str,
     settings: Cow<'static, [StoreSetting]>,
     open: Held<Open>,
+    shadow: Option<Held<Shadow>>,
     copy: Option<Held<Open>>,
     damaged: Option<Held<Open>>,
 }
@@ -120,13 +125,24 @@ impl StoreEntry {
         open: impl Fn(&Path, &StoreSettings) -> Result<Box<dyn Store>, StoreError> + Send + Sync + 'static,
     ) -> Self {
         let open: Held<Open> = Held::Counted(Arc::new(open));
-        Self { name, about, settings: Cow::Borrowed(&[]), open, copy: None, damaged: None }
+        Self { name, about, settings: Cow::Borrowed(&[]), open, shadow: None, copy: None, damaged: None }
     }
 
     /// The same with one more setting.
     #[must_use]
     pub fn with_setting(mut self, setting: StoreSetting) -> Self {
         self.settings.to_mut().push(setting);
+        self
+    }
+
+    /// The same, with a way of its own to copy its files, from the first directory into the second, which is there and empty; it says how
+    /// many bytes it copied. Files that nobody changes may be linked to instead. Without it, all files are copied.
+    #[must_use]
+    pub fn with_shadow(
+        mut self,
+        shadow: impl Fn(&Path, &Path) -> io::Result<u64> + Send + Sync + 'static,
+    ) -> Self {
+        self.shadow = Some(Held::Counted(Arc::new(shadow)));
         self
     }
 
@@ -192,6 +208,11 @@ impl StoreEntry {
         Ok((self.open)(dir, &self.resolve(settings)?)?)
     }
 
+    /// Makes a private copy of its files in a directory that is there and empty. Returns how many bytes that took.
+    pub(super) fn shadow(&self, from: &Path, to: &Path) -> io::Result<u64> {
+        self.shadow.as_ref().map_or_else(|| copy_files(from, to), |shadow| shadow(from, to))
+    }
+
     /// Opens a private copy of its files, which nobody needs afterwards.
     pub(super) fn open_copy(&self, dir: &Path, settings: &StoreSettings) -> Result<Box<dyn Store>, Error> {
         Ok((self.copy.as_ref().unwrap_or(&self.open))(dir, &self.resolve(settings)?)?)
@@ -211,7 +232,22 @@ impl fmt::Debug for StoreEntry {
 }
 
 /// All built-in stores that live in a directory; the first one is the default.
-pub const STORES: &[StoreEntry] = &[StoreEntry {
+pub const STORES: &[StoreEntry] = &[FJALL, SLED];
+
+const FJALL: StoreEntry = StoreEntry {
+    name: "fjall",
+    about: "log-structured merge tree in one directory, for one process",
+    settings: Cow::Borrowed(&[
+        StoreSetting::new::<u64>("cache_bytes", "bytes of blocks of tables kept in memory", "67108864"),
+        StoreSetting::new::<NonZeroUsize>("worker_threads", "threads that write and merge tables", "2"),
+    ]),
+    open: Held::Static(&|dir, settings| Ok(Box::new(FjallStore::open(dir, fjall_config(settings)?)?))),
+    shadow: Some(Held::Static(&FjallStore::shadow)),
+    copy: None,
+    damaged: None,
+};
+
+const SLED: StoreEntry = StoreEntry {
     name: "sled",
     about: "embedded ordered tree in one directory, for one process",
     settings: Cow::Borrowed(&[
@@ -228,13 +264,19 @@ pub const STORES: &[StoreEntry] = &[StoreEntry {
         ),
     ]),
     open: Held::Static(&|dir, settings| Ok(Box::new(SledStore::open(dir, sled_config(settings)?)?))),
+    shadow: None,
     copy: Some(Held::Static(&|dir, settings| {
         Ok(Box::new(SledStore::open_copy(dir, sled_config(settings)?)?))
     })),
     damaged: Some(Held::Static(&|dir, settings| {
         Ok(Box::new(SledStore::open_copy(dir, sled_config(settings)?.with_verify_closed(false))?))
     })),
-}];
+};
+
+fn fjall_config(settings: &StoreSettings) -> Result<FjallConfig, StoreError> {
+    let worker_threads: NonZeroUsize = settings.get("worker_threads")?;
+    Ok(FjallConfig { cache_bytes: settings.get("cache_bytes")?, worker_threads: worker_threads.get() })
+}
 
 fn sled_config(settings: &StoreSettings) -> Result<SledConfig, StoreError> {
     Ok(SledConfig {
@@ -250,6 +292,23 @@ fn sled_config(settings: &StoreSettings) -> Result<SledConfig, StoreError> {
 /// [`Error::UnknownName`] with the names there are.
 pub fn store(name: &str) -> Result<&'static StoreEntry, Error> {
     named(STORES, name)
+}
+
+/// Copies files and the directories they are in.
+pub(super) fn copy_files(from: &Path, to: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir(&target)?;
+            bytes += copy_files(&entry.path(), &target)?;
+        } else {
+            // Not `fs::copy`, which takes over permissions: the copy is written to.
+            bytes += io::copy(&mut File::open(entry.path())?, &mut File::create(&target)?)?;
+        }
+    }
+    Ok(bytes)
 }
 
 /// The store of a list with a name.
@@ -269,6 +328,8 @@ mod tests {
         }
         let settings = store("sled").unwrap().resolve(&StoreSettings::default()).unwrap();
         assert_eq!(sled_config(&settings).unwrap(), SledConfig::default());
+        let settings = store("fjall").unwrap().resolve(&StoreSettings::default()).unwrap();
+        assert_eq!(fjall_config(&settings).unwrap(), FjallConfig::default());
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl<'a> With<'a> {
         let marker = marker_of(dir)?;
         let (layout, entry) = (self.layout_of(&marker)?.make(), self.store_of(&marker)?);
         let journal_dir = journal_of(dir)?;
-        let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
+        let (copy, bytes) = copy_store(entry, &store_dir_of(dir, &marker))?;
         let store = Sealed::from_box(entry.open_copy(copy.path(), &self.options.store_settings)?);
         check_store(dir, &marker, &store)?;
         let house = House { lock, copy: Some(copy), copied_bytes: bytes };
@@ -114,7 +114,7 @@ impl<'a> With<'a> {
     fn look_alone(&self, dir: &Path) -> Result<Engine, Error> {
         let marker = marker_of(dir)?;
         let (layout, entry) = (self.layout_of(&marker)?.make(), self.store_of(&marker)?);
-        let (copy, bytes) = copy_store(&store_dir_of(dir, &marker))?;
+        let (copy, bytes) = copy_store(entry, &store_dir_of(dir, &marker))?;
         let store = Sealed::from_box(entry.open_damaged(copy.path(), &self.options.store_settings)?);
         if identity::read_identity(&store)?.is_none() {
             return Err(lost_store(dir, "it is empty"));

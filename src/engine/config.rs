@@ -5,8 +5,10 @@ use std::num::NonZeroU32;
 use flagstone_core::layout::Layout;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::rows::Bounds;
 use crate::error::Error;
 use crate::setters::setters;
+use crate::threads::give_way;
 
 /// Most threads that may be asked for, more than any machine in sight has cores. Each takes memory and a place in the
 /// system's table: without a bound, a slip of the finger takes all of both.
@@ -80,6 +82,9 @@ pub struct EngineConfig {
     /// Most bytes of rows that were overwritten, and are kept for who reads an earlier state in its tries. At the bound, the oldest
     /// reader fails with an error whose kind is [`ErrorKind::Expired`](crate::ErrorKind::Expired).
     pub reader_bytes_max: usize,
+    /// The same where the store lends snapshots, so that what is overwritten stays on the disk: about how many bytes may be written
+    /// while somebody reads an earlier state. At the bound, the oldest reader fails.
+    pub lent_bytes_max: u64,
     /// About how many bytes values of blocks in the store may take while a view from before them is pinned
     /// ([`View::pinned`](crate::engine::View::pinned)). At the bound the oldest pinned views expire.
     pub pinned_bytes_max: usize,
@@ -111,6 +116,7 @@ impl EngineConfig {
         with_recent_blocks_max => recent_blocks_max: usize,
         with_history_blocks => history_blocks: usize,
         with_reader_bytes_max => reader_bytes_max: usize,
+        with_lent_bytes_max => lent_bytes_max: u64,
         with_pinned_bytes_max => pinned_bytes_max: usize,
         with_past_bytes_max => past_bytes_max: usize,
         with_candidates_max => candidates_max: usize,
@@ -132,6 +138,11 @@ impl EngineConfig {
         Ok(())
     }
 
+    /// How much may be kept for readers.
+    pub(super) fn reader_bounds(&self) -> Bounds {
+        Bounds { kept_bytes: self.reader_bytes_max, lent_bytes: self.lent_bytes_max }
+    }
+
     /// Tells a layout how much it may keep.
     pub(super) fn bound_cache_of(&self, layout: &dyn Layout) {
         if let Some(bytes_max) = self.record_cache_bytes {
@@ -141,8 +152,17 @@ impl EngineConfig {
 
     /// Its threads, named for `what` they do.
     pub(super) fn pool(&self, what: &'static str) -> Result<ThreadPool, Error> {
+        self.pool_of(what, ThreadPoolBuilder::new())
+    }
+
+    /// The same, of threads that give way to others.
+    pub(super) fn background_pool(&self, what: &'static str) -> Result<ThreadPool, Error> {
+        self.pool_of(what, ThreadPoolBuilder::new().start_handler(|_| give_way()))
+    }
+
+    fn pool_of(&self, what: &'static str, threads: ThreadPoolBuilder) -> Result<ThreadPool, Error> {
         self.check()?;
-        let threads = ThreadPoolBuilder::new().num_threads(self.threads);
+        let threads = threads.num_threads(self.threads);
         let named = threads.thread_name(move |index| format!("flagstone-{what}-{index}"));
         named.build().map_err(|error| {
             Error::Config(format!(
@@ -170,6 +190,7 @@ impl Default for EngineConfig {
             recent_blocks_max: 64,
             history_blocks: 64,
             reader_bytes_max: 256 << 20,
+            lent_bytes_max: 8 << 30,
             pinned_bytes_max: 256 << 20,
             past_bytes_max: 64 << 20,
             candidates_max: 64,

@@ -254,13 +254,13 @@ impl Shared {
         Ok((rewind.state, past))
     }
 
-    /// The threads on which tries are led back, and on which exports hash.
+    /// The threads on which tries are led back, and on which exports hash. They give way to those that commit.
     pub(super) fn history_pool(&self) -> Result<&rayon::ThreadPool, Error> {
         if let Some(pool) = self.history_pool.get() {
             return Ok(pool);
         }
         let threads = (self.pool.current_num_threads() / 2).max(1);
-        let pool = EngineConfig { threads, ..self.config }.pool("history")?;
+        let pool = EngineConfig { threads, ..self.config }.background_pool("history")?;
         Ok(self.history_pool.get_or_init(|| pool))
     }
 

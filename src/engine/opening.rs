@@ -172,7 +172,7 @@ impl Opening {
             hasher,
             config,
             pool,
-            rows: Rows::new(Box::new(store), &head, config.reader_bytes_max),
+            rows: Rows::new(Box::new(store), &head, config.reader_bounds()),
             values: Arc::new(Values::new(config.read_cache_bytes)),
             hints: Hints::default(),
             lane,

@@ -7,6 +7,7 @@ use super::durable::Durability;
 use super::life::Ending;
 use super::shared::Shared;
 use crate::error::Error;
+use crate::threads::give_way;
 
 /// A state database: a layout over a store.
 ///
@@ -45,7 +46,11 @@ impl Engine {
         let committer = Some(start("commit", |shared| shared.commit_waiting())?);
         let persister = Some(start("persist", |shared| shared.write_committed())?);
         let reader_ahead = Some(start("read-ahead", |shared| shared.follow_hints())?);
-        let scrubber = Some(start("scrub", |shared| shared.scrub())?);
+        let scrub = |shared: &Arc<Shared>| {
+            give_way();
+            shared.scrub()
+        };
+        let scrubber = Some(start("scrub", scrub)?);
         let shared = Arc::clone(shared);
         Ok(Self { shared, committer, persister, reader_ahead, scrubber, ended: false })
     }

@@ -1,6 +1,8 @@
 //! From a database to a dump.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
 use flagstone_core::commit::TrieRows;
 use flagstone_core::error::StateError;
@@ -12,6 +14,12 @@ use super::format::{Counts, Header};
 use super::write::DumpWriter;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::threads::give_way;
+
+/// Bytes of a dump that are handed over at a time.
+const PIECE_BYTES: usize = 64 << 10;
+/// Pieces that may wait to be written.
+const PIECES_MAX: usize = 8;
 
 /// What was exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +64,8 @@ impl From<Failure> for Error {
 }
 
 /// Writes a dump of the state after a block, or after the last committed one. Every node's hash is computed on the way:
-/// a database that is damaged gives an error and no footer. `progress` is told of items now and then.
+/// a database that is damaged gives an error and no footer. `progress` is told of items now and then. The state is read on a thread of
+/// its own, which gives way to those that produce blocks; `out` and `progress` are called on the caller's.
 ///
 /// # Errors
 /// As [`Engine::at_block`] if the state after this block cannot be read; [`Error::State`] if it is damaged, or the store
@@ -64,14 +73,54 @@ impl From<Failure> for Error {
 pub fn export(
     engine: &Engine,
     block: Option<BlockNumber>,
-    out: impl Write,
+    mut out: impl Write,
     progress: &mut dyn FnMut(Counts),
 ) -> Result<Exported, Error> {
-    engine.at_block(block, |rows, block, root| {
-        let header = Header { block, roots: root.roots, commitment: root.commitment };
-        let hash: &HashPairs<'_> = &|function, pairs| engine.hash_pairs(function, pairs);
-        Ok(write_state(rows, header, hash, out, progress)?)
+    let (pieces, written) = sync_channel(PIECES_MAX);
+    thread::scope(|scope| {
+        let read = move || {
+            give_way();
+            engine.at_block(block, |rows, block, root| {
+                let header = Header { block, roots: root.roots, commitment: root.commitment };
+                let hash: &HashPairs<'_> = &|function, pairs| engine.hash_pairs(function, pairs);
+                let told = pieces.clone();
+                let progress = &mut |counts| drop(told.send(Piece::Counts(counts)));
+                let out = BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces));
+                Ok(write_state(rows, header, hash, out, progress)?)
+            })
+        };
+        let reader = thread::Builder::new().name("flagstone-export".to_owned()).spawn_scoped(scope, read);
+        let reader = reader.map_err(Failure::Out)?;
+        for piece in written {
+            match piece {
+                Piece::Bytes(bytes) => out.write_all(&bytes).map_err(Failure::Out)?,
+                Piece::Counts(counts) => progress(counts),
+            }
+        }
+        let exported = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        out.flush().map_err(Failure::Out)?;
+        Ok(exported)
     })
+}
+
+/// What the thread that reads hands over to the caller's.
+enum Piece {
+    Bytes(Vec<u8>),
+    Counts(Counts),
+}
+
+/// Writes by handing over. Once the caller's thread has failed, so does this.
+struct Pieces(SyncSender<Piece>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.send(Piece::Bytes(bytes.to_owned()));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn write_state(

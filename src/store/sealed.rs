@@ -16,6 +16,7 @@
 
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use flagstone_core::store::{
     Capabilities, Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch,
@@ -66,7 +67,7 @@ impl<S: Store + ?Sized> Sealed<S> {
     }
 }
 
-impl<S: Store + ?Sized> StoreRead for Sealed<S> {
+impl<S: StoreRead + ?Sized> StoreRead for Sealed<S> {
     fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
         self.inner.get(key)?.map(|row| unseal_owned(key, row)).transpose()
     }
@@ -120,6 +121,11 @@ impl<S: Store + ?Sized> Store for Sealed<S> {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn snapshot(&self) -> Option<Arc<dyn StoreRead>> {
+        let inner = Box::new(self.inner.snapshot()?);
+        Some(Arc::new(Sealed { inner }))
     }
 }
 

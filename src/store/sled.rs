@@ -69,10 +69,9 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -82,20 +81,9 @@ use flagstone_core::store::{
 
 use self::before::CLOSED_FILE;
 use self::units::{Progress, Units};
+use super::foreign::{self, KEY_BYTES_MAX, VALUE_BYTES_MAX, catching, check_lengths, locked};
 use crate::disk::{create_dirs, deleted, is_linked, sync_dir};
 use crate::setters::setters;
-
-/// Longest row the store takes, in bytes.
-///
-/// sled writes whole leaves. A leaf is split at the first visit that finds more than 16 rows and a merge brings in
-/// fewer than 4, so 24 is a safe bound; 24 of the longest rows with the longest keys still fit a page. A page of 4 KiB
-/// with a header and a seal fits as a row.
-pub const VALUE_BYTES_MAX: usize = 4608;
-
-/// Longest key the store takes, in bytes.
-///
-/// sled writes whole index nodes, of at most 256 children plus what a merge brings (fewer than 64): 384 is a safe bound.
-pub const KEY_BYTES_MAX: usize = 256;
 
 /// How many rows sled is given as one batch. Units that are longer are logged first, and written in batches of this
 /// length.
@@ -105,13 +93,17 @@ pub const KEY_BYTES_MAX: usize = 256;
 /// rows 463 MiB, of 1 000 380 MiB, of 250 359 MiB, and the shorter ones took up to a third less time.
 pub const BATCH_ROWS_MAX: usize = 500;
 
+const NAME: &str = "sled";
 /// sled's segment, its default; a directory cannot be reopened with another.
 const SEGMENT_BYTES: usize = 512 * 1024;
 /// From here on, header included, sled moves a message out of its log to a blob file: a quarter of a segment, less the
 /// segment's header.
 const BLOB_THRESHOLD: usize = SEGMENT_BYTES / 4 - 20;
 const MESSAGE_HEADER_BYTES_MAX: usize = 32;
+/// sled writes whole leaves. A leaf is split at the first visit that finds more than 16 rows and a merge brings in fewer than 4, so 24
+/// is a safe bound.
 const LEAF_ROWS_MAX: usize = 24;
+/// It writes whole index nodes, of at most 256 children plus what a merge brings (fewer than 64).
 const INDEX_CHILDREN_MAX: usize = 384;
 /// Lengths and page numbers are variable integers of at most 9 bytes, two of them beside each key.
 const ENTRY_OVERHEAD_BYTES: usize = 18;
@@ -142,12 +134,8 @@ const UNITS_TREE: &str = "units";
 const PROGRESS_KEY: &str = "progress";
 /// sled spreads its cache over 256 shards and asserts that none is empty.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
-/// How long closing may take before sled is given up on.
-const CLOSE_MAX: Duration = Duration::from_secs(60);
 /// How long the directory may stay locked after closing, while sled's threads let go of the file.
 const UNLOCK_MAX: Duration = Duration::from_secs(2);
-
-const WAY_OUT: &str = "move the directory away, and rebuild it from its blocks or restore a backup";
 
 /// How to open a [`SledStore`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,7 +234,7 @@ impl SledStore {
             // sled calls a lock that is held by its text only; trying the lock tells them apart.
             Ok(Err(sled::Error::Io(_))) if is_locked(&file) => return Err(locked(dir)),
             Ok(Err(err)) => return Err(from_sled(dir, "open", err)),
-            Err(panic) => return Err(from_panic(dir, "open", &panic)),
+            Err(panic) => return Err(foreign::from_panic(NAME, dir, "open", &panic)),
         };
         // Another store may have closed between our look and sled's lock.
         remove_if_there(&dir.join(CLOSED_FILE)).map_err(io_error)?;
@@ -321,7 +309,7 @@ impl SledStore {
         };
         match catching(|| run(trees)) {
             Ok(result) => result.map_err(|err| from_sled(&self.dir, what, err)),
-            Err(panic) => Err(self.stop(from_panic(&self.dir, what, &panic))),
+            Err(panic) => Err(self.stop(foreign::from_panic(NAME, &self.dir, what, &panic))),
         }
     }
 
@@ -404,11 +392,11 @@ impl StoreRead for SledStore {
 
 impl Store for SledStore {
     fn name(&self) -> &'static str {
-        "sled"
+        NAME
     }
 
     fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
-        check_lengths(batch)?;
+        check_lengths(NAME, batch)?;
         if batch.is_empty() {
             return Ok(());
         }
@@ -444,7 +432,7 @@ impl Drop for SledStore {
     fn drop(&mut self) {
         let Some(trees) = self.trees.take() else { return };
         // Holding the lock, we are alone with the file: sled's threads have let go of it, and no other store has it.
-        if !close(trees) || !lock_within(&self.file, UNLOCK_MAX) {
+        if !foreign::close(NAME, trees) || !lock_within(&self.file, UNLOCK_MAX) {
             return;
         }
         // If the files are kept, the next opening puts them back.
@@ -455,43 +443,11 @@ impl Drop for SledStore {
     }
 }
 
-/// Closes sled on a thread of its own, and gives up after a while: closing waits for sled's flusher thread, forever if
-/// that has panicked, and it panics itself if its last sync fails. After giving up, the directory stays locked until
-/// the process ends. Returns whether sled was closed in good order.
-fn close(trees: Trees) -> bool {
-    let (closed, wait) = mpsc::channel();
-    let closer = move || {
-        let done = catching(|| drop(trees));
-        // The receiver may have given up.
-        let _ = closed.send(done.is_ok());
-    };
-    let spawned = thread::Builder::new().name("sled-close".to_owned()).spawn(closer);
-    spawned.is_ok() && wait.recv_timeout(CLOSE_MAX).unwrap_or(false)
-}
-
 /// Frees what a batch has left behind (the second trap).
 fn collect_garbage() {
     for _ in 0..GARBAGE_ROUNDS {
         crossbeam_epoch::pin().flush();
     }
-}
-
-fn check_lengths(batch: &WriteBatch) -> Result<(), StoreError> {
-    for (key, row) in batch.iter() {
-        let row_bytes = row.map_or(0, <[u8]>::len);
-        if key.len() > KEY_BYTES_MAX {
-            return Err(too_long("key", key.len(), KEY_BYTES_MAX));
-        }
-        if row_bytes > VALUE_BYTES_MAX {
-            return Err(too_long("row", row_bytes, VALUE_BYTES_MAX));
-        }
-    }
-    Ok(())
-}
-
-fn too_long(what: &str, bytes: usize, bytes_max: usize) -> StoreError {
-    let text = format!("{what} too long: it has {bytes} bytes, sled takes at most {bytes_max}; split it");
-    StoreError::new(StoreErrorKind::Unsupported, text)
 }
 
 fn open_data_file(dir: &Path) -> io::Result<File> {
@@ -502,11 +458,7 @@ fn open_data_file(dir: &Path) -> io::Result<File> {
 /// Returns whether the files are kept as they are.
 fn prepare(dir: &Path, file: &mut File, config: &SledConfig) -> Result<bool, StoreError> {
     let io_error = |err| from_io(dir, "open", &err);
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(locked(dir)),
-        Err(TryLockError::Error(err)) => return Err(io_error(err)),
-    }
+    foreign::lock(NAME, dir, file)?;
     before::restore(dir, file).map_err(io_error)?;
     if config.verify_closed {
         check_closed(dir, file)?;
@@ -654,47 +606,18 @@ fn lock_within(file: &File, wait_max: Duration) -> bool {
     }
 }
 
-/// Runs a call, and returns the text of its panic if it has one.
-fn catching<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| match payload.downcast::<String>() {
-        Ok(text) => *text,
-        Err(payload) => payload.downcast_ref::<&str>().copied().unwrap_or("no text").to_owned(),
-    })
-}
-
-fn locked(dir: &Path) -> StoreError {
-    let text = format!("store locked: {} is open in another process or store; close it first", dir.display());
-    StoreError::new(StoreErrorKind::Locked, text)
-}
-
 fn corrupt(dir: &Path, what: &str, why: &str) -> StoreError {
-    let text = format!("corrupt store: sled could not {what} {}: {why}; {WAY_OUT}", dir.display());
-    StoreError::new(StoreErrorKind::Corrupt, text)
-}
-
-fn from_panic(dir: &Path, what: &str, panic: &str) -> StoreError {
-    corrupt(dir, what, &format!("it panicked ({panic})"))
+    foreign::corrupt(NAME, dir, what, why)
 }
 
 fn from_io(dir: &Path, what: &str, err: &io::Error) -> StoreError {
-    match err.kind() {
-        // A file is shorter than what points into it.
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => corrupt(dir, what, &err.to_string()),
-        kind => {
-            let kind =
-                if kind == io::ErrorKind::StorageFull { StoreErrorKind::Full } else { StoreErrorKind::Io };
-            StoreError::new(kind, format!("sled could not {what} {}: {err}", dir.display()))
-        }
-    }
+    foreign::from_io(NAME, dir, what, err)
 }
 
 fn from_sled(dir: &Path, what: &str, err: sled::Error) -> StoreError {
     match err {
         sled::Error::Io(err) => from_io(dir, what, &err),
-        sled::Error::Unsupported(why) => {
-            let text = format!("sled could not {what} {}: {why}; {WAY_OUT}", dir.display());
-            StoreError::new(StoreErrorKind::Unsupported, text)
-        }
+        sled::Error::Unsupported(why) => foreign::unsupported(NAME, dir, what, &why),
         sled::Error::Corruption { at: Some(at), .. } => {
             corrupt(dir, what, &format!("damaged data at {at} of its log"))
         }
@@ -800,7 +723,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store_with_one_row(dir.path());
         let scan = || store.scan(b"", &mut |_, _| panic!("visitor"));
-        assert!(catch_unwind(AssertUnwindSafe(scan)).is_err());
+        assert!(catching(scan).is_err());
         assert_eq!(store.get(b"key").unwrap(), Some(b"row".to_vec()));
     }
 

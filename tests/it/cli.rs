@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::data;
+use crate::support::{copy_dir, data, files_of};
 use flagstone::database::STORES;
 use flagstone::registry::{LAYOUTS, LayoutEntry};
 use serde_json::Value;
@@ -93,7 +93,7 @@ fn ten_mainnet_blocks_with_no_options_at_all() {
         text.lines().last().unwrap().starts_with("10 blocks, 197 writes, 10 roots compared and equal"),
         "{text}"
     );
-    assert!(text.contains("flat on sled, in a temporary directory"));
+    assert!(text.contains("flat on fjall, in a temporary directory"));
     assert!(!text.contains('\u{1b}'), "colours without a terminal");
     assert_eq!(stderr(&output), "");
 }
@@ -175,7 +175,7 @@ fn a_database_goes_on_where_it_stopped_and_answers_queries() {
     let info = flagstone(["info", "--json", "--data", &db]);
     check(&info, 0);
     let info: Value = serde_json::from_str(&stdout(&info)).unwrap();
-    assert_eq!((&info["layout"], &info["store"]), (&"patricia-path".into(), &"sled".into()));
+    assert_eq!((&info["layout"], &info["store"]), (&"patricia-path".into(), &STORES[0].name.into()));
     assert_eq!(
         (&info["closed"], &info["committed"], &info["layout_format"]),
         (&9.into(), &9.into(), &1.into())
@@ -405,19 +405,17 @@ fn settings_of_the_store_are_given_and_refused_by_name() {
         check(&output, 2);
         assert!(stderr(&output).contains(text), "{}", stderr(&output));
     };
+    let replay = |more: &[&str]| bench.replay(&[&["--store", "sled"], more].concat());
     let unknown = "store `sled` has no setting named `cash`; it takes cache_bytes, verify_closed, keep_before_bytes_max";
-    refused(bench.replay(&["--store-set", "cash=1"]), unknown);
-    refused(
-        bench.replay(&["--store-set", "cache_bytes=much"]),
-        "`cache_bytes` of store `sled` cannot be `much`",
-    );
-    refused(bench.replay(&["--store-set", "cache_bytes"]), "expected NAME=VALUE");
+    refused(replay(&["--store-set", "cash=1"]), unknown);
+    refused(replay(&["--store-set", "cache_bytes=much"]), "`cache_bytes` of store `sled` cannot be `much`");
+    refused(replay(&["--store-set", "cache_bytes"]), "expected NAME=VALUE");
     assert!(!Path::new(&bench.path("db")).exists(), "nothing is made before the settings are looked at");
     let input = bench.path("in.jsonl");
     refused(flagstone(["replay", "--store", "memory", "--store-set", "a=1", &input]), "takes no settings");
 
     // A store that does not verify leaves no checksum behind.
-    check(&bench.replay(&["--store-set", "verify_closed=false", "--store-set", "cache_bytes=2000000"]), 0);
+    check(&replay(&["--store-set", "verify_closed=false", "--store-set", "cache_bytes=2000000"]), 0);
     let db = bench.path("db");
     let closed = Path::new(&db).join("store/closed");
     assert!(!closed.exists());
@@ -522,41 +520,49 @@ fn another_layout_than_the_databases_is_exit_3() {
 #[test]
 fn a_damaged_database_is_exit_3_and_never_a_panic() {
     type Damage = fn(&Path);
-    let cases: [(&str, Damage); 8] = [
-        ("store emptied", |db| {
+    let cases: [(&str, &str, Damage); 10] = [
+        ("fjall", "store emptied", |db| {
             fs::remove_dir_all(db.join("store")).unwrap();
             fs::create_dir(db.join("store")).unwrap();
         }),
-        ("store removed", |db| fs::remove_dir_all(db.join("store")).unwrap()),
-        ("store files cut to 0 bytes", |db| {
-            for entry in fs::read_dir(db.join("store")).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_file() {
-                    fs::write(path, "").unwrap();
-                }
+        ("fjall", "store removed", |db| fs::remove_dir_all(db.join("store")).unwrap()),
+        ("sled", "store files cut to 0 bytes", |db| {
+            for path in files_of(&db.join("store")) {
+                fs::write(path, "").unwrap();
             }
         }),
-        ("log cut to 0 bytes as if after a kill", |db| {
+        ("fjall", "store files cut to 0 bytes", |db| {
+            for path in files_of(&db.join("store")) {
+                fs::write(path, "").unwrap();
+            }
+        }),
+        ("fjall", "a byte flipped in every 4 KiB of the store's journal", |db| {
+            let path = db.join("store/rows/0.jnl");
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.iter_mut().skip(100).step_by(4096).for_each(|byte| *byte ^= 0x10);
+            fs::write(&path, bytes).unwrap();
+        }),
+        ("sled", "log cut to 0 bytes as if after a kill", |db| {
             let _ = fs::remove_file(db.join("store/closed"));
             fs::write(db.join("store/db"), "").unwrap();
         }),
-        ("a byte flipped in every 4 KiB of the log", |db| {
+        ("sled", "a byte flipped in every 4 KiB of the log", |db| {
             let path = db.join("store/db");
             let mut bytes = fs::read(&path).unwrap();
             bytes.iter_mut().skip(100).step_by(4096).for_each(|byte| *byte ^= 0x10);
             fs::write(&path, bytes).unwrap();
         }),
-        ("marker emptied", |db| fs::write(db.join("FLAGSTONE"), "").unwrap()),
-        ("journal removed", |db| fs::remove_dir_all(db.join("journal")).unwrap()),
-        ("journal cut", |db| {
+        ("fjall", "marker emptied", |db| fs::write(db.join("FLAGSTONE"), "").unwrap()),
+        ("sled", "journal removed", |db| fs::remove_dir_all(db.join("journal")).unwrap()),
+        ("fjall", "journal cut", |db| {
             for entry in fs::read_dir(db.join("journal")).unwrap() {
                 fs::write(entry.unwrap().path(), "").unwrap();
             }
         }),
     ];
-    for (name, damage) in cases {
+    for (store, name, damage) in cases {
         let bench = Bench::new(&mainnet_lines(0..5));
-        check(&bench.replay(&[]), 0);
+        check(&bench.replay(&["--store", store]), 0);
         let db = bench.dir.path().join("db");
         damage(&db);
         let before: Vec<_> = fs::read_dir(&db).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -654,16 +660,6 @@ fn segments(bench: &Bench) -> Vec<std::path::PathBuf> {
     paths
 }
 
-fn copy_dir(from: &str, to: &str) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_file() {
-            fs::copy(entry.path(), Path::new(to).join(entry.file_name())).unwrap();
-        }
-    }
-}
-
 #[test]
 fn the_way_out_of_a_damaged_journal_leads_out() {
     let bench = with_a_late_refusal();
@@ -691,10 +687,10 @@ fn the_way_out_of_a_damaged_journal_leads_out() {
     check(&bench.replay(&[]), 0);
 
     // A store that is lost back to before a revert in the new journal goes back all the same.
-    copy_dir(&bench.path("db/store"), &bench.path("older"));
+    copy_dir(bench.path("db/store").as_ref(), bench.path("older").as_ref());
     check(&flagstone(["revert", "--data", &db, "7"]), 0);
     fs::remove_dir_all(bench.path("db/store")).unwrap();
-    copy_dir(&bench.path("older"), &bench.path("db/store"));
+    copy_dir(bench.path("older").as_ref(), bench.path("db/store").as_ref());
     assert_eq!(bench.root(), stated_root(7));
     check(&flagstone(["check", "--data", &db]), 0);
 }

@@ -212,3 +212,16 @@ pub fn copy_dir(from: &Path, to: &Path) {
         }
     }
 }
+
+/// All files below a directory.
+pub fn files_of(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => files.extend(files_of(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files
+}

@@ -82,7 +82,9 @@ fn the_core_does_no_input_or_output() {
 }
 
 #[test]
-fn only_its_own_file_knows_sled() {
+fn only_their_own_files_know_sled_and_fjall() {
+    check_only_in("src", "fjall::", &["src/store/"]);
+    check_only_in("src", "FjallStore", &["src/store/", "src/database/stores.rs"]);
     check_only_in("src", "sled::", &["src/store/"]);
     check_only_in("src", "crossbeam_epoch::", &["src/store/sled.rs"]);
 }

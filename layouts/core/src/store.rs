@@ -137,6 +137,12 @@ pub trait Store: StoreRead {
 
     /// What this store can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// The rows as they are now, for as long as they are held, whatever is written meanwhile; `None` from a store that cannot. Who holds
+    /// a snapshot holds the store open.
+    fn snapshot(&self) -> Option<Arc<dyn StoreRead>> {
+        None
+    }
 }
 
 /// Reading through a pointer is reading what it points to, each call by the store's own way.
@@ -174,6 +180,9 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     }
     fn capabilities(&self) -> Capabilities {
         (**self).capabilities()
+    }
+    fn snapshot(&self) -> Option<Arc<dyn StoreRead>> {
+        (**self).snapshot()
     }
 }
 

@@ -19,7 +19,7 @@ use flagstone_core::store::{
 };
 use flagstone_core::types::{BlockNumber, StateId};
 
-use super::readers::{Readers, Snapshot, Ticket};
+use super::readers::{Bounds, Readers, Snapshot, Ticket};
 use crate::engine::meta::{BlockRoot, StoredHead};
 
 /// A committed state: its rows are the store's with the layers over them.
@@ -201,14 +201,14 @@ pub struct Rows {
 
 impl Rows {
     /// A store whose rows are at the given state.
-    pub fn new(store: Box<dyn Store>, head: &StoredHead, reader_bytes_max: usize) -> Self {
+    pub fn new(store: Box<dyn Store>, head: &StoredHead, bounds: Bounds) -> Self {
         let StoredHead { block, root, state, .. } = *head;
         let base = Base { block, root, state, ..Base::default() };
         Self {
             current: RwLock::new(store.into()),
             base: RwLock::new(Arc::new(base)),
             applying: AtomicU64::new(0),
-            readers: Arc::new(Readers::new(reader_bytes_max)),
+            readers: Arc::new(Readers::new(bounds)),
             failed: OnceLock::new(),
         }
     }
@@ -227,6 +227,7 @@ impl Rows {
         while Arc::strong_count(&store) > 1 {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.readers.give_back();
     }
 
     /// Returns when all that was written is on the disk.
@@ -349,7 +350,11 @@ mod tests {
     /// Who reads a batch that is taken back is told what is overwritten after that, as a batch in its place is of another generation.
     #[test]
     fn who_reads_what_is_taken_back_sees_nothing_of_what_comes_in_its_place() {
-        let rows = Rows::new(Box::new(MemoryStore::new()), &StoredHead::default(), usize::MAX);
+        let rows = Rows::new(
+            Box::new(MemoryStore::new()),
+            &StoredHead::default(),
+            Bounds { kept_bytes: usize::MAX, lent_bytes: u64::MAX },
+        );
         let commit = |keys: &[u8], value: u8| {
             let mut batch = WriteBatch::default();
             keys.iter().for_each(|key| batch.put([*key], [value]));

@@ -4,3 +4,4 @@ mod base;
 mod readers;
 
 pub use base::{Base, Held, Layer, Layered, Rows, require_atomic_batches};
+pub use readers::Bounds;

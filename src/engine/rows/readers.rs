@@ -5,13 +5,17 @@
 //! while somebody reads an earlier state, and keeps that ([`Readers::keep`]). A reader asks the store first and what was kept
 //! then: what was kept before the unit began has the last word, so it does not matter how far the unit has come.
 //!
-//! What is kept is bounded in bytes. At the bound the oldest reader's reads fail from then on, with
+//! A store that lends snapshots ([`Store::snapshot`]) is asked for one instead: it has all rows as they were before the unit, so nothing
+//! is read or kept in memory, and what was overwritten stays on the disk.
+//!
+//! What is kept is bounded in bytes, in memory and on the disk. At the bound the oldest reader's reads fail from then on, with
 //! [`StoreErrorKind::Expired`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, ControlFlow};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use flagstone_core::store::{Row, Store, StoreError, StoreErrorKind, StoreRead, Visit, WriteBatch};
 
@@ -22,10 +26,19 @@ const KEEP_ROWS: usize = 1024;
 /// About what a kept row takes beside its key and bytes.
 const KEPT_BYTES: usize = 96;
 
+/// How much may be kept for readers.
+#[derive(Clone, Copy)]
+pub struct Bounds {
+    /// Bytes of rows in memory.
+    pub kept_bytes: usize,
+    /// Bytes that are written while a store lends a snapshot.
+    pub lent_bytes: u64,
+}
+
 /// Who reads which generation, and what is kept for them.
 pub struct Readers {
     state: RwLock<State>,
-    bytes_max: usize,
+    bounds: Bounds,
 }
 
 #[derive(Default)]
@@ -34,7 +47,10 @@ struct State {
     active: BTreeMap<u64, Vec<Arc<AtomicBool>>>,
     /// In the order of units.
     kept: VecDeque<Arc<Kept>>,
+    /// Of rows that are kept.
     bytes: usize,
+    /// Of units, while there were readers.
+    written: u64,
 }
 
 /// What a unit overwrites, as it was before.
@@ -43,6 +59,10 @@ struct Kept {
     through: u64,
     rows: BTreeMap<Vec<u8>, Row>,
     bytes: usize,
+    /// All rows, from a store that lends them; then none are kept.
+    lent: Option<Arc<dyn StoreRead>>,
+    /// What was [`written`](State::written) before the unit.
+    written_before: u64,
 }
 
 impl State {
@@ -52,6 +72,22 @@ impl State {
         let needless = |kept: &mut Arc<Kept>| oldest.is_none_or(|oldest| oldest >= kept.through);
         while let Some(kept) = self.kept.pop_front_if(needless) {
             self.bytes -= kept.bytes;
+        }
+    }
+
+    /// Bytes that were written while the oldest snapshot was lent.
+    fn lent_bytes(&self) -> u64 {
+        let oldest = self.kept.iter().find(|kept| kept.lent.is_some());
+        oldest.map_or(0, |oldest| self.written - oldest.written_before)
+    }
+
+    /// Lets readers fail, the oldest first, until no more is kept than may be.
+    fn hold_to(&mut self, bounds: Bounds) {
+        while (self.bytes > bounds.kept_bytes || self.lent_bytes() > bounds.lent_bytes)
+            && let Some(oldest) = self.active.first_key_value().map(|(generation, _)| *generation)
+        {
+            self.expire(oldest);
+            self.prune();
         }
     }
 
@@ -68,8 +104,8 @@ impl State {
 }
 
 impl Readers {
-    pub fn new(bytes_max: usize) -> Self {
-        Self { state: RwLock::default(), bytes_max }
+    pub fn new(bounds: Bounds) -> Self {
+        Self { state: RwLock::default(), bounds }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -100,37 +136,65 @@ impl Readers {
         let known: Vec<Arc<Kept>> =
             state.kept.iter().filter(|kept| kept.through > newest).map(Arc::clone).collect();
         drop(state);
-        let keys = batch.iter().map(|(key, _)| key);
-        let keys: Vec<&[u8]> =
-            keys.filter(|key| known.iter().all(|kept| !kept.rows.contains_key(*key))).collect();
-        let (mut rows, mut bytes, mut failed) = (BTreeMap::new(), 0, false);
-        for keys in keys.chunks(KEEP_ROWS) {
-            let Ok(read) = store.get_many(keys) else {
-                failed = true;
-                break;
-            };
-            for (key, row) in keys.iter().zip(read) {
-                bytes += KEPT_BYTES + key.len() + row.as_ref().map_or(0, Vec::len);
-                rows.insert(key.to_vec(), row);
-            }
-        }
+        let is_lent = known.iter().any(|kept| kept.lent.is_some());
+        let kept = if is_lent { Some(None) } else { kept_of(through, batch, store, &known).map(Some) };
         let mut state = self.change();
-        if failed {
+        match kept {
+            Some(kept) => {
+                let kept = kept.map(|kept| Kept { written_before: state.written, ..kept });
+                state.bytes += kept.as_ref().map_or(0, |kept| kept.bytes);
+                state.kept.extend(kept.map(Arc::new));
+                state.written += batch.bytes() as u64;
+            }
             // They would be told of newer rows.
-            while let Some(oldest) = state.active.range(..through).next().map(|(generation, _)| *generation) {
-                state.expire(oldest);
+            None => {
+                while let Some(oldest) =
+                    state.active.range(..through).next().map(|(generation, _)| *generation)
+                {
+                    state.expire(oldest);
+                }
             }
         }
-        state.bytes += bytes;
-        state.kept.push_back(Arc::new(Kept { through, rows, bytes }));
         state.prune();
-        while state.bytes > self.bytes_max
-            && let Some(oldest) = state.active.first_key_value().map(|(generation, _)| *generation)
-        {
+        state.hold_to(self.bounds);
+    }
+
+    /// Gives back what the store has lent, as it is to be closed. The readers fail from then on.
+    pub fn give_back(&self) {
+        let mut state = self.change();
+        while let Some(oldest) = state.active.first_key_value().map(|(generation, _)| *generation) {
             state.expire(oldest);
-            state.prune();
+        }
+        let kept = std::mem::take(&mut state.kept);
+        state.bytes = 0;
+        state.prune();
+        drop(state);
+        let mut lent: Vec<Arc<dyn StoreRead>> =
+            kept.iter().filter_map(|kept| kept.lent.as_ref().map(Arc::clone)).collect();
+        drop(kept);
+        // Who is in the middle of a read has one of its own.
+        while lent.iter_mut().any(|lent| Arc::get_mut(lent).is_none()) {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// What is kept of what a unit overwrites, beyond what is known; `None` if the store fails.
+fn kept_of(through: u64, batch: &WriteBatch, store: &dyn Store, known: &[Arc<Kept>]) -> Option<Kept> {
+    let (mut rows, mut bytes) = (BTreeMap::new(), 0);
+    if let Some(lent) = store.snapshot() {
+        return Some(Kept { through, rows, bytes, lent: Some(lent), written_before: 0 });
+    }
+    let keys = batch.iter().map(|(key, _)| key);
+    let keys: Vec<&[u8]> =
+        keys.filter(|key| known.iter().all(|kept| !kept.rows.contains_key(*key))).collect();
+    for keys in keys.chunks(KEEP_ROWS) {
+        for (key, row) in keys.iter().zip(store.get_many(keys).ok()?) {
+            bytes += KEPT_BYTES + key.len() + row.as_ref().map_or(0, Vec::len);
+            rows.insert(key.to_vec(), row);
+        }
+    }
+    Some(Kept { through, rows, bytes, lent: None, written_before: 0 })
 }
 
 /// Somebody reads a generation.
@@ -150,7 +214,7 @@ impl Ticket {
         if !self.is_expired() {
             return Ok(());
         }
-        let problem = "more was written since this read began than is kept for readers (`reader_bytes_max`); begin again";
+        let problem = "more was written since this read began than is kept for readers (`reader_bytes_max`, `lent_bytes_max`); begin again";
         Err(StoreError::new(StoreErrorKind::Expired, problem))
     }
 }
@@ -174,24 +238,61 @@ pub struct Snapshot<'a> {
     pub store: Arc<dyn Store>,
 }
 
+impl Snapshot<'_> {
+    /// Reads from the store, or from what it has lent if it has, and lets what was kept in memory have the last word.
+    fn read<T>(
+        &self,
+        read: impl Fn(&dyn StoreRead) -> Result<T, StoreError>,
+        last_word: impl Fn(&mut T, &[&BTreeMap<Vec<u8>, Row>]),
+    ) -> Result<T, StoreError> {
+        let mut lent = self.lent(&self.ticket.readers.read());
+        loop {
+            self.ticket.check()?;
+            let mut rows = match &lent {
+                Some(lent) => read(lent)?,
+                None => read(&self.store)?,
+            };
+            let state = self.ticket.readers.read();
+            self.ticket.check()?;
+            let lent_now = self.lent(&state);
+            if lent.is_none() && lent_now.is_some() {
+                lent = lent_now;
+                continue;
+            }
+            let before_it = state.kept_for(self.ticket.generation).take_while(|kept| kept.lent.is_none());
+            last_word(&mut rows, &before_it.map(|kept| &kept.rows).collect::<Vec<_>>());
+            return Ok(rows);
+        }
+    }
+
+    /// What the store has lent for this reader.
+    fn lent(&self, state: &State) -> Option<Arc<dyn StoreRead>> {
+        state.kept_for(self.ticket.generation).find_map(|kept| kept.lent.as_ref().map(Arc::clone))
+    }
+}
+
 impl StoreRead for Snapshot<'_> {
     fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-        let row = self.store.get(key)?;
-        let state = self.ticket.readers.read();
-        self.ticket.check()?;
-        let old = state.kept_for(self.ticket.generation).find_map(|kept| kept.rows.get(key));
-        Ok(old.cloned().unwrap_or(row))
+        self.read(
+            |store| store.get(key),
+            |row, kept| {
+                if let Some(old) = kept.iter().find_map(|rows| rows.get(key)) {
+                    row.clone_from(old);
+                }
+            },
+        )
     }
 
     fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Row>, StoreError> {
-        let mut rows = self.store.get_many(keys)?;
-        let state = self.ticket.readers.read();
-        self.ticket.check()?;
-        for (key, row) in keys.iter().zip(&mut rows) {
-            let old = state.kept_for(self.ticket.generation).find_map(|kept| kept.rows.get(*key));
-            old.into_iter().for_each(|old| row.clone_from(old));
-        }
-        Ok(rows)
+        self.read(
+            |store| store.get_many(keys),
+            |rows, kept| {
+                for (key, row) in keys.iter().zip(rows) {
+                    let old = kept.iter().find_map(|rows| rows.get(*key));
+                    old.into_iter().for_each(|old| row.clone_from(old));
+                }
+            },
+        )
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
@@ -220,39 +321,44 @@ type SomeRows = (BTreeMap<Vec<u8>, Row>, Option<Vec<u8>>);
 impl Snapshot<'_> {
     /// The first rows under a prefix from a key on.
     fn some_rows(&self, prefix: &[u8], at: &[u8]) -> Result<SomeRows, StoreError> {
-        let (mut rows, mut more) = (BTreeMap::new(), false);
-        self.store.scan_from(prefix, at, &mut |key, row| {
-            more = rows.len() == SCAN_ROWS;
-            if more {
-                return ControlFlow::Break(());
+        let scan = |store: &dyn StoreRead| {
+            let (mut rows, mut more) = (BTreeMap::new(), false);
+            store.scan_from(prefix, at, &mut |key, row| {
+                more = rows.len() == SCAN_ROWS;
+                if more {
+                    return ControlFlow::Break(());
+                }
+                rows.insert(key.to_vec(), Some(row.to_vec()));
+                ControlFlow::Continue(())
+            })?;
+            let end = rows.last_key_value().map(|(key, _)| key.clone()).filter(|_| more);
+            Ok((rows, end))
+        };
+        self.read(scan, |(rows, end), kept| {
+            let mut old: BTreeMap<&[u8], &Row> = BTreeMap::new();
+            for kept in kept {
+                let range = kept.range::<[u8], _>((Bound::Included(at), Bound::Unbounded));
+                let inside = |key: &[u8]| {
+                    key.starts_with(prefix) && end.as_ref().is_none_or(|end| key <= end.as_slice())
+                };
+                for (key, row) in range.take_while(|(key, _)| inside(key)) {
+                    old.entry(key).or_insert(row);
+                }
             }
-            rows.insert(key.to_vec(), Some(row.to_vec()));
-            ControlFlow::Continue(())
-        })?;
-        let end = rows.last_key_value().map(|(key, _)| key.clone()).filter(|_| more);
-        let state = self.ticket.readers.read();
-        self.ticket.check()?;
-        let mut old: BTreeMap<&[u8], &Row> = BTreeMap::new();
-        for kept in state.kept_for(self.ticket.generation) {
-            let range = kept.rows.range::<[u8], _>((Bound::Included(at), Bound::Unbounded));
-            let inside =
-                |key: &[u8]| key.starts_with(prefix) && end.as_ref().is_none_or(|end| key <= end.as_slice());
-            for (key, row) in range.take_while(|(key, _)| inside(key)) {
-                old.entry(key).or_insert(row);
-            }
-        }
-        old.into_iter().for_each(|(key, row)| drop(rows.insert(key.to_vec(), row.clone())));
-        Ok((rows, end))
+            old.into_iter().for_each(|(key, row)| drop(rows.insert(key.to_vec(), row.clone())));
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use flagstone_core::store::MemoryStore;
+    use flagstone_core::store::{Capabilities, MemoryStore};
     use proptest::prelude::*;
 
     use super::*;
     use crate::engine::rows::base::EndedStore;
+
+    const UNBOUNDED: Bounds = Bounds { kept_bytes: usize::MAX, lent_bytes: u64::MAX };
 
     type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -269,6 +375,46 @@ mod tests {
 
     fn at<'a>(ticket: &'a Ticket, memory: &Arc<MemoryStore>) -> Snapshot<'a> {
         Snapshot { ticket, store: Arc::clone(memory) as Arc<dyn Store> }
+    }
+
+    /// A store that may lend snapshots.
+    struct Lending {
+        rows: Arc<MemoryStore>,
+        lends: bool,
+    }
+
+    impl StoreRead for Lending {
+        fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+            self.rows.get(key)
+        }
+        fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+            self.rows.scan(prefix, visit)
+        }
+    }
+
+    impl Store for Lending {
+        fn name(&self) -> &'static str {
+            "lending"
+        }
+        fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
+            self.rows.write(batch)
+        }
+        fn sync(&self) -> Result<(), StoreError> {
+            self.rows.sync()
+        }
+        fn capabilities(&self) -> Capabilities {
+            self.rows.capabilities()
+        }
+        fn snapshot(&self) -> Option<Arc<dyn StoreRead>> {
+            let (copy, mut rows) = (MemoryStore::new(), WriteBatch::default());
+            let visit = &mut |key: &[u8], row: &[u8]| {
+                rows.put(key, row);
+                ControlFlow::Continue(())
+            };
+            self.rows.scan(&[], visit).unwrap();
+            copy.write(&rows).unwrap();
+            self.lends.then(|| Arc::new(copy) as Arc<dyn StoreRead>)
+        }
     }
 
     fn scanned(snapshot: &Snapshot<'_>, prefix: &[u8], from: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -291,15 +437,19 @@ mod tests {
 
         /// Each reader sees the store as it was when it began, whatever units came since, also in the middle of a unit.
         #[test]
-        fn readers_see_the_state_that_they_began_with(units in units(), leave in prop::collection::vec(0..12usize, 12)) {
-            let (readers, memory) = (Arc::new(Readers::new(usize::MAX)), Arc::new(MemoryStore::new()));
+        fn readers_see_the_state_that_they_began_with(
+            units in units(),
+            leave in prop::collection::vec(0..12usize, 12),
+            lends in prop::collection::vec(any::<bool>(), 12),
+        ) {
+            let (readers, memory) = (Arc::new(Readers::new(UNBOUNDED)), Arc::new(MemoryStore::new()));
             let mut model = Model::new();
             let mut reading: Vec<(Ticket, Model)> = Vec::new();
-            for (generation, (unit, leaves)) in (0u64..).zip(units.iter().zip(leave)) {
+            for (generation, ((unit, leaves), lends)) in (0u64..).zip(units.iter().zip(leave).zip(lends)) {
                 let (ticket, ()) = readers.begin(|| (generation, ()));
                 reading.push((ticket, model.clone()));
                 let batch = batch(unit);
-                readers.keep(generation + 1, &batch, memory.as_ref());
+                readers.keep(generation + 1, &batch, &Lending { rows: Arc::clone(&memory), lends });
                 // A part of the unit first.
                 let half: Vec<_> = batch.iter().collect();
                 let mut part = WriteBatch::default();
@@ -342,7 +492,10 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_for_nobody_and_at_the_bound_the_oldest_reader_fails() {
-        let (readers, memory) = (Arc::new(Readers::new(3 * (KEPT_BYTES + 3))), Arc::new(MemoryStore::new()));
+        let (readers, memory) = (
+            Arc::new(Readers::new(Bounds { kept_bytes: 3 * (KEPT_BYTES + 3), ..UNBOUNDED })),
+            Arc::new(MemoryStore::new()),
+        );
         let begin = |generation| readers.begin(|| (generation, ())).0;
         let unit = |generation: u64, keys: std::ops::Range<u16>| {
             let rows: Vec<_> = keys.map(|key| (key, Some(generation as u8))).collect();
@@ -370,10 +523,39 @@ mod tests {
         assert_eq!(readers.read().bytes, 0);
     }
 
+    /// One snapshot serves all who began before it, is given back when they end, and is bounded by what is written meanwhile.
+    #[test]
+    fn a_lent_snapshot_is_held_for_its_readers_and_no_longer() {
+        let unit = batch(&[(7, Some(2))]);
+        let bounds = Bounds { kept_bytes: 0, lent_bytes: 2 * unit.bytes() as u64 };
+        let (readers, memory) = (Arc::new(Readers::new(bounds)), Arc::new(MemoryStore::new()));
+        let write = |through| {
+            readers.keep(through, &unit, &Lending { rows: Arc::clone(&memory), lends: true });
+            memory.write(&unit).unwrap();
+        };
+        let begin = |generation| readers.begin(|| (generation, ())).0;
+        let get = |ticket: &Ticket| at(ticket, &memory).get(&[0, 7]);
+        let lent = || readers.read().kept.len();
+        let (first, second) = (begin(1), begin(1));
+        write(2);
+        write(3);
+        assert_eq!((lent(), get(&first).unwrap(), get(&second).unwrap()), (1, None, None));
+        drop(first);
+        assert_eq!(lent(), 1);
+        let third = begin(3);
+        write(4);
+        assert_eq!(get(&second).unwrap_err().kind(), StoreErrorKind::Expired);
+        assert_eq!((lent(), get(&third).unwrap()), (1, Some(vec![2])));
+        readers.give_back();
+        assert_eq!(get(&third).unwrap_err().kind(), StoreErrorKind::Expired);
+        drop((second, third));
+        assert_eq!(lent(), 0);
+    }
+
     /// What cannot be kept for a reader, it does not read newer.
     #[test]
     fn who_reads_while_nothing_can_be_kept_fails_and_who_begins_later_does_not() {
-        let (readers, memory) = (Arc::new(Readers::new(usize::MAX)), Arc::new(MemoryStore::new()));
+        let (readers, memory) = (Arc::new(Readers::new(UNBOUNDED)), Arc::new(MemoryStore::new()));
         let begin = |generation| readers.begin(|| (generation, ())).0;
         let (before, unit) = (begin(1), batch(&[(7, Some(2))]));
         readers.keep(2, &unit, &EndedStore::of(memory.as_ref()));
