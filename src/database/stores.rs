@@ -244,7 +244,9 @@ const FJALL: StoreEntry = StoreEntry {
     open: Held::Static(&|dir, settings| Ok(Box::new(FjallStore::open(dir, fjall_config(settings)?)?))),
     shadow: Some(Held::Static(&FjallStore::shadow)),
     copy: None,
-    damaged: None,
+    damaged: Some(Held::Static(&|dir, settings| {
+        Ok(Box::new(FjallStore::open_damaged(dir, fjall_config(settings)?)?))
+    })),
 };
 
 const SLED: StoreEntry = StoreEntry {

@@ -18,6 +18,7 @@ use super::close::Halt;
 use super::closed::Closed;
 use super::config::EngineConfig;
 use super::doubts::Changes;
+use super::events::Event;
 use super::life::{Chain, Live, Taken, Tip, Unwritten};
 use super::meta::{self, Blob, BlockFacts, BlockRoot, Lineage, PendingBlock, StoredHead, Undo};
 use super::outcome::Outcome;
@@ -171,18 +172,28 @@ impl Engine {
         let dropped = shared.in_turn(|| shared.drop_after(block))?;
         if let Some(dropped) = dropped {
             if let Some(first) = dropped.blocks().next().map(|first| first.block.number) {
-                let cause = format!("the state went back to block {block}");
+                let cause = went_back(block);
                 let error = Error::TakenBack { block: first, with: first, cause: cause.clone() };
                 shared.tell_taken_back(dropped.blocks(), 0, &error, &cause);
             }
             return self.wait_for_root(block);
         }
-        let root = shared.in_turn(|| {
-            drop(shared.await_turn(Chain::is_at_rest)?);
-            Ok(shared.revert(block)?)
+        let (root, last) = shared.in_turn(|| {
+            let last = shared.await_turn(Chain::is_at_rest)?.closed();
+            Ok((shared.revert(block)?, last))
         })?;
+        // Who waited for these blocks was answered long ago.
+        if let Some((first, last)) = block.next().zip(last).filter(|(first, last)| first <= last) {
+            let error = Error::TakenBack { block: first, with: first, cause: went_back(block) };
+            shared.subscribers.tell(|| Event::TakenBack { first, last, error: error.clone() });
+        }
         shared.wait(shared.chain(), |chain| chain.unwritten().is_empty()).map(|_| root)
     }
+}
+
+/// Why blocks are taken back that nobody refused.
+fn went_back(block: BlockNumber) -> String {
+    format!("the state went back to block {block}")
 }
 
 impl Rewind {

@@ -135,6 +135,19 @@ impl FjallStore {
     /// [`StoreErrorKind::Corrupt`] if the files are damaged; [`StoreErrorKind::Unsupported`] if another version of fjall
     /// wrote them; [`StoreErrorKind::Io`] if the operating system refuses.
     pub fn open(dir: &Path, config: FjallConfig) -> Result<Self, StoreError> {
+        Self::open_with(dir, &config, prepare)
+    }
+
+    /// The same whatever is torn: every row is then to be distrusted.
+    pub(crate) fn open_damaged(dir: &Path, config: FjallConfig) -> Result<Self, StoreError> {
+        Self::open_with(dir, &config, cut_all)
+    }
+
+    fn open_with(
+        dir: &Path,
+        config: &FjallConfig,
+        prepare: fn(&Path, &Path) -> Result<Option<journal::JournalFile>, StoreError>,
+    ) -> Result<Self, StoreError> {
         let io_error = |err| from_io(dir, "open", &err);
         let created = create_dirs(dir).map_err(io_error)?;
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(dir.join(LOCK_FILE));
@@ -142,12 +155,12 @@ impl FjallStore {
         foreign::lock(NAME, dir, &lock)?;
         let files = dir.join(FILES);
         if !files.is_dir() {
-            create(dir, &config)?;
+            create(dir, config)?;
             sync_dir(dir).map_err(io_error)?;
             created.iter().try_for_each(|parent| sync_dir(parent)).map_err(io_error)?;
         }
         let whole = prepare(dir, &files)?;
-        let (db, rows) = open_files(dir, &files, &config)?;
+        let (db, rows) = open_files(dir, &files, config)?;
         check_uncut(dir, whole)?;
         let opened = Opened { dir: dir.to_owned(), rows, db, stopped: OnceLock::new(), lock };
         Ok(Self { dir: dir.to_owned(), opened: Some(Arc::new(opened)), writing: Mutex::new(()) })
@@ -363,6 +376,18 @@ fn prepare(dir: &Path, files: &Path) -> Result<Option<journal::JournalFile>, Sto
         newest.cut().map_err(io_error)?;
     }
     Ok(newest)
+}
+
+/// Cuts off whatever is torn.
+fn cut_all(dir: &Path, files: &Path) -> Result<Option<journal::JournalFile>, StoreError> {
+    let io_error = |err| from_io(dir, "read the journals in", &err);
+    let mut journals = journal::read_all(files).map_err(io_error)?;
+    journals
+        .iter()
+        .filter(|journal| journal.is_torn)
+        .try_for_each(journal::JournalFile::cut)
+        .map_err(io_error)?;
+    Ok(journals.pop())
 }
 
 /// Whether fjall left the newest journal as whole as it was (the fifth trap).

@@ -86,6 +86,28 @@ fn a_failure_is_told_to_its_own_block_and_those_on_top_and_to_subscribers() {
     assert_eq!(told.iter().filter(|event| event.starts_with("persisted")).count(), 2, "{told:?}");
 }
 
+/// Whether the blocks were dropped, as nothing of them was written, or led back from.
+#[test]
+fn who_subscribed_is_told_of_blocks_that_are_gone_back_from() {
+    let engine = memory(config(Cadence::EVERY_BLOCK, 1));
+    (1..=5).for_each(|value| drop(engine.close_block(&update(None, 1, value)).unwrap()));
+    engine.sync().unwrap();
+    let events = engine.subscribe();
+    let taken_back = || loop {
+        match events.next_within(Duration::from_secs(60)).unwrap() {
+            Event::TakenBack { first, last, error } => break (first.0, last.0, error.to_string()),
+            _ => continue,
+        }
+    };
+    engine.revert_to(BlockNumber(2)).unwrap();
+    let (first, last, why) = taken_back();
+    assert_eq!((first, last), (3, 4));
+    assert!(why.contains("the state went back to block 2"), "{why}");
+    engine.revert_to(BlockNumber(2)).unwrap();
+    engine.revert_to(BlockNumber(1)).unwrap();
+    assert_eq!(taken_back().0, 2, "going nowhere takes nothing back");
+}
+
 /// t02 of the trials.
 #[test]
 fn a_reader_is_not_told_of_anothers_block_and_a_closer_who_knows_nothing_is_refused_once() {

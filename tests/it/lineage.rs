@@ -662,7 +662,13 @@ fn a_check_never_refuses_to_check() {
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("db");
     let make = |db: &Path| {
-        let engine = database::open_or_create(db, None, None, config(Cadence::EVERY_BLOCK, 1)).unwrap();
+        let engine = database::open_or_create(
+            db,
+            None,
+            Some(database::store("sled").unwrap()),
+            config(Cadence::EVERY_BLOCK, 1),
+        )
+        .unwrap();
         (0..4).for_each(|number| drop(engine.close_block(&block(number)).unwrap()));
         settle(&engine);
     };

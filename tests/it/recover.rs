@@ -163,10 +163,12 @@ fn a_store_that_is_gone_is_built_from_the_journal_or_from_a_dump_and_the_journal
 /// Value rows of the flat layout that the journal does not know of any more: the tries' leaves have them.
 #[test]
 fn value_rows_that_are_gone_are_built_from_the_tries() {
-    use flagstone::store::{Sealed, SledConfig, SledStore, Store, StoreRead, WriteBatch};
+    use flagstone::database::{STORES, StoreSettings};
+    use flagstone::store::{Sealed, Store, StoreRead, WriteBatch};
     let bench = Bench::new("flat");
     {
-        let store = Sealed::new(SledStore::open(&bench.db().join("store"), SledConfig::default()).unwrap());
+        let store = STORES[0].open(&bench.db().join("store"), &StoreSettings::default()).unwrap();
+        let store = Sealed::from_box(store);
         let mut batch = WriteBatch::default();
         store
             .scan(&[0x10], &mut |key, _| {

@@ -422,11 +422,12 @@ fn an_import_that_is_killed_at_its_very_end_is_finished() {
     let config = at_close();
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("db");
+    let importing = db.join(format!("import-{}", database::STORES[0].name));
     let first = database::import(&db, None, None, &dump[..], &config, &mut |_| ()).unwrap();
-    fs::rename(db.join("store"), db.join("import-sled")).unwrap();
+    fs::rename(db.join("store"), &importing).unwrap();
     assert_eq!(database::open(&db, None, config).unwrap().head().closed, Some(first.header.block));
 
-    fs::rename(db.join("store"), db.join("import-sled")).unwrap();
+    fs::rename(db.join("store"), &importing).unwrap();
     fs::remove_file(db.join("FLAGSTONE")).unwrap();
     let error = database::open(&db, None, config).unwrap_err();
     assert!(error.to_string().contains("run the same `flagstone import` again"), "{error}");

@@ -126,6 +126,9 @@ fn an_older_journal_that_is_torn_is_damage() {
     let err = open(dir.path()).unwrap_err();
     assert_eq!(err.kind(), StoreErrorKind::Corrupt);
     assert!(err.to_string().contains("0.jnl is damaged behind its first"), "{err}");
+    // Who distrusts every row gets those that are there.
+    let store = FjallStore::open_damaged(dir.path(), FjallConfig::default()).unwrap();
+    assert!(has_unit(&store, 3));
 }
 
 /// As a read that fails at the wrong byte does it.
