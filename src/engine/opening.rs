@@ -36,9 +36,7 @@ use super::running::Engine;
 use super::shared::Shared;
 use super::values::{Values, each_value};
 use crate::error::{Error, at};
-use crate::journal::{
-    Acknowledged, DatabaseId, Files, Journal, JournalConfig, Position, Recovered, Recovery,
-};
+use crate::journal::{Acknowledged, DatabaseId, Files, Journal, Position, Recovered, Recovery};
 use crate::store::Sealed;
 
 /// A database that is checked and not running yet.
@@ -224,7 +222,7 @@ impl Opening {
     fn look(&self, files: Arc<dyn Files>, dir: &Path) -> Result<Looked, Error> {
         let head = &self.head;
         let acknowledged = head.block.map(|block| Acknowledged { block, refusal: head.refusal });
-        let (journal, recovery) = Journal::inspect(files, dir, JournalConfig::default(), acknowledged)?;
+        let (journal, recovery) = Journal::inspect(files, dir, self.config.journal(), acknowledged)?;
         self.check_belongs(&journal, &recovery)?;
         let later = recovery.refusals.iter().filter(|refusal| refusal.at > head.refusal);
         let taken_back = later.map(|refusal| refusal.block).min().filter(|first| Some(*first) <= head.block);
