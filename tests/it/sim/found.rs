@@ -1,0 +1,128 @@
+//! What the simulator found in the engine, each as the shortest way to it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use flagstone::core::types::BlockNumber;
+use flagstone::engine::NewBlock;
+use flagstone::journal::faulty::FaultyFiles;
+use flagstone::journal::{Journal, JournalConfig};
+use flagstone::snapshot::export;
+use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind};
+
+use super::store::{LOG, LogStore};
+use crate::candidates::update;
+use crate::support::{Gate, config, settle};
+
+/// A disk, and the database on it.
+struct Machine {
+    layout: &'static str,
+    disk: FaultyFiles,
+    gate: Arc<Gate>,
+}
+
+impl Machine {
+    fn new(layout: &'static str) -> Self {
+        Self { layout, disk: FaultyFiles::new(), gate: Arc::default() }
+    }
+
+    fn store(&self) -> Box<LogStore> {
+        let salt = self.disk.all_operations();
+        Box::new(LogStore::open(&self.disk, Path::new("/store"), &self.gate, (false, salt)).unwrap())
+    }
+
+    fn open(&self, config: EngineConfig) -> Result<Engine, Error> {
+        let (layout, files) = (flagstone::layout(self.layout).unwrap().make(), Arc::new(self.disk.clone()));
+        Engine::open_journaled(self.store(), layout, config, files, Path::new("/journal"))
+    }
+
+    /// The engine is killed: what it still does is done to another disk. What was not synced is lost, if the power is cut.
+    fn kill(&mut self, engine: Engine, power_cut: Option<u64>) {
+        let after = self.disk.fork();
+        power_cut.into_iter().for_each(|seed| after.crash(seed));
+        self.disk = after;
+        self.gate.set(false);
+        drop(engine);
+    }
+}
+
+fn is_sound(engine: &Engine) {
+    let report = engine.check(&|_| ()).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings);
+}
+
+/// The journal of an imported database begins behind the dump's block, with its first segment: it was taken for whole, so that a store
+/// that had lost everything was a new database without a word, and the journal's blocks were put on nothing.
+#[test]
+fn an_imported_database_whose_store_is_lost_is_not_a_new_one() {
+    let from = Machine::new("flat");
+    let engine = from.open(config(Cadence::AtClose, 1)).unwrap();
+    (0..4).for_each(|value| drop(engine.close_block(&update(&[(value, 7)])).unwrap()));
+    let mut dump = Vec::new();
+    export(&engine, None, &mut dump, &mut |_| ()).unwrap();
+
+    let to = Machine::new("flat");
+    let layout = flagstone::layout("flat").unwrap().make();
+    Engine::import(to.store(), layout.as_ref(), &EngineConfig::default(), &dump[..], &mut |_| ()).unwrap();
+    let database = Engine::open(to.store(), layout, EngineConfig::default()).unwrap().database();
+    let (files, block) = (Arc::new(to.disk.clone()), BlockNumber(3));
+    Journal::begin_after(files, Path::new("/journal"), JournalConfig::default(), database, block).unwrap();
+    for blocks in [0, 1] {
+        let engine = to.open(config(Cadence::AtClose, 1)).unwrap();
+        (0..blocks).for_each(|_| drop(engine.close_block(&update(&[(9, 9)])).unwrap()));
+        drop(engine);
+        let whole = to.disk.content(&Path::new("/store").join(LOG)).unwrap();
+        to.disk.lose(&Path::new("/store").join(LOG));
+        let error = to.open(config(Cadence::AtClose, 1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert!(error.to_string().contains("are lost"), "{error}");
+        to.disk.set_content(&Path::new("/store").join(LOG), &whole);
+    }
+}
+
+/// A block had a root of its own, and after a crash was committed as one with later ones. The next opening wrote its root's row from
+/// the journal, and so promised an old state of which no node was ever written.
+#[test]
+fn no_old_state_is_promised_that_was_never_written() {
+    let mut machine = Machine::new("patricia-hash");
+    let alone = config(Cadence::AtClose, 1);
+    let engine = machine.open(alone).unwrap();
+    machine.gate.set(true);
+    (0..3).for_each(|value| drop(engine.close_block(&update(&[(value, 7)])).unwrap()));
+    machine.kill(engine, None);
+    let engine = machine.open(config(Cadence::OnRequest, 1).with_coalesce(true)).unwrap();
+    settle(&engine);
+    assert_eq!(engine.block_root(BlockNumber(1)).unwrap(), None);
+    machine.kill(engine, None);
+    let engine = machine.open(alone).unwrap();
+    assert_eq!(engine.opened().held_against, 3);
+    for block in 0..3 {
+        let root = engine.block_root(BlockNumber(block)).unwrap();
+        let state = engine.view_at(BlockNumber(block));
+        assert_eq!((root.is_some(), state.is_ok()), (block == 2, block == 2), "block {block}");
+    }
+}
+
+/// Committed blocks that are dropped took with them, in memory alone, that what takes back older ones was deleted: it stayed in the
+/// store for ever, and a check found what nothing leads to.
+#[test]
+fn what_takes_old_blocks_back_is_deleted_also_after_blocks_were_dropped() {
+    for (layout, _) in crate::support::layouts() {
+        let machine = Machine::new(layout);
+        let engine = machine.open(config(Cadence::EVERY_BLOCK, 1).with_history_blocks(1)).unwrap();
+        let close = |value| {
+            let update = update(&[(1, value)]);
+            engine.close_block(NewBlock::from(&update)).unwrap().committed().wait().unwrap();
+        };
+        close(1);
+        settle(&engine);
+        machine.gate.set(true);
+        // The writer waits with the first; the next one deletes what takes that back, and is dropped.
+        (2..4).for_each(close);
+        engine.revert_to(BlockNumber(1)).unwrap();
+        machine.gate.set(false);
+        (4..6).for_each(close);
+        settle(&engine);
+        is_sound(&engine);
+    }
+}
