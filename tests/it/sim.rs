@@ -21,6 +21,7 @@ mod draw;
 mod found;
 mod model;
 mod program;
+mod script;
 mod store;
 mod world;
 
@@ -43,8 +44,7 @@ fn variable(name: &str) -> Option<u64> {
 }
 
 fn play(world: &mut World) {
-    world.recover(false);
-    world.audit_all();
+    world.begin();
     let weights = world.draw_weights();
     for _ in 0..STEPS {
         let op = world.choose(&weights);

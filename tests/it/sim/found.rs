@@ -11,7 +11,7 @@ use flagstone::snapshot::export;
 use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind};
 
 use super::store::{LOG, LogStore};
-use crate::candidates::update;
+use crate::candidates::{slot, update};
 use crate::support::{Gate, config, settle};
 
 /// A disk, and the database on it.
@@ -124,5 +124,26 @@ fn what_takes_old_blocks_back_is_deleted_also_after_blocks_were_dropped() {
         (4..6).for_each(close);
         settle(&engine);
         is_sound(&engine);
+    }
+}
+
+/// A candidate on one that was decided was viewed by the stamp of the state below both: it lived, and could not be read once the
+/// values of the decided one had left.
+#[test]
+fn a_candidate_is_read_as_long_as_it_lives_however_few_values_are_kept() {
+    for (layout, _) in crate::support::layouts() {
+        let machine = Machine::new(layout);
+        let engine = machine.open(config(Cadence::EVERY_BLOCK, 1).with_recent_blocks_max(0)).unwrap();
+        let first = engine.propose(engine.view().state(), &update(&[(1, 1)])).unwrap();
+        let second = engine.propose(first.state(), &update(&[(2, 2)])).unwrap();
+        let third = engine.propose(second.state(), &update(&[(1, 3)])).unwrap();
+        for (decided, read) in [(&first, [1, 2]), (&second, [1, 2])] {
+            engine.decide(decided).unwrap();
+            settle(&engine);
+            assert!(third.is_alive());
+            let view = second.view();
+            assert_eq!([1, 2].map(|key| view.value(&slot(key)).unwrap()), read.map(u64::into));
+            assert_eq!([1, 2].map(|key| third.view().value(&slot(key)).unwrap()), [3.into(), 2.into()]);
+        }
     }
 }

@@ -84,7 +84,7 @@ const WHILE_DOOMED: [(Op, u64); 7] = [
 ];
 
 impl World {
-    /// Some of the operations a program does not do at all, so that programs differ.
+    /// Some of the operations are not in a program at all, so that programs differ.
     pub fn draw_weights(&mut self) -> Vec<(Op, u64)> {
         let mut weights = WEIGHTS.to_vec();
         for (op, weight) in &mut weights {
@@ -534,11 +534,10 @@ impl World {
         let dry_run = self.draw.chance(30);
         let closed = self.number();
         self.engine().commit()?;
-        let pruned = self.engine().prune(Some(keep), dry_run)?;
-        if let Some(closed) = closed.filter(|_| !dry_run && pruned.roots > 0) {
+        if let Some(closed) = closed.filter(|_| !dry_run) {
             self.root_floor = self.root_floor.max((closed + 1).saturating_sub(keep));
         }
-        Ok(())
+        self.engine().prune(Some(keep), dry_run).map(drop)
     }
 
     /// What the files are like now, for later.

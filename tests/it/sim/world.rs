@@ -339,6 +339,19 @@ impl World {
         !due && (is_held || head.persisted == head.committed)
     }
 
+    /// Opens the database for the first time; something may be planned to go wrong.
+    pub fn begin(&mut self) {
+        match self.open() {
+            Ok(engine) => self.engine = Some(engine),
+            Err(error) => self.expect_fault(&error),
+        }
+        if self.engine.is_none() || self.disk.went_wrong() {
+            self.end(End::PowerCut);
+            return self.recover(true);
+        }
+        self.identify();
+    }
+
     /// Opens the database again and again, with faults on the way if there are to be some, and finds out what it is.
     pub fn recover(&mut self, with_faults: bool) {
         let faults = if with_faults { self.draw.below(3) } else { 0 };
@@ -394,8 +407,14 @@ impl World {
                     Err(error) => panic!("blocks that state wrong roots, and: {error}"),
                 }
             }
-            let cut_off: Vec<Chain> =
-                all.iter().filter_map(|chain| Some(chain[..cut(chain)?].to_vec())).collect();
+            // Blocks that are committed as one are refused together.
+            let with_it = if self.setup.config.coalesce { 8 } else { 0 };
+            let prefixes = |chain: &Chain| {
+                let end = cut(chain)?;
+                let ends = end.saturating_sub(with_it).max(1)..=end;
+                Some(ends.map(|end| chain[..end].to_vec()).collect::<Vec<_>>())
+            };
+            let cut_off: Vec<Chain> = all.iter().filter_map(prefixes).flatten().collect();
             all.retain(|chain| cut(chain).is_none());
             all.extend(cut_off);
         }
