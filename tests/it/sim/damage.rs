@@ -8,7 +8,7 @@ use flagstone::journal::faulty::{Class, Fault};
 use flagstone::journal::{Journal, JournalConfig};
 use flagstone::snapshot::export;
 use flagstone::store::StoreError;
-use flagstone::{Engine, Error, ErrorKind};
+use flagstone::{Engine, Error, ErrorKind, StateUpdate};
 
 use super::model::{Block, State, universe};
 use super::store::LOG;
@@ -60,6 +60,47 @@ impl World {
         self.recover(false);
         self.audit_all();
         Ok(())
+    }
+
+    /// A byte of the store rots while the database runs: what is read is right, or an error. Then everything is as it was.
+    pub fn rot(&mut self) -> Result<(), Error> {
+        self.gate.set(false);
+        self.engine().commit()?;
+        self.engine().sync()?;
+        self.rest();
+        let (whole, log) = (self.disk.fork(), self.store_dir().join(LOG));
+        for _ in 0..4 {
+            let bytes = self.disk.content(&log).unwrap_or_default().len();
+            let (at, bits) = (self.draw.below(bytes), 1 << self.draw.below(8));
+            self.note(format!("the store rots at {at} of {bytes}"));
+            self.disk.rot(&log, at, bits);
+        }
+        self.stats.damaged += 1;
+        self.audit_running();
+        self.end(End::Killed);
+        self.disk = whole;
+        self.recover(false);
+        self.audit_all();
+        Ok(())
+    }
+
+    /// A database that is damaged while it runs.
+    fn audit_running(&mut self) {
+        let block = Block::draw(&mut self.draw, 0);
+        let block = Block { update: StateUpdate { block_number: None, ..block.update }, ..block };
+        let (engine, tip) = (self.engine(), self.tip());
+        for subject in universe() {
+            match engine.view().value(&subject) {
+                Ok(value) => {
+                    assert!(tip.says(&subject, &value), "{subject} is {value:#x} in a store that rots")
+                }
+                Err(error) => check_damage(&error),
+            }
+        }
+        match engine.close_block(&block.update) {
+            Ok(handle) => self.audit_after(engine, &tip.after(&block), handle.committed().wait()),
+            Err(error) => check_damage(&error),
+        }
     }
 
     fn do_damage(&mut self) -> Done {
@@ -141,7 +182,7 @@ impl World {
             check_damage(&error);
         }
         let block = Block::draw(&mut self.draw, 0);
-        let block = Block { update: flagstone::StateUpdate { block_number: None, ..block.update }, ..block };
+        let block = Block { update: StateUpdate { block_number: None, ..block.update }, ..block };
         match engine.close_block(&block.update) {
             Ok(handle) => self.audit_after(&engine, &state.after(&block), handle.committed().wait()),
             Err(error) => check_damage(&error),

@@ -14,6 +14,14 @@ use super::store::{LOG, LogStore};
 use crate::candidates::{slot, update};
 use crate::support::{Gate, config, settle};
 
+struct Held(Arc<Gate>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
 /// A disk, and the database on it.
 struct Machine {
     layout: &'static str,
@@ -31,18 +39,22 @@ impl Machine {
         Box::new(LogStore::open(&self.disk, Path::new("/store"), &self.gate, (false, salt)).unwrap())
     }
 
+    /// Holds the store back, until what is returned is dropped; also by a test that fails.
+    fn hold(&self) -> Held {
+        self.gate.set(true);
+        Held(Arc::clone(&self.gate))
+    }
+
     fn open(&self, config: EngineConfig) -> Result<Engine, Error> {
         let (layout, files) = (flagstone::layout(self.layout).unwrap().make(), Arc::new(self.disk.clone()));
         Engine::open_journaled(self.store(), layout, config, files, Path::new("/journal"))
     }
 
-    /// The engine is killed: what it still does is done to another disk. What was not synced is lost, if the power is cut.
-    fn kill(&mut self, engine: Engine, power_cut: Option<u64>) {
+    /// The engine is killed: what it still does is done to another disk.
+    fn kill(&mut self, engine: Engine) {
         let after = self.disk.fork();
-        power_cut.into_iter().for_each(|seed| after.crash(seed));
-        self.disk = after;
-        self.gate.set(false);
         drop(engine);
+        self.disk = after;
     }
 }
 
@@ -87,13 +99,15 @@ fn no_old_state_is_promised_that_was_never_written() {
     let mut machine = Machine::new("patricia-hash");
     let alone = config(Cadence::AtClose, 1);
     let engine = machine.open(alone).unwrap();
-    machine.gate.set(true);
+    let held = machine.hold();
     (0..3).for_each(|value| drop(engine.close_block(&update(&[(value, 7)])).unwrap()));
-    machine.kill(engine, None);
+    let after = machine.disk.fork();
+    drop((held, engine));
+    machine.disk = after;
     let engine = machine.open(config(Cadence::OnRequest, 1).with_coalesce(true)).unwrap();
     settle(&engine);
     assert_eq!(engine.block_root(BlockNumber(1)).unwrap(), None);
-    machine.kill(engine, None);
+    machine.kill(engine);
     let engine = machine.open(alone).unwrap();
     assert_eq!(engine.opened().held_against, 3);
     for block in 0..3 {
@@ -116,11 +130,11 @@ fn what_takes_old_blocks_back_is_deleted_also_after_blocks_were_dropped() {
         };
         close(1);
         settle(&engine);
-        machine.gate.set(true);
+        let held = machine.hold();
         // The writer waits with the first; the next one deletes what takes that back, and is dropped.
         (2..4).for_each(close);
         engine.revert_to(BlockNumber(1)).unwrap();
-        machine.gate.set(false);
+        drop(held);
         (4..6).for_each(close);
         settle(&engine);
         is_sound(&engine);
@@ -146,4 +160,27 @@ fn a_candidate_is_read_as_long_as_it_lives_however_few_values_are_kept() {
             assert_eq!([1, 2].map(|key| third.view().value(&slot(key)).unwrap()), [3.into(), 2.into()]);
         }
     }
+}
+
+/// Pruning took the first block without a root of its own for the end of all roots: the states before it were promised, and their rows
+/// deleted, also when all were to be kept.
+#[test]
+fn pruning_keeps_what_states_need_that_are_before_blocks_that_were_committed_as_one() {
+    let machine = Machine::new("patricia-hash");
+    let config = config(Cadence::OnRequest, 1).with_coalesce(true);
+    let engine = machine.open(config.with_history_blocks(0).with_recent_blocks_max(0)).unwrap();
+    for value in 1..4 {
+        (0..2).for_each(|key| drop(engine.close_block(&update(&[(key, value)])).unwrap()));
+        settle(&engine);
+    }
+    let there = |block| engine.view_at(BlockNumber(block)).and_then(|view| view.value(&slot(0)));
+    let pruned = engine.prune(None, false).unwrap();
+    assert_eq!((pruned.roots, pruned.oldest), (0, Some(BlockNumber(1))));
+    for (block, value) in [(1, 1), (3, 2), (5, 3)] {
+        assert_eq!(there(block).unwrap(), value.into(), "block {block}");
+    }
+    let pruned = engine.prune(Some(2), false).unwrap();
+    assert_eq!((pruned.roots, pruned.oldest), (1, Some(BlockNumber(3))));
+    assert_eq!(there(1).unwrap_err().kind(), ErrorKind::Expired);
+    assert_eq!((there(3).unwrap(), there(5).unwrap()), (2.into(), 3.into()));
 }

@@ -103,6 +103,11 @@ impl State {
         }
     }
 
+    /// A state with these values, of which no more is known.
+    pub fn of(values: ReferenceState) -> Self {
+        Self { id: None, values: Rc::new(values), ..Self::empty(StateId::default()) }
+    }
+
     /// The state after a block on top.
     pub fn after(&self, block: &Block) -> Self {
         let mut values = ReferenceState::clone(&self.values);

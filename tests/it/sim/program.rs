@@ -8,6 +8,8 @@ use flagstone::engine::{BlockHandle, NewBlock};
 use flagstone::journal::faulty::{Class, Fault, Operation};
 use flagstone::{Cadence, Engine, Error, ErrorKind};
 
+use flagstone_testkit::reference::ReferenceState;
+
 use super::model::{Block, State, universe};
 use super::world::{End, Pace, World};
 use crate::candidates::is_gone;
@@ -39,11 +41,12 @@ pub enum Op {
     Kill,
     PowerCut,
     Damage,
+    Rot,
     FullDisk,
 }
 
 /// How often each is drawn, beside the others.
-const WEIGHTS: [(Op, u64); 26] = [
+const WEIGHTS: [(Op, u64); 27] = [
     (Op::Close, 30),
     (Op::CloseWithWitness, 2),
     (Op::CloseWrong, 3),
@@ -69,6 +72,7 @@ const WEIGHTS: [(Op, u64); 26] = [
     (Op::Kill, 2),
     (Op::PowerCut, 2),
     (Op::Damage, 2),
+    (Op::Rot, 1),
     (Op::FullDisk, 1),
 ];
 
@@ -113,8 +117,10 @@ impl World {
     pub fn step(&mut self, op: Op) {
         self.stats.steps += 1;
         self.note(format!("{op:?} on {:?}", self.number()));
-        let is_end =
-            matches!(op, Op::Reopen | Op::Kill | Op::PowerCut | Op::Damage | Op::FullDisk | Op::Race);
+        let is_end = matches!(
+            op,
+            Op::Reopen | Op::Kill | Op::PowerCut | Op::Damage | Op::Rot | Op::FullDisk | Op::Race
+        );
         let faults = self.setup.faults;
         if is_end && self.is_planned {
             self.plan_nothing();
@@ -166,7 +172,7 @@ impl World {
         ];
         let kind = self.draw.pick(&kinds);
         let at = self.draw.next() % 12;
-        let fault = self.draw.pick(&[Fault::PowerCut(at), Fault::Fail(at)]);
+        let fault = self.draw.pick(&[Fault::PowerCut(at), Fault::Fail(at), Fault::Full(at)]);
         self.plan(Class { under, kind }, fault);
     }
 
@@ -221,6 +227,7 @@ impl World {
             Op::Kill => self.reopen(End::Killed),
             Op::PowerCut => self.reopen(End::PowerCut),
             Op::Damage => self.damage(),
+            Op::Rot => self.rot(),
             Op::FullDisk => self.full_disk(),
         }
     }
@@ -386,6 +393,7 @@ impl World {
         match self.engine().propose(parent, new) {
             Ok(candidate) => {
                 assert!(is_there, "a candidate on what is gone");
+                self.proposed.insert(candidate.state(), block.update.diff.clone());
                 self.candidates.push((candidate, on.after(&block)));
             }
             Err(Error::TooManyCandidates { count, .. }) => assert_eq!(count, 8),
@@ -398,20 +406,45 @@ impl World {
         (!self.candidates.is_empty()).then(|| self.draw.below(self.candidates.len()))
     }
 
+    /// What can be computed of a candidate: its root, its witness, or what takes it back.
     fn root_of_candidate(&mut self) -> Result<(), Error> {
         let Some(index) = self.pick_candidate() else { return Ok(()) };
-        let (candidate, state) = &self.candidates[index];
-        match candidate.root() {
-            Ok(root) => {
-                assert_eq!(root.roots, state.roots());
-                Ok(())
-            }
+        let (candidate, state) = self.candidates[index].clone();
+        let computed = match self.draw.below(5) {
+            0 => candidate.compute_ahead(),
+            1 => candidate.witness(&[]).map(|witness| {
+                let changes = witness.apply(&self.proposed[&candidate.state()], &Bulk).unwrap();
+                assert_eq!(changes.roots, state.roots());
+            }),
+            2 => candidate.undo().map(|undo| {
+                let mut before = ReferenceState::clone(&state.values);
+                before.apply(&undo);
+                let before = State::of(before);
+                let parent = self
+                    .known
+                    .get(&candidate.parent())
+                    .cloned()
+                    .or_else(|| self.state_of(candidate.parent()));
+                assert!(
+                    parent.is_none_or(|parent| parent.all_values() == before.all_values()),
+                    "{candidate:?}"
+                );
+            }),
+            _ => candidate.root().map(|root| assert_eq!(root.roots, state.roots())),
+        };
+        match computed {
             Err(error) if error.kind() == ErrorKind::Expired => {
-                assert!(!self.is_alive(candidate), "{error}");
+                assert!(!self.is_alive(&candidate), "{error}");
                 Ok(())
             }
-            Err(error) => Err(error),
+            computed => computed,
         }
+    }
+
+    /// The state of a candidate that somebody has.
+    fn state_of(&self, id: StateId) -> Option<State> {
+        let of = self.candidates.iter().find(|(candidate, _)| candidate.state() == id);
+        of.map(|(_, state)| state.clone())
     }
 
     fn decide(&mut self) -> Result<(), Error> {

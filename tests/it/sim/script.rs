@@ -83,7 +83,7 @@ fn at_each(what: &str, of: usize, fault: fn(u64) -> Fault) {
             stats += stats_of_run;
         }
     }
-    eprintln!("{what}: {stats:?}");
+    eprintln!("{what}: {stats}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! One world: a disk, an engine on it, and what must be true of both.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -12,7 +13,7 @@ use flagstone::journal::faulty::{Class, Fault, FaultyFiles};
 use flagstone::journal::{Journal, JournalConfig};
 use flagstone::registry::{LAYOUTS, LayoutEntry};
 use flagstone::store::{StoreError, StoreErrorKind};
-use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, View};
+use flagstone::{Cadence, Engine, EngineConfig, Error, ErrorKind, StateDiff, View};
 
 use super::draw::Draw;
 use super::model::State;
@@ -99,6 +100,19 @@ pub struct Stats {
     pub segments_let_go: u64,
 }
 
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worlds, steps, openings, kills, power_cuts, cuts_while_recovering, .. } = self;
+        let Self { faults, damaged, refused_for_damage, segments_let_go, .. } = self;
+        write!(
+            f,
+            "{worlds} worlds, {steps} operations, {openings} openings, {kills} kills, {power_cuts} power cuts, \
+             {cuts_while_recovering} faults in recoveries, {faults} in operations, {damaged} times damaged \
+             ({refused_for_damage} refused), {segments_let_go} segments let go"
+        )
+    }
+}
+
 impl std::ops::AddAssign for Stats {
     fn add_assign(&mut self, other: Self) {
         self.worlds += other.worlds;
@@ -132,6 +146,8 @@ pub struct World {
     /// What the database may be instead, as an operation failed.
     pub others: Vec<Chain>,
     pub candidates: Vec<(Candidate, State)>,
+    /// What candidates set.
+    pub proposed: HashMap<StateId, StateDiff>,
     /// Candidates in whose place another block was decided.
     pub dead: HashSet<StateId>,
     pub pins: Vec<(View, State)>,
@@ -173,6 +189,7 @@ impl World {
             chain: vec![State::empty(StateId::default())],
             others: Vec::new(),
             candidates: Vec::new(),
+            proposed: HashMap::new(),
             dead: HashSet::new(),
             pins: Vec::new(),
             last: None,
@@ -263,6 +280,7 @@ impl World {
         self.candidates.clear();
         self.pins.clear();
         self.dead.clear();
+        self.proposed.clear();
         self.last = None;
         let Some(engine) = self.engine.take() else { return self.lose(end) };
         if end == End::Closed {
@@ -434,6 +452,13 @@ impl World {
         let tip = self.chain.last_mut().unwrap();
         tip.id = Some(view.state());
         self.known.insert(view.state(), tip.clone());
+        self.forget_old();
+    }
+
+    /// Of how many blocks the earlier states are kept.
+    fn forget_old(&mut self) {
+        let kept = self.setup.config.history_blocks as u64;
+        self.undo_floor = self.undo_floor.max(self.number().unwrap_or_default().saturating_sub(kept));
     }
 
     /// A block was closed.
@@ -442,8 +467,7 @@ impl World {
         self.known.insert(handle.state(), state.clone());
         self.chain.push(state);
         self.last = Some(handle);
-        let kept = self.setup.config.history_blocks as u64;
-        self.undo_floor = self.undo_floor.max(self.number().unwrap_or_default().saturating_sub(kept));
+        self.forget_old();
         // The block may be taken back before the step ends, and the candidates beside it are gone for good.
         self.bury();
     }
