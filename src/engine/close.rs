@@ -183,7 +183,7 @@ impl Shared {
             self.make_durable(&closed, None)?;
             self.show(&closed).map_err(|mistake| self.stop_for(mistake))?;
         }
-        proposed.into_iter().for_each(|proposed| self.candidates.decide(proposed));
+        proposed.into_iter().for_each(|proposed| self.candidates.decide(proposed, stamp));
         self.candidates.keep_on(state);
         Ok((Arc::clone(&closed.outcome), witness))
     }

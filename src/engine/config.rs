@@ -7,6 +7,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::rows::Bounds;
 use crate::error::Error;
+use crate::journal::JournalConfig;
 use crate::setters::setters;
 use crate::threads::give_way;
 
@@ -63,6 +64,9 @@ pub struct EngineConfig {
     /// With a journal, the store is synced after so many blocks (or 32 MiB of their diffs). More mean a longer replay
     /// after a crash, and nothing else.
     pub persist_every: u32,
+    /// How long a segment of the journal gets before the next one begins. The journal is let go of by whole segments: shorter ones
+    /// leave sooner, and cost more syncs.
+    pub journal_segment_bytes: u64,
     /// Most bytes of cached values in front of the layout; 0 turns the cache off. At the bound, values leave it
     /// that were not used for long.
     pub read_cache_bytes: usize,
@@ -110,6 +114,7 @@ impl EngineConfig {
         with_unwritten_batches_max => unwritten_batches_max: usize,
         with_unwritten_bytes_max => unwritten_bytes_max: usize,
         with_persist_every => persist_every: u32,
+        with_journal_segment_bytes => journal_segment_bytes: u64,
         with_read_cache_bytes => read_cache_bytes: usize,
         with_record_cache_bytes => record_cache_bytes: Option<usize>,
         with_recent_bytes_max => recent_bytes_max: usize,
@@ -141,6 +146,12 @@ impl EngineConfig {
     /// How much may be kept for readers.
     pub(super) fn reader_bounds(&self) -> Bounds {
         Bounds { kept_bytes: self.reader_bytes_max, lent_bytes: self.lent_bytes_max }
+    }
+
+    /// The bounds of its journal: zeros are not written farther ahead than a segment is long.
+    pub(super) fn journal(&self) -> JournalConfig {
+        let (config, bytes) = (JournalConfig::default(), self.journal_segment_bytes);
+        config.with_segment_bytes(bytes).with_preallocate_bytes(config.preallocate_bytes.min(bytes))
     }
 
     /// Tells a layout how much it may keep.
@@ -184,6 +195,7 @@ impl Default for EngineConfig {
             unwritten_batches_max: 8,
             unwritten_bytes_max: 16 << 20,
             persist_every: 64,
+            journal_segment_bytes: JournalConfig::default().segment_bytes,
             read_cache_bytes: 32 << 20,
             record_cache_bytes: None,
             recent_bytes_max: 16 << 20,

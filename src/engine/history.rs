@@ -379,8 +379,12 @@ impl Shared {
         for (unwritten, before) in each.into_iter().rev() {
             self.layout.taken_back(&unwritten.layer.batch, before, unwritten.root.roots);
         }
+        // Those that the commitments would have deleted as too old are there again, too. If that cannot be read, they are not counted.
+        let base = self.rows.base();
+        let there = meta::undo_chain(&self.rows.of(&base), *block);
         let mut history = self.history();
         while history.pop_back_if(|last| Some(*last) > *block).is_some() {}
+        there.into_iter().for_each(|there| *history = there);
     }
 
     /// Takes back the blocks after one; the caller holds the closer's lock, and nothing is on its way.

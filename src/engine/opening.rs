@@ -11,13 +11,15 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use flagstone_core::codec::Reader;
+use flagstone_core::commitment::Roots;
 use flagstone_core::diff::{StateDiff, Subject};
 use flagstone_core::error::StateError;
 use flagstone_core::felt::Felt;
 use flagstone_core::hash::Hasher;
 use flagstone_core::layout::{Layout, StateAt};
 use flagstone_core::store::{Store, StoreErrorKind, WriteBatch};
-use flagstone_core::types::{BlockNumber, StateId};
+use flagstone_core::trie::{TrieId, lookup};
+use flagstone_core::types::{BlockNumber, StateId, TrieKey};
 
 use super::config::EngineConfig;
 use super::doubts::{Doubts, Scrubbing};
@@ -36,9 +38,7 @@ use super::running::Engine;
 use super::shared::Shared;
 use super::values::{Values, each_value};
 use crate::error::{Error, at};
-use crate::journal::{
-    Acknowledged, DatabaseId, Files, Journal, JournalConfig, Position, Recovered, Recovery,
-};
+use crate::journal::{Acknowledged, DatabaseId, Files, Journal, Position, Recovered, Recovery};
 use crate::store::Sealed;
 
 /// A database that is checked and not running yet.
@@ -224,7 +224,7 @@ impl Opening {
     fn look(&self, files: Arc<dyn Files>, dir: &Path) -> Result<Looked, Error> {
         let head = &self.head;
         let acknowledged = head.block.map(|block| Acknowledged { block, refusal: head.refusal });
-        let (journal, recovery) = Journal::inspect(files, dir, JournalConfig::default(), acknowledged)?;
+        let (journal, recovery) = Journal::inspect(files, dir, self.config.journal(), acknowledged)?;
         self.check_belongs(&journal, &recovery)?;
         let later = recovery.refusals.iter().filter(|refusal| refusal.at > head.refusal);
         let taken_back = later.map(|refusal| refusal.block).min().filter(|first| Some(*first) <= head.block);
@@ -416,13 +416,35 @@ impl Opening {
         let oldest = meta::read_oldest(&self.store)?;
         let kept = looked.kept.iter().filter(|block| Some(block.number) >= oldest);
         for PendingBlock { number, hash, lineage, computed, .. } in kept {
-            if let (Some(root), None) = (computed, self.stored_state(*number)?) {
+            if let (Some(root), None) = (computed, self.stored_state(*number)?)
+                && self.may_have_root(root)?
+            {
                 let facts = BlockFacts { root: *root, state: lineage.state, hash: *hash };
                 meta::put_block(&mut repair.batch, *number, &facts);
                 repair.count += 1;
             }
         }
         Ok(repair)
+    }
+
+    /// Whether the store may say that a state has these roots. Of a layout that keeps old states it then reads them, and blocks that had
+    /// roots of their own may have been committed as one the next time: then the state's nodes were never written.
+    fn may_have_root(&self, root: &BlockRoot) -> Result<bool, Error> {
+        if !self.layout.keeps_old_states() {
+            return Ok(true);
+        }
+        let tries = self.layout.tries(StateAt { store: &self.store, roots: root.roots });
+        let Roots { contracts, classes } = root.roots;
+        for (trie, root) in [(TrieId::Contracts, contracts.0), (TrieId::Classes, classes.0)] {
+            match lookup(tries.as_ref(), trie, root, &TrieKey::default()) {
+                Ok(_) => {}
+                Err(StateError::Store(error)) if error.kind() != StoreErrorKind::Corrupt => {
+                    return Err(error.into());
+                }
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// Commits what the frames set once more, which must change no root.

@@ -1,7 +1,9 @@
 //! Old roots, and rows that no kept state needs any more.
 
+use std::ops::ControlFlow;
+
 use flagstone_core::commitment::Roots;
-use flagstone_core::store::WriteBatch;
+use flagstone_core::store::{StoreRead, WriteBatch, keyspace};
 use flagstone_core::types::BlockNumber;
 
 use super::life::Chain;
@@ -110,14 +112,15 @@ impl Shared {
     /// The roots that there are, and which of them stay: the last ones, and all that can be gone back to.
     fn kept_roots(&self, base: &Base, keep: Option<u64>) -> Result<Kept, Error> {
         let rows = self.rows.of(base);
-        let mut roots = Vec::new();
-        let mut at = base.block;
-        while let Some(block) = at {
-            match meta::read_block_root(&rows, block)? {
-                Some(root) => roots.push((block, root.roots)),
-                None => break,
-            }
-            at = block.0.checked_sub(1).map(BlockNumber);
+        // All there are: blocks that were committed as one with others have none, and those before them do.
+        let mut blocks = Vec::new();
+        rows.scan(&[keyspace::BLOCK], &mut |key, _| {
+            blocks.extend(meta::block_of_key(key));
+            ControlFlow::Continue(())
+        })?;
+        let mut roots = Vec::with_capacity(blocks.len());
+        for block in blocks.into_iter().rev() {
+            roots.extend(meta::read_block_root(&rows, block)?.map(|root| (block, root.roots)));
         }
         let undo = self.history().front().map(|first| first.0.saturating_sub(1));
         let wanted = keep.map_or(usize::MAX, |keep| usize::try_from(keep.max(1)).unwrap_or(usize::MAX));

@@ -1,7 +1,7 @@
 //! States that are not decided: what candidates are, and which there are.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use flagstone_core::felt::Felt;
@@ -28,8 +28,8 @@ pub struct Proposed {
     pub blobs: Vec<Blob>,
     values: ByKey<Felt>,
     bytes: usize,
-    /// It is a block like all others now.
-    decided: AtomicBool,
+    /// The stamp of its state once it is a block like all others; zero before.
+    decided: AtomicU64,
     /// What was computed for it.
     made: Mutex<Option<Made>>,
     of: Weak<Registry>,
@@ -123,9 +123,9 @@ impl Registry {
         Ok(proposed)
     }
 
-    /// It is decided.
-    pub fn decide(&self, proposed: &Proposed) {
-        proposed.decided.store(true, Ordering::SeqCst);
+    /// It is decided, and its state has a stamp.
+    pub fn decide(&self, proposed: &Proposed, stamp: u64) {
+        proposed.decided.store(stamp, Ordering::SeqCst);
         self.remove(proposed);
     }
 
@@ -166,7 +166,7 @@ impl Proposed {
     ) -> Self {
         let blob_bytes: usize = blobs.iter().map(|blob| blob.key.len() + blob.bytes.len()).sum();
         let bytes = CANDIDATE_BYTES + values.len() * VALUE_BYTES + blob_bytes;
-        let (update, blobs, decided) = (update.clone(), blobs.to_vec(), AtomicBool::new(false));
+        let (update, blobs, decided) = (update.clone(), blobs.to_vec(), AtomicU64::new(0));
         Self {
             outcome,
             parent,
@@ -180,10 +180,19 @@ impl Proposed {
         }
     }
 
-    /// The stamp by which the decided state below it is viewed.
+    /// The stamp of the decided state that is the nearest below it, or is its own: by an older one it would expire while it lives.
     pub fn stamp(&self) -> u64 {
-        let lowest = self.downwards().last().map(|lowest| &lowest.parent);
-        if let Some(Parent::Decided { stamp, .. }) = lowest { *stamp } else { 0 }
+        let stamp = |proposed: &Self| match (proposed.decided_at(), &proposed.parent) {
+            (Some(stamp), _) => Some(stamp),
+            (None, Parent::Decided { stamp, .. }) => Some(*stamp),
+            (None, Parent::Candidate(_)) => None,
+        };
+        self.downwards().find_map(stamp).unwrap_or_default()
+    }
+
+    /// The stamp of its state, if it is decided.
+    fn decided_at(&self) -> Option<u64> {
+        Some(self.decided.load(Ordering::SeqCst)).filter(|stamp| *stamp > 0)
     }
 
     pub fn state(&self) -> StateId {
@@ -210,7 +219,7 @@ impl Proposed {
                 return true;
             }
             // What is decided and not the tip is below it, or was taken back.
-            if proposed.parent.candidate().is_some_and(|parent| parent.decided.load(Ordering::SeqCst)) {
+            if proposed.parent.candidate().is_some_and(|parent| parent.decided_at().is_some()) {
                 return false;
             }
         }

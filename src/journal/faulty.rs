@@ -11,7 +11,7 @@
 //!
 //! Every random choice comes from a seed that the caller gives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,8 @@ use super::files::{Files, OpenFile};
 
 const SECTOR_BYTES: usize = 512;
 
-/// What is to go wrong. Operations are counted from 0, over all files, from [`FaultyFiles::plan`] on.
+/// What is to go wrong. Operations are counted from 0, over all files, from [`FaultyFiles::plan`] on; or those of one class,
+/// from [`FaultyFiles::plan_for`] on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Fault {
@@ -29,8 +30,40 @@ pub enum Fault {
     None,
     /// This operation fails, and those after it work.
     Fail(u64),
-    /// This operation fails and all after it, until [`FaultyFiles::crash`].
+    /// This operation fails and all after it, on whatever file, until [`FaultyFiles::crash`].
     PowerCut(u64),
+    /// From this operation on, those of the class that need room ([`Operation::Write`]) find none, until another plan.
+    Full(u64),
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Opens, reads, or asks for a size or for names.
+    Read,
+    /// Writes bytes, or makes a file or a directory: what needs room.
+    Write,
+    /// Syncs a file or a directory.
+    Sync,
+    /// Renames, removes, or sets a size.
+    Change,
+}
+
+/// Operations that are counted, and can go wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Class {
+    /// On what is there or below; everything if it is empty.
+    pub under: PathBuf,
+    /// Of this kind; of any, if none is named.
+    pub kind: Option<Operation>,
+}
+
+impl Class {
+    fn has(&self, path: &Path, kind: Operation) -> bool {
+        (self.under.as_os_str().is_empty() || path.starts_with(&self.under))
+            && self.kind.is_none_or(|of| of == kind)
+    }
 }
 
 /// Files in memory with faults. Clones are the same files.
@@ -49,7 +82,13 @@ struct Disk {
     /// What was done to names and is not synced, in order.
     unsynced: Vec<NameChange>,
     fault: Fault,
+    class: Class,
+    /// Of the class.
     operations: u64,
+    /// Of any class.
+    all_operations: u64,
+    /// Whether what is planned has happened.
+    went_wrong: bool,
     /// Files opened before a crash are of no use after it.
     boot: u64,
     /// Whether reads and writes are short and interrupted now and then.
@@ -71,6 +110,8 @@ enum NameChange {
 
 #[derive(Debug, Clone, Default)]
 struct Inode {
+    /// The name that it was made under.
+    path: PathBuf,
     cache: Vec<u8>,
     disk: Vec<u8>,
     unsynced: Vec<Change>,
@@ -117,13 +158,27 @@ impl FaultyFiles {
 
     /// Says what is to go wrong, and counts operations from 0 again.
     pub fn plan(&self, fault: Fault) {
-        let mut disk = self.disk();
-        (disk.fault, disk.operations) = (fault, 0);
+        self.plan_for(Class::default(), fault);
     }
 
-    /// Operations since the last [`FaultyFiles::plan`].
+    /// Like [`FaultyFiles::plan`], of the operations of one class; the others are not counted.
+    pub fn plan_for(&self, class: Class, fault: Fault) {
+        self.disk().plan(class, fault);
+    }
+
+    /// Operations that were counted since the last plan.
     pub fn operations(&self) -> u64 {
         self.disk().operations
+    }
+
+    /// All operations since the last plan, counted or not.
+    pub fn all_operations(&self) -> u64 {
+        self.disk().all_operations
+    }
+
+    /// Whether what is planned has gone wrong.
+    pub fn went_wrong(&self) -> bool {
+        self.disk().went_wrong
     }
 
     /// Makes reads and writes short, and interrupts them, now and then.
@@ -131,9 +186,11 @@ impl FaultyFiles {
         self.disk().nagging = true;
     }
 
-    /// Another disk with the same content, also of the page cache.
+    /// Another disk with the same content, also of the page cache, and the same plan. What was opened stays with the first.
     pub fn fork(&self) -> Self {
-        Self { disk: Arc::new(Mutex::new(self.disk().clone())) }
+        let mut disk = self.disk().clone();
+        disk.forget_unnamed();
+        Self { disk: Arc::new(Mutex::new(disk)) }
     }
 
     /// Cuts the power and turns it on again: what was not synced is there, or not, or in part. Faults are over.
@@ -159,7 +216,8 @@ impl FaultyFiles {
         }
         disk.entries = disk.durable.clone();
         disk.boot += 1;
-        (disk.fault, disk.operations) = (Fault::None, 0);
+        disk.forget_unnamed();
+        disk.plan(Class::default(), Fault::None);
     }
 
     /// A file's bytes as programs see them; `None` if there is no such file.
@@ -175,9 +233,23 @@ impl FaultyFiles {
     pub fn set_content(&self, path: &Path, bytes: &[u8]) {
         let mut disk = self.disk();
         let id = disk.files.len();
-        disk.files.push(Inode { cache: bytes.to_vec(), disk: bytes.to_vec(), unsynced: Vec::new() });
+        let (path_of, cache, disk_of) = (path.to_owned(), bytes.to_vec(), bytes.to_vec());
+        disk.files.push(Inode { path: path_of, cache, disk: disk_of, unsynced: Vec::new() });
         disk.entries.insert(path.to_owned(), Entry::File(id));
         disk.durable.insert(path.to_owned(), Entry::File(id));
+    }
+
+    /// Flips bits of a byte where it lies, also for who has the file open. Nothing happens behind the file's end.
+    pub fn rot(&self, path: &Path, offset: usize, bits: u8) {
+        let mut disk = self.disk();
+        let Ok(id) = disk.file(path) else { return };
+        let Some(inode) = disk.files.get_mut(id) else { return };
+        inode
+            .cache
+            .get_mut(offset)
+            .into_iter()
+            .chain(inode.disk.get_mut(offset))
+            .for_each(|byte| *byte ^= bits);
     }
 
     /// Takes a file away, synced.
@@ -196,15 +268,51 @@ impl FaultyFiles {
 }
 
 impl Disk {
+    fn plan(&mut self, class: Class, fault: Fault) {
+        (self.class, self.fault) = (class, fault);
+        (self.operations, self.all_operations, self.went_wrong) = (0, 0, false);
+    }
+
     /// Counts an operation and says whether it goes wrong.
-    fn step(&mut self) -> io::Result<()> {
+    fn step(&mut self, path: &Path, kind: Operation) -> io::Result<()> {
+        self.all_operations += 1;
+        let is_off = self.went_wrong && matches!(self.fault, Fault::PowerCut(_));
+        if !is_off && !self.class.has(path, kind) {
+            return Ok(());
+        }
         let operation = self.operations;
         self.operations += 1;
-        match self.fault {
+        let outcome: io::Result<()> = match self.fault {
             Fault::Fail(k) if operation == k => Err(io::Error::other("made to fail")),
-            Fault::PowerCut(k) if operation >= k => Err(io::Error::other("the power is off")),
+            Fault::PowerCut(k) if is_off || operation >= k => Err(io::Error::other("the power is off")),
+            Fault::Full(k) if operation >= k && kind == Operation::Write => {
+                Err(ErrorKind::StorageFull.into())
+            }
             _ => Ok(()),
-        }
+        };
+        self.went_wrong |= outcome.is_err();
+        outcome
+    }
+
+    /// Counts an operation on an open file.
+    fn step_in(&mut self, id: usize, kind: Operation) -> io::Result<()> {
+        let path = self.files.get_mut(id).map(|inode| std::mem::take(&mut inode.path)).unwrap_or_default();
+        let outcome = self.step(&path, kind);
+        self.files.get_mut(id).into_iter().for_each(|inode| inode.path.clone_from(&path));
+        outcome
+    }
+
+    /// Frees the content of files that have no name, and get none by a crash.
+    fn forget_unnamed(&mut self) {
+        let pending = self.unsynced.iter().filter_map(|change| match change {
+            NameChange::Put(_, entry) | NameChange::Rename(_, _, entry) => Some(*entry),
+            NameChange::Remove(_) => None,
+        });
+        let all = self.entries.values().chain(self.durable.values()).copied().chain(pending);
+        let named: BTreeSet<usize> =
+            all.filter_map(|entry| if let Entry::File(id) = entry { Some(id) } else { None }).collect();
+        let unnamed = self.files.iter_mut().enumerate().filter(|(id, _)| !named.contains(id));
+        unnamed.for_each(|(_, inode)| *inode = Inode::default());
     }
 
     fn has_parent(&self, path: &Path) -> bool {
@@ -233,7 +341,7 @@ impl Disk {
 
     /// How much of a read or write is done in one call.
     fn nagged(&self, length: usize) -> io::Result<usize> {
-        match self.operations % 5 {
+        match self.all_operations % 5 {
             1 if self.nagging => Err(ErrorKind::Interrupted.into()),
             3 if self.nagging => Ok(length.div_ceil(3)),
             _ => Ok(length),
@@ -313,7 +421,7 @@ fn write_into(bytes: &mut Vec<u8>, offset: usize, written: &[u8]) {
 impl Files for FaultyFiles {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.step()?;
+        disk.step(dir, Operation::Write)?;
         if !disk.entries.contains_key(dir) {
             disk.change(NameChange::Put(dir.to_owned(), Entry::Dir));
         }
@@ -322,7 +430,7 @@ impl Files for FaultyFiles {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut disk = self.disk();
-        disk.step()?;
+        disk.step(dir, Operation::Read)?;
         let inside = disk.entries.keys().filter(|path| path.parent() == Some(dir));
         let names = inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
         // In an order that nobody should rely on.
@@ -331,7 +439,7 @@ impl Files for FaultyFiles {
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
         let mut disk = self.disk();
-        disk.step()?;
+        disk.step(path, Operation::Write)?;
         let (id, boot) = (disk.files.len(), disk.boot);
         if let Ok(id) = disk.file(path) {
             let inode = disk.inode(id, boot)?;
@@ -339,14 +447,14 @@ impl Files for FaultyFiles {
             inode.unsynced.push(Change::SetSize(0));
             return Ok(Box::new(FaultyFile { files: self.clone(), id, boot }));
         }
-        disk.files.push(Inode::default());
+        disk.files.push(Inode { path: path.to_owned(), ..Inode::default() });
         disk.change(NameChange::Put(path.to_owned(), Entry::File(id)));
         Ok(Box::new(FaultyFile { files: self.clone(), id, boot }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
         let mut disk = self.disk();
-        disk.step()?;
+        disk.step(path, Operation::Read)?;
         let id = disk.file(path)?;
         Ok(Box::new(FaultyFile { files: self.clone(), id, boot: disk.boot }))
     }
@@ -357,7 +465,7 @@ impl Files for FaultyFiles {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.step()?;
+        disk.step(from, Operation::Change)?;
         let id = disk.file(from)?;
         disk.change(NameChange::Rename(from.to_owned(), to.to_owned(), Entry::File(id)));
         Ok(())
@@ -365,7 +473,7 @@ impl Files for FaultyFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.step()?;
+        disk.step(path, Operation::Change)?;
         disk.file(path)?;
         disk.change(NameChange::Remove(path.to_owned()));
         Ok(())
@@ -373,7 +481,7 @@ impl Files for FaultyFiles {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.step()?;
+        disk.step(dir, Operation::Sync)?;
         let (synced, rest) =
             std::mem::take(&mut disk.unsynced).into_iter().partition(|change| change.is_in(dir));
         let synced: Vec<NameChange> = synced;
@@ -398,13 +506,13 @@ impl OpenFile for FaultyFile {
 
     fn size(&mut self) -> io::Result<u64> {
         let mut disk = self.files.disk();
-        disk.step()?;
+        disk.step_in(self.id, Operation::Read)?;
         Ok(disk.inode(self.id, self.boot)?.cache.len() as u64)
     }
 
     fn read_at(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
         let mut disk = self.files.disk();
-        disk.step()?;
+        disk.step_in(self.id, Operation::Read)?;
         let wanted = disk.nagged(bytes.len())?;
         let cache = &disk.inode(self.id, self.boot)?.cache;
         let there = usize::try_from(offset).ok().and_then(|offset| cache.get(offset..)).unwrap_or_default();
@@ -417,7 +525,7 @@ impl OpenFile for FaultyFile {
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let mut disk = self.files.disk();
-        let result = disk.step();
+        let result = disk.step_in(self.id, Operation::Write);
         let count = disk.nagged(bytes.len())?;
         // A write that fails may have written some of it all the same.
         let count = if result.is_err() { count / 2 } else { count };
@@ -430,7 +538,7 @@ impl OpenFile for FaultyFile {
 
     fn set_size(&mut self, bytes: u64) -> io::Result<()> {
         let mut disk = self.files.disk();
-        disk.step()?;
+        disk.step_in(self.id, Operation::Change)?;
         let inode = disk.inode(self.id, self.boot)?;
         let change = Change::SetSize(bytes as usize);
         change.apply(&mut inode.cache);
@@ -441,7 +549,7 @@ impl OpenFile for FaultyFile {
     fn sync_data(&mut self) -> io::Result<()> {
         let mut disk = self.files.disk();
         let failing = matches!(disk.fault, Fault::Fail(_));
-        let result = disk.step();
+        let result = disk.step_in(self.id, Operation::Sync);
         let inode = disk.inode(self.id, self.boot)?;
         match &result {
             Ok(()) => {

@@ -564,9 +564,10 @@ impl Journal {
         self.refusal
     }
 
-    /// Whether it holds every block that was ever appended and not refused: nothing was trimmed yet.
+    /// Whether it holds every block that there is: it was begun for the first of them ([`Journal::begin_after`] begins it for later
+    /// ones), and nothing was trimmed yet.
     pub fn is_whole(&self) -> bool {
-        self.segments.front().is_none_or(|first| first.key.sequence == 1)
+        self.segments.front().is_none_or(|first| first.key.sequence == 1 && first.next.is_none())
     }
 
     /// The last block, synced or not; `None` if none is held.
@@ -724,7 +725,7 @@ impl Journal {
             }
             begun => self.or_poison("begin", path, begun)?,
         };
-        self.segments.push_back(Segment { key, end: HEADER_BYTES });
+        self.segments.push_back(Segment { key, end: HEADER_BYTES, next: header.next });
         self.current = Some(Current { file, synced: HEADER_BYTES, allocated: HEADER_BYTES });
         Ok(())
     }

@@ -236,7 +236,7 @@ impl Replay<'_> {
             let problem = format!("{}, and it had been synced", flaw.problem);
             return Err(self.damage(path, scan.end, &problem, &flaw.after, position + 1));
         }
-        self.recovered.segments.push(Segment { key: scan.header.key, end: scan.end });
+        self.recovered.segments.push(Segment { key: scan.header.key, end: scan.end, next: scan.header.next });
         Ok(scan)
     }
 

@@ -25,6 +25,8 @@ pub struct Recovered {
 pub(super) struct Segment {
     pub key: SegmentKey,
     pub end: u64,
+    /// The block that its header says comes next.
+    pub next: Option<BlockNumber>,
 }
 
 /// A block that is held, and where; and where its roots are. (Those that were found when the journal was opened: what this

@@ -803,6 +803,26 @@ fn segments_of_another_database_and_refusals_that_were_trimmed_are_noticed() {
     assert!(damage(&files).problem.contains("it belongs to database 06070707"), "{}", damage(&files));
 }
 
+/// One that begins behind a block lacks what came before, whatever is trimmed of it.
+#[test]
+fn a_journal_is_whole_if_it_was_begun_for_the_first_block_and_is_not_trimmed() {
+    let files = disk();
+    let mut journal = open(&files).unwrap().0;
+    assert!(journal.is_whole());
+    journal.append(BlockNumber(7), b"seven").unwrap();
+    journal.close().unwrap();
+    assert!(open(&files).unwrap().0.is_whole());
+
+    let files = disk();
+    let (database, config) = (DatabaseId::fresh(), JournalConfig::default());
+    Journal::begin_after(Arc::new(files.clone()), &dir(), config, database, BlockNumber(6)).unwrap();
+    let mut journal = open(&files).unwrap().0;
+    assert!(!journal.is_whole());
+    journal.append(BlockNumber(7), b"seven").unwrap();
+    journal.close().unwrap();
+    assert!(!open(&files).unwrap().0.is_whole());
+}
+
 #[test]
 fn a_segment_that_is_deleted_while_it_is_open_is_noticed() {
     let files = disk();

@@ -43,6 +43,7 @@ mod recover;
 mod scrub;
 #[cfg(all(feature = "blockifier", feature = "cli"))]
 mod sequencer;
+mod sim;
 mod snapshot;
 mod states;
 mod store_conformance;
