@@ -304,7 +304,7 @@ impl Rebuild<'_> {
         meta::put_head(&mut batch, &StoredHead { state, refusal: Position::default(), ..head });
         if let Some(block) = head.block.filter(|_| source != Source::Store) {
             let hash = self.salvaged.blocks.get(&block).and_then(decode).and_then(|block| block.hash);
-            meta::put_block(&mut batch, block, &BlockFacts { root: head.root, state, hash });
+            meta::put_block(&mut batch, block, &BlockFacts { root: head.root, state, first: block, hash });
         }
         store.write(&batch)?;
         store.sync()?;

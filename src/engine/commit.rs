@@ -252,9 +252,11 @@ impl Shared {
         let last = committed.last().map_or((base.block, base.root), |last| (Some(last.number), last.root));
         let of = |number| blocks.iter().map(|closed| &closed.block).find(|block| block.number == number);
         let state_after = |number| of(number).map_or(base.state, |block| block.lineage.state);
+        let mut first = blocks.first().map_or(BlockNumber(0), |closed| closed.block.number);
         for CommittedBlock { number, root, .. } in &committed {
             let (state, hash) = (state_after(*number), of(*number).and_then(|block| block.hash));
-            meta::put_block(&mut batch, *number, &BlockFacts { root: *root, state, hash });
+            meta::put_block(&mut batch, *number, &BlockFacts { root: *root, state, first, hash });
+            first = number.next().unwrap_or(*number);
         }
         let refusal = self.chain().refusal();
         let state = last.0.map_or(base.state, state_after);

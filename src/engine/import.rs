@@ -179,7 +179,7 @@ fn finish(store: &dyn Store, done: &Unfinished) -> Result<(), Error> {
     meta::put_identity(&mut batch, &done.identity);
     let state = meta::fresh_state();
     meta::put_database(&mut batch, DatabaseId::fresh());
-    meta::put_block(&mut batch, block, &BlockFacts { root, state, hash: None });
+    meta::put_block(&mut batch, block, &BlockFacts { root, state, first: block, hash: None });
     meta::put_head(&mut batch, &StoredHead { block: Some(block), root, state, ..StoredHead::default() });
     // Nothing before it may be missing when it is there.
     store.sync()?;

@@ -9,7 +9,7 @@
 //!                             refusal in the journal
 //! 0x00 "oldest"               block u64: the roots of blocks before it were pruned; not there if none were
 //! 0x00 "import"               how far an import has come that is not finished; there is no identity then (`identity.rs`)
-//! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32] | state u64 | hash
+//! 0x02 | block u64            contracts root[32] | classes root[32] | commitment[32] | state u64 | first block u64 | hash
 //!                             hash = 0, or 1 and the block's hash[32]
 //! 0x03 | block u64 | part u32 a piece of what takes the block back (at most PART_BYTES)
 //! 0x04 | length u8 | key | part u32   a piece of a blob (at most PART_BYTES); the first begins with the length, a u64
@@ -33,7 +33,7 @@ use crate::journal::{DatabaseId, Position, fresh_salt};
 use crate::store::KEY_BYTES_MAX;
 
 /// Version of the rows in this file.
-const ENGINE_FORMAT: u32 = 4;
+const ENGINE_FORMAT: u32 = 5;
 
 /// The commitment scheme: tries of height 251, Pedersen and Poseidon, state commitment v0.
 const SCHEME: &str = "starknet-state-v0";
@@ -421,6 +421,8 @@ pub struct BlockFacts {
     pub root: BlockRoot,
     /// The id of the state after it.
     pub state: StateId,
+    /// The first of the blocks that were committed as one with it: those before it have no roots of their own.
+    pub first: BlockNumber,
     pub hash: Option<BlockHash>,
 }
 
@@ -431,6 +433,7 @@ fn hash_key(hash: &BlockHash) -> Vec<u8> {
 pub fn put_block(batch: &mut WriteBatch, block: BlockNumber, facts: &BlockFacts) {
     let mut row = facts.root.to_bytes();
     row.extend_from_slice(&facts.state.0.to_be_bytes());
+    row.extend_from_slice(&facts.first.0.to_be_bytes());
     put_hash(&mut row, &facts.hash);
     batch.put(block_key(keyspace::BLOCK, block), row);
     facts.hash.iter().for_each(|hash| batch.put(hash_key(hash), block.0.to_be_bytes()));
@@ -480,9 +483,10 @@ pub fn decode_block(row: &[u8]) -> Result<BlockFacts, DecodeError> {
     let mut from = Reader::new(row);
     let root = BlockRoot::decode(&mut from)?;
     let state = StateId(from.u64("state")?);
+    let first = BlockNumber(from.u64("first block")?);
     let hash = read_hash(&mut from)?;
     from.end("block root")?;
-    Ok(BlockFacts { root, state, hash })
+    Ok(BlockFacts { root, state, first, hash })
 }
 
 /// The block of a key of a block's roots.

@@ -415,13 +415,19 @@ impl Opening {
         self.hold_blobs(looked, &mut repair)?;
         let oldest = meta::read_oldest(&self.store)?;
         let kept = looked.kept.iter().filter(|block| Some(block.number) >= oldest);
+        // The first block of those that may have been committed as one.
+        let mut begins = None;
         for PendingBlock { number, hash, lineage, computed, .. } in kept {
-            if let (Some(root), None) = (computed, self.stored_state(*number)?)
+            let (first, stored) = (*begins.get_or_insert(*number), self.stored_state(*number)?);
+            if stored.is_some() {
+                begins = None;
+            } else if let Some(root) = computed
                 && self.may_have_root(root)?
             {
-                let facts = BlockFacts { root: *root, state: lineage.state, hash: *hash };
+                let facts = BlockFacts { root: *root, state: lineage.state, first, hash: *hash };
                 meta::put_block(&mut repair.batch, *number, &facts);
                 repair.count += 1;
+                begins = None;
             }
         }
         Ok(repair)

@@ -98,6 +98,32 @@ fn put(store: &Arc<MemoryStore>, key: &[u8], row: Option<&[u8]>) {
 }
 
 #[test]
+fn blocks_that_were_committed_as_one_are_no_damage_and_a_lost_row_beside_them_is() {
+    for layout in LAYOUTS {
+        let store = Arc::new(MemoryStore::new());
+        let config = config().with_cadence(Cadence::OnRequest).with_coalesce(true);
+        let engine = Engine::open(Box::new(Arc::clone(&store)), layout.make(), config).unwrap();
+        for (number, update) in blocks().iter().enumerate() {
+            engine.close_block(update).unwrap();
+            if [1, 4, 5, 7].contains(&number) {
+                engine.commit().unwrap();
+            }
+        }
+        let report = engine.check(&|_| ()).unwrap();
+        assert!(report.is_sound() && report.blocks == 4, "{}: {:?}", layout.name, report.findings);
+        drop(engine);
+        put(&store, &[&[keyspace::BLOCK][..], &4u64.to_be_bytes()].concat(), None);
+        let report = check(layout, &store).unwrap();
+        let found = report.findings.iter().map(|finding| format!("{finding}"));
+        assert!(
+            found.into_iter().any(|found| found.contains("block 2") && found.contains("is missing")),
+            "{:?}",
+            report.findings
+        );
+    }
+}
+
+#[test]
 fn sound_databases_have_no_findings() {
     for layout in LAYOUTS {
         for count in 0..=blocks().len() {

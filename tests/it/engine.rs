@@ -92,9 +92,9 @@ fn another_format_version_or_scheme_is_refused_naming_both() {
         "layout mismatch: database was written by `flat` v9, opened as `flat` v2",
     );
     check_identity(
-        "engine-format: 4",
+        "engine-format: 5",
         "engine-format: 2",
-        "engine format mismatch: database was written by v2, opened as v4",
+        "engine format mismatch: database was written by v2, opened as v5",
     );
     check_identity(
         "scheme: starknet-state-v0",

@@ -517,10 +517,10 @@ fn a_marker_whose_id_is_no_id_is_damaged_and_one_of_an_older_format_is_refused_n
         assert!(error.to_string().contains("its id is not 32 hex digits"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Damaged);
     }
-    let old = marker.replace(id, "").replace("engine-format: 4", "engine-format: 3");
+    let old = marker.replace(id, "").replace("engine-format: 5", "engine-format: 3");
     fs::write(db.join("FLAGSTONE"), old).unwrap();
     let error = database::open(&db, None, EngineConfig::default()).unwrap_err();
-    assert!(error.to_string().contains("database was written by v3, opened as v4"), "{error}");
+    assert!(error.to_string().contains("database was written by v3, opened as v5"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Misconfigured);
     let nothing = database::open(&dir.path().join("none"), None, EngineConfig::default()).unwrap_err();
     assert_eq!(nothing.kind(), ErrorKind::Misconfigured, "{nothing}");
