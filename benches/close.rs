@@ -3,8 +3,8 @@
 //! `cargo bench -p flagstone-benches --bench close [-- [LEAVES]]` (default 10^6 leaves over 1 000 contracts, workload S):
 //!
 //! - **close**: blocks of 12 000 slots. One turn of each contender after another: `close_block` of a journaled database on
-//!   sled (flat), until it returns durable and visible, with all that is behind it done before the next turn; a batch of
-//!   the same values into a sled database of its own, synced; one append of the block's bytes to a file, and `fdatasync`.
+//!   the default store (flat), until it returns durable and visible, with all that is behind it done before the next turn; a batch of
+//!   the same values into such a store of its own, synced; one append of the block's bytes to a file, and `fdatasync`.
 //!   `back to back` is `close_block` of the next block at once, with commitments and batches going on behind.
 //! - **root**: from `close_block` returning to the root, for 100, 1 000 and 10 000 slots.
 //! - **read**: single reads of 2 000 slots that go round, and of absent ones, while nothing goes on, and while blocks of
@@ -21,9 +21,10 @@ use std::time::{Duration, Instant};
 use flagstone::core::diff::StateDiff;
 use flagstone::core::layout::Layout;
 use flagstone::core::types::{ContractAddress, StorageKey};
+use flagstone::database::STORES;
 use flagstone::registry::LAYOUTS;
-use flagstone::store::{SledConfig, SledStore, Store};
 use flagstone::{Cadence, Engine, EngineConfig, StateUpdate, database, layout};
+use flagstone_benches::store_in;
 use flagstone_benches::workload_s::{ROOTS, WorkloadS};
 use flagstone_flat::Flat;
 
@@ -87,8 +88,7 @@ fn database(dir: &Path, name: &str) -> Engine {
 }
 
 fn closing(dir: &Path, engine: &Engine, workload: &mut WorkloadS) -> std::io::Result<()> {
-    let sled = SledStore::open(&dir.join("values"), SledConfig::default());
-    let sled = sled.map_err(std::io::Error::other)?;
+    let store = store_in(&STORES[0], &dir.join("values"));
     let mut file = File::create(dir.join("appended"))?;
     let flat = Flat::new();
     let mut times: [Vec<Duration>; 4] = Default::default();
@@ -98,7 +98,7 @@ fn closing(dir: &Path, engine: &Engine, workload: &mut WorkloadS) -> std::io::Re
         block.diff.encode(&mut bytes);
         let batch = flat.stage_values(&block.diff);
         let [batched, closed, appended, _] = &mut times;
-        batched.push(timed(|| drop(sled.write(&batch).and_then(|()| sled.sync()))));
+        batched.push(timed(|| drop(store.write(&batch).and_then(|()| store.sync()))));
         closed.push(timed(|| close(engine, &block)));
         settle(engine);
         appended.push(timed(|| drop(file.write_all(&bytes).and_then(|()| file.sync_data()))));
@@ -109,7 +109,7 @@ fn closing(dir: &Path, engine: &Engine, workload: &mut WorkloadS) -> std::io::Re
     let [batched, closed, appended, running] = times.map(Times::new);
     let unit = ("ms", 1e3);
     println!("\nclose, {WRITES} slots (x: how many times faster than the batch)");
-    batched.print("a synced sled batch of the values", unit, &batched);
+    batched.print("a synced batch of the values", unit, &batched);
     closed.print("close_block", unit, &batched);
     running.print("close_block, back to back", unit, &batched);
     appended.print("append and fdatasync", unit, &batched);
@@ -196,8 +196,9 @@ fn main() -> std::io::Result<()> {
         std::env::args().filter_map(|argument| argument.parse().ok()).next_back().unwrap_or(1_000_000);
     let contracts = if leaves >= 1_000_000 { 1_000 } else { 200 };
     println!(
-        "{leaves} leaves over {contracts} contracts, {} on sled",
-        layout("flat").map_or("", |flat| flat.name)
+        "{leaves} leaves over {contracts} contracts, {} on {}",
+        layout("flat").map_or("", |flat| flat.name),
+        STORES[0].name
     );
     let dir = tempfile::tempdir()?;
     let (mut workload, base) = WorkloadS::new(leaves, contracts);

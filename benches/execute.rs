@@ -2,7 +2,7 @@
 //!
 //! One block of each workload, 200 transactions, on a state that has seen five such blocks and so is warm. All contenders
 //! execute the same transactions; nothing is closed. `hash maps` holds what the block reads and its classes, ready to run: the
-//! least that reading can cost. `flat` and the Patricia layouts are on sled, with the read cache that the engine has by
+//! least that reading can cost. `flat` and the Patricia layouts are on the default store, with the read cache that the engine has by
 //! default; `no cache` is without, which shows what a read costs the layout itself. Those run one transaction after the
 //! other. Last, the streaming executor with one and two workers. A number above 1 is faster than the first line.
 
@@ -18,11 +18,12 @@ use blockifier::state::errors::StateError;
 use blockifier::state::state_api::{StateReader, StateResult};
 use flagstone::core::felt::Felt;
 use flagstone::core::types::ClassHash;
+use flagstone::database::{STORES, StoreSettings};
 use flagstone::registry::LAYOUTS;
 use flagstone::sequencer::classes::{EngineClasses, ReadyClasses};
 use flagstone::sequencer::workload::{self, BlockOf, Genesis, Workload};
 use flagstone::sequencer::{BlockInput, ClassStore, Producer, ProducerConfig, SequencerError, ViewReader};
-use flagstone::store::{MemoryStore, SledConfig, SledStore, Store};
+use flagstone::store::{MemoryStore, Store};
 use flagstone::{Engine, EngineConfig, layout};
 use flagstone_benches::interleaved::{Contender, compare};
 use starknet_api::core as api;
@@ -67,7 +68,7 @@ impl StateReader for Maps {
     }
 }
 
-/// One layout on sled, warm, and the same rows without a cache.
+/// One layout on the default store, warm, and the same rows without a cache.
 struct State {
     name: &'static str,
     engine: Arc<Engine>,
@@ -92,8 +93,7 @@ fn state(
     classes: &Arc<dyn ClassStore>,
     workload: Workload,
 ) -> Result<State, SequencerError> {
-    let store: Arc<dyn Store> =
-        Arc::new(SledStore::open(dir, SledConfig::default()).map_err(flagstone::Error::from)?);
+    let store: Arc<dyn Store> = Arc::from(STORES[0].open(dir, &StoreSettings::default())?);
     let engine = open(&store, name, EngineConfig::default().read_cache_bytes)?;
     let producer = Producer::new(Arc::clone(&engine), Arc::clone(classes), ProducerConfig::default());
     producer.close_update(&genesis.update, &genesis.classes)?;
@@ -144,9 +144,13 @@ fn bench(
     })];
     for State { name, engine, no_cache } in &states {
         for (suffix, engine) in [("", engine), (", no cache", no_cache)] {
-            contenders.push(Contender::new(format!("{name} on sled{suffix}"), TRANSACTIONS, move || {
-                execute(ViewReader::new(engine.view(), Arc::clone(classes)), block);
-            }));
+            contenders.push(Contender::new(
+                format!("{name} on {}{suffix}", STORES[0].name),
+                TRANSACTIONS,
+                move || {
+                    execute(ViewReader::new(engine.view(), Arc::clone(classes)), block);
+                },
+            ));
         }
     }
     for workers in [1, 2] {
@@ -156,7 +160,11 @@ fn bench(
         let run = move || {
             producer.execute(block).expect("the state can be read");
         };
-        contenders.push(Contender::new(format!("flat on sled, {workers} workers"), TRANSACTIONS, run));
+        contenders.push(Contender::new(
+            format!("flat on {}, {workers} workers", STORES[0].name),
+            TRANSACTIONS,
+            run,
+        ));
     }
     compare(&format!("execute/workload={} (nanoseconds a transaction)", workload.name()), TURNS, contenders);
     Ok(())

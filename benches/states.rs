@@ -1,6 +1,6 @@
 //! What readers, refusals, ways back and candidates cost who produces blocks.
 //!
-//! `cargo bench -p flagstone-benches --bench states [-- [LEAVES]]` (default 10^5 leaves, in blocks of 1 000 slots; flat on sled in a
+//! `cargo bench -p flagstone-benches --bench states [-- [LEAVES]]` (default 10^5 leaves, in blocks of 1 000 slots; flat on the default store in a
 //! directory). Each figure is a ratio of two things that take turns:
 //!
 //! - **readers**: blocks closed and persisted in two seconds, with 16 threads that each hold trie reads of 50 ms, over without.
