@@ -352,6 +352,8 @@ impl Snapshot<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use flagstone_core::store::{Capabilities, MemoryStore};
     use proptest::prelude::*;
 
@@ -521,6 +523,57 @@ mod tests {
         );
         drop(tickets);
         assert_eq!(readers.read().bytes, 0);
+    }
+
+    /// A store to which a unit comes in the middle of the first read.
+    struct Interrupted {
+        rows: Arc<MemoryStore>,
+        unit: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    }
+
+    impl StoreRead for Interrupted {
+        fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
+            let unit = self.unit.lock().unwrap().take();
+            unit.into_iter().for_each(|unit| unit());
+            self.rows.get(key)
+        }
+        fn scan(&self, _: &[u8], _: &mut Visit<'_>) -> Result<(), StoreError> {
+            unreachable!("only gets are interrupted")
+        }
+    }
+
+    impl Store for Interrupted {
+        fn name(&self) -> &'static str {
+            "interrupted"
+        }
+        fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
+            self.rows.write(batch)
+        }
+        fn sync(&self) -> Result<(), StoreError> {
+            self.rows.sync()
+        }
+        fn capabilities(&self) -> Capabilities {
+            self.rows.capabilities()
+        }
+    }
+
+    #[test]
+    fn a_unit_that_comes_in_the_middle_of_a_read_is_not_seen_by_it() {
+        for lends in [false, true] {
+            let (readers, memory) = (Arc::new(Readers::new(UNBOUNDED)), Arc::new(MemoryStore::new()));
+            memory.write(&batch(&[(7, Some(1))])).unwrap();
+            let (ticket, ()) = readers.begin(|| (1, ()));
+            let (keeper, rows) = (Arc::clone(&readers), Arc::clone(&memory));
+            let unit = move || {
+                let unit = batch(&[(7, Some(2))]);
+                keeper.keep(2, &unit, &Lending { rows: Arc::clone(&rows), lends });
+                rows.write(&unit).unwrap();
+            };
+            let store = Interrupted { rows: Arc::clone(&memory), unit: Mutex::new(Some(Box::new(unit))) };
+            let snapshot = Snapshot { ticket: &ticket, store: Arc::new(store) };
+            assert_eq!(snapshot.get(&[0, 7]).unwrap(), Some(vec![1]), "lends: {lends}");
+            assert_eq!(memory.get(&[0, 7]).unwrap(), Some(vec![2]));
+        }
     }
 
     /// One snapshot serves all who began before it, is given back when they end, and is bounded by what is written meanwhile.
