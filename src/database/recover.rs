@@ -19,12 +19,11 @@ use std::thread;
 use flagstone_core::hash::Bulk;
 use flagstone_core::types::{BlockNumber, StateId};
 
-use super::stores;
 use super::with::With;
 use super::{
     Catalogue, JOURNAL, Marker, Options, RECOVERED, RECOVERING, STORE, StoreEntry, marker_of, put_aside,
 };
-use crate::disk::sync_dir;
+use crate::disk::{copy_file, copy_tree, sync_dir, sync_tree};
 use crate::engine::CheckReport;
 use crate::engine::identity;
 use crate::engine::import::{self, ImportProgress};
@@ -239,7 +238,7 @@ impl Rebuild<'_> {
         fs::create_dir_all(&store_dir).map_err(|error| io_error("cannot create", at, &error))?;
         match source {
             Source::Store => {
-                let copied = stores::copy_files(&self.dir.join(STORE), &store_dir);
+                let copied = copy_tree(&self.dir.join(STORE), &store_dir, &copy_file);
                 copied.map_err(|error| io_error("cannot copy the store to", &store_dir, &error))?;
             }
             Source::Journal if !self.salvaged.is_from_beginning => {
@@ -400,19 +399,6 @@ impl Built {
 
 fn decode(frame: &Recovered) -> Option<PendingBlock> {
     PendingBlock::decode(frame.block, &frame.payload).ok()
-}
-
-/// Syncs all files and directories below one, and itself.
-fn sync_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        } else {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    sync_dir(dir)
 }
 
 /// The rest of step 3, if a recovery was decided; with `write` unset it is only looked whether there is something to do.

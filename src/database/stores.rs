@@ -6,13 +6,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::disk::{copy_file, copy_tree};
 use crate::error::Error;
 use crate::registry::Held;
 use crate::store::{FjallConfig, FjallStore, SledConfig, SledStore, Store, StoreError, StoreErrorKind};
@@ -210,7 +210,7 @@ impl StoreEntry {
 
     /// Makes a private copy of its files in a directory that is there and empty. Returns how many bytes that took.
     pub(super) fn shadow(&self, from: &Path, to: &Path) -> io::Result<u64> {
-        self.shadow.as_ref().map_or_else(|| copy_files(from, to), |shadow| shadow(from, to))
+        self.shadow.as_ref().map_or_else(|| copy_tree(from, to, &copy_file), |shadow| shadow(from, to))
     }
 
     /// Opens a private copy of its files, which nobody needs afterwards.
@@ -294,23 +294,6 @@ fn sled_config(settings: &StoreSettings) -> Result<SledConfig, StoreError> {
 /// [`Error::UnknownName`] with the names there are.
 pub fn store(name: &str) -> Result<&'static StoreEntry, Error> {
     named(STORES, name)
-}
-
-/// Copies files and the directories they are in.
-pub(super) fn copy_files(from: &Path, to: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            fs::create_dir(&target)?;
-            bytes += copy_files(&entry.path(), &target)?;
-        } else {
-            // Not `fs::copy`, which takes over permissions: the copy is written to.
-            bytes += io::copy(&mut File::open(entry.path())?, &mut File::create(&target)?)?;
-        }
-    }
-    Ok(bytes)
 }
 
 /// The store of a list with a name.

@@ -475,8 +475,12 @@ pub fn read_block_state(
 /// What is kept of a committed block.
 pub fn read_block(store: &dyn StoreRead, block: BlockNumber) -> Result<Option<BlockFacts>, Error> {
     let Some(row) = store.get(&block_key(keyspace::BLOCK, block))? else { return Ok(None) };
-    let damaged = |error| Error::damaged(format!("the roots of block {block}"), error);
-    decode_block(&row).map(Some).map_err(damaged)
+    facts_of(block, &row).map(Some)
+}
+
+/// What the row of a committed block says.
+pub fn facts_of(block: BlockNumber, row: &[u8]) -> Result<BlockFacts, Error> {
+    decode_block(row).map_err(|error| Error::damaged(format!("the roots of block {block}"), error))
 }
 
 pub fn decode_block(row: &[u8]) -> Result<BlockFacts, DecodeError> {

@@ -113,15 +113,15 @@ impl Shared {
     fn kept_roots(&self, base: &Base, keep: Option<u64>) -> Result<Kept, Error> {
         let rows = self.rows.of(base);
         // All there are: blocks that were committed as one with others have none, and those before them do.
-        let mut blocks = Vec::new();
-        rows.scan(&[keyspace::BLOCK], &mut |key, _| {
-            blocks.extend(meta::block_of_key(key));
+        let mut roots = Vec::new();
+        rows.scan(&[keyspace::BLOCK], &mut |key, row| {
+            let block = meta::block_of_key(key);
+            roots
+                .extend(block.map(|block| meta::facts_of(block, row).map(|facts| (block, facts.root.roots))));
             ControlFlow::Continue(())
         })?;
-        let mut roots = Vec::with_capacity(blocks.len());
-        for block in blocks.into_iter().rev() {
-            roots.extend(meta::read_block_root(&rows, block)?.map(|root| (block, root.roots)));
-        }
+        let mut roots = roots.into_iter().collect::<Result<Vec<_>, _>>()?;
+        roots.reverse();
         let undo = self.history().front().map(|first| first.0.saturating_sub(1));
         let wanted = keep.map_or(usize::MAX, |keep| usize::try_from(keep.max(1)).unwrap_or(usize::MAX));
         let can_go_back =

@@ -48,7 +48,7 @@ use flagstone_core::store::{
 };
 
 use super::foreign::{self, catching, check_lengths};
-use crate::disk::{create_dirs, deleted, is_linked, sync_dir};
+use crate::disk::{copy_file, copy_tree, create_dirs, deleted, is_linked, sync_dir, sync_tree};
 use crate::setters::setters;
 
 const NAME: &str = "fjall";
@@ -109,7 +109,6 @@ impl Default for FjallConfig {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct FjallStore {
-    dir: PathBuf,
     /// `None` only while it is dropped.
     opened: Option<Arc<Opened>>,
     /// Who holds it writes: one unit after the other.
@@ -163,7 +162,7 @@ impl FjallStore {
         let (db, rows) = open_files(dir, &files, config)?;
         check_uncut(dir, whole)?;
         let opened = Opened { dir: dir.to_owned(), rows, db, stopped: OnceLock::new(), lock };
-        Ok(Self { dir: dir.to_owned(), opened: Some(Arc::new(opened)), writing: Mutex::new(()) })
+        Ok(Self { opened: Some(Arc::new(opened)), writing: Mutex::new(()) })
     }
 
     /// Makes what [`FjallStore::open`] can open of the files of a store that is not open, in a directory that is empty: tables are
@@ -175,7 +174,7 @@ impl FjallStore {
         }
         let journals = journal::read_all(&files)?;
         fs::create_dir(&shadow)?;
-        let mut bytes = copy_but_tables(&files, &shadow)?;
+        let mut bytes = copy_tree(&files, &shadow, &copy_or_link)?;
         for journal in journals {
             if let Some(name) = journal.path.file_name() {
                 bytes += journal.copy(&shadow.join(name))?;
@@ -288,7 +287,7 @@ impl Store for FjallStore {
         let synced = opened.call("sync", || opened.db.persist(PersistMode::SyncAll)).and_then(|()| {
             let is_there =
                 is_linked(&opened.lock).and_then(|linked| if linked { Ok(()) } else { Err(deleted()) });
-            is_there.map_err(|err| from_io(&self.dir, "sync", &err))
+            is_there.map_err(|err| from_io(&opened.dir, "sync", &err))
         });
         synced.map_err(|err| opened.stop(err))
     }
@@ -326,7 +325,8 @@ impl StoreRead for Snapshot {
 
 impl fmt::Debug for FjallStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FjallStore").field("dir", &self.dir).finish_non_exhaustive()
+        let dir = self.opened.as_ref().map(|opened| &opened.dir);
+        f.debug_struct("FjallStore").field("dir", &dir).finish_non_exhaustive()
     }
 }
 
@@ -350,17 +350,6 @@ fn create(dir: &Path, config: &FjallConfig) -> Result<(), StoreError> {
     foreign::close(NAME, open_files(dir, &making, config)?);
     sync_tree(&making).map_err(io_error)?;
     fs::rename(&making, dir.join(FILES)).map_err(io_error)
-}
-
-/// Syncs directories, the deepest first.
-fn sync_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        }
-    }
-    sync_dir(dir)
 }
 
 /// What must be done before fjall looks at the files (the fourth trap). Returns the newest journal and where it must not be cut.
@@ -431,23 +420,14 @@ fn open_files(
     }
 }
 
-/// Copies files, journals excepted, and links to tables.
-fn copy_but_tables(from: &Path, to: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    let is_tables = from.file_name().is_some_and(|name| name == "tables");
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (path, target) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type()?.is_dir() {
-            fs::create_dir(&target)?;
-            bytes += copy_but_tables(&path, &target)?;
-        } else if is_tables && link(&path, &target).is_ok() {
-            continue;
-        } else if path.extension().is_none_or(|extension| extension != "jnl") {
-            bytes += io::copy(&mut File::open(&path)?, &mut File::create(&target)?)?;
-        }
+/// Copies a file that is no journal, or links to it if it is a table.
+fn copy_or_link(path: &Path, target: &Path) -> io::Result<u64> {
+    let is_table = path.parent().and_then(Path::file_name).is_some_and(|name| name == "tables");
+    if path.extension().is_some_and(|extension| extension == "jnl") || is_table && link(path, target).is_ok()
+    {
+        return Ok(0);
     }
-    Ok(bytes)
+    copy_file(path, target)
 }
 
 #[cfg(unix)]

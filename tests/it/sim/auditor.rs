@@ -185,11 +185,7 @@ impl World {
                 }
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::Expired => {
-                assert!(!must, "block {number}: {error}");
-                Ok(())
-            }
-            Err(error) => Err(error),
+            Err(error) => may_be_gone(number, must, error),
         }
     }
 
@@ -219,11 +215,7 @@ impl World {
                 }
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::Expired => {
-                assert!(!must, "block {number}: {error}");
-                Ok(())
-            }
-            Err(error) => Err(error),
+            Err(error) => may_be_gone(number, must, error),
         }
     }
 
@@ -289,4 +281,13 @@ impl State {
     pub fn says(&self, subject: &Subject, value: &Felt) -> bool {
         self.value(subject) == *value
     }
+}
+
+/// An earlier state that need not be there any more is none that fails.
+fn may_be_gone(number: u64, must: bool, error: Error) -> Result<(), Error> {
+    if error.kind() != ErrorKind::Expired {
+        return Err(error);
+    }
+    assert!(!must, "block {number}: {error}");
+    Ok(())
 }
