@@ -123,6 +123,39 @@ fn blocks_that_were_committed_as_one_are_no_damage_and_a_lost_row_beside_them_is
     }
 }
 
+/// Also behind blocks that were committed as one with others, and have no state of their own.
+#[test]
+fn each_lost_row_of_an_old_state_is_found_where_blocks_were_committed_as_one() {
+    for layout in LAYOUTS.iter().filter(|layout| layout.make().keeps_old_states()) {
+        let store = Arc::new(MemoryStore::new());
+        let config = config().with_cadence(Cadence::OnRequest).with_coalesce(true);
+        let engine = Engine::open(Box::new(Arc::clone(&store)), layout.make(), config).unwrap();
+        let mut early = Rows::new();
+        for (number, update) in blocks().iter().enumerate() {
+            engine.close_block(update).unwrap();
+            if [1, 4, 7].contains(&number) {
+                engine.commit().unwrap();
+                engine.sync().unwrap();
+            }
+            if number == 1 {
+                early = rows_of(&store);
+            }
+        }
+        drop(engine);
+        let rows = rows_of(&store);
+        let of_layout = early.keys().filter(|key| key[0] >= keyspace::LAYOUT_FIRST);
+        assert!(of_layout.clone().count() > 10);
+        let missed: Vec<&Vec<u8>> = of_layout
+            .filter(|key| {
+                let store = sealed(&rows);
+                put(&store, key, None);
+                is_sound(layout, &store)
+            })
+            .collect();
+        assert!(missed.is_empty(), "{}: {missed:x?}", layout.name);
+    }
+}
+
 #[test]
 fn sound_databases_have_no_findings() {
     for layout in LAYOUTS {

@@ -92,9 +92,22 @@ fn blocks_are_taken_back_while_tries_are_read() {
 #[test]
 fn a_read_that_takes_too_long_is_told_so_and_the_writer_goes_on() {
     let config = config(Cadence::EVERY_BLOCK, 1).with_reader_bytes_max(20_000);
-    let engine = Place::memory().open("flat", config);
+    expires(&Place::memory().open("flat", config));
+}
+
+/// fjall lends snapshots: nothing is kept in memory, and what is written meanwhile is bounded.
+#[test]
+fn a_read_of_a_lent_snapshot_that_takes_too_long_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(Cadence::EVERY_BLOCK, 1).with_reader_bytes_max(0).with_lent_bytes_max(20_000);
+    let store = flagstone::database::store("fjall").unwrap();
+    expires(&flagstone::database::open_or_create(dir.path(), None, Some(store), config).unwrap());
+}
+
+/// Reads one state while others are written, until that fails.
+fn expires(engine: &Engine) {
     engine.close_block(&update(0)).unwrap();
-    settle(&engine);
+    settle(engine);
     let (tell, told) = channel();
     let outcome = engine.at_commitment(None, |tries, _, _| {
         for number in 1..200 {
@@ -109,6 +122,6 @@ fn a_read_that_takes_too_long_is_told_so_and_the_writer_goes_on() {
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Expired);
     assert!(told.recv_timeout(Duration::ZERO).unwrap() > 1, "one block is kept");
     engine.close_block(&update(200)).unwrap().persisted().wait().unwrap();
-    let now = values(&engine);
+    let now = values(engine);
     assert_eq!(engine.at_commitment(None, |tries, _, _| slots(tries)).unwrap(), now);
 }

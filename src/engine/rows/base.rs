@@ -346,6 +346,7 @@ mod tests {
     use flagstone_core::store::MemoryStore;
 
     use super::*;
+    use crate::engine::rows::lending::Lending;
 
     /// Who reads a batch that is taken back is told what is overwritten after that, as a batch in its place is of another generation.
     #[test]
@@ -369,5 +370,27 @@ mod tests {
         let read = |held: &Held| [1, 2, 3].map(|key| held.rows(rows.store()).get(&[key]).unwrap());
         assert_eq!(read(&held), [Some(vec![2]), Some(vec![1]), None]);
         assert_eq!(read(&rows.hold()), [Some(vec![3]), Some(vec![3]), Some(vec![3])]);
+    }
+
+    /// A lent snapshot holds the store open, and so the directory locked, however long its reader lives.
+    #[test]
+    fn closing_gives_back_what_was_lent() {
+        let store = Lending::new(&Arc::default(), true);
+        let is_held = store.is_held();
+        let unbounded = Bounds { kept_bytes: usize::MAX, lent_bytes: u64::MAX };
+        let rows = Rows::new(Box::new(store), &StoredHead::default(), unbounded);
+        let write = |value: u8| {
+            let mut batch = WriteBatch::default();
+            batch.put([1], [value]);
+            rows.write(&[&rows.commit(batch, Base::default())], |to, batch| to.write(batch)).unwrap();
+        };
+        write(1);
+        let held = rows.hold();
+        write(2);
+        assert!(is_held());
+        assert_eq!(held.rows(rows.store()).get(&[1]).unwrap(), Some(vec![1]));
+        rows.close();
+        assert!(!is_held());
+        assert!(held.rows(rows.store()).get(&[1]).is_err());
     }
 }

@@ -169,11 +169,11 @@ impl Readers {
         state.bytes = 0;
         state.prune();
         drop(state);
-        let mut lent: Vec<Arc<dyn StoreRead>> =
+        let lent: Vec<Arc<dyn StoreRead>> =
             kept.iter().filter_map(|kept| kept.lent.as_ref().map(Arc::clone)).collect();
         drop(kept);
         // Who is in the middle of a read has one of its own.
-        while lent.iter_mut().any(|lent| Arc::get_mut(lent).is_none()) {
+        while lent.iter().any(|lent| Arc::strong_count(lent) > 1) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -352,13 +352,12 @@ impl Snapshot<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use flagstone_core::store::{Capabilities, MemoryStore};
+    use flagstone_core::store::MemoryStore;
     use proptest::prelude::*;
 
     use super::*;
     use crate::engine::rows::base::EndedStore;
+    use crate::engine::rows::lending::Lending;
 
     const UNBOUNDED: Bounds = Bounds { kept_bytes: usize::MAX, lent_bytes: u64::MAX };
 
@@ -377,46 +376,6 @@ mod tests {
 
     fn at<'a>(ticket: &'a Ticket, memory: &Arc<MemoryStore>) -> Snapshot<'a> {
         Snapshot { ticket, store: Arc::clone(memory) as Arc<dyn Store> }
-    }
-
-    /// A store that may lend snapshots.
-    struct Lending {
-        rows: Arc<MemoryStore>,
-        lends: bool,
-    }
-
-    impl StoreRead for Lending {
-        fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-            self.rows.get(key)
-        }
-        fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-            self.rows.scan(prefix, visit)
-        }
-    }
-
-    impl Store for Lending {
-        fn name(&self) -> &'static str {
-            "lending"
-        }
-        fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
-            self.rows.write(batch)
-        }
-        fn sync(&self) -> Result<(), StoreError> {
-            self.rows.sync()
-        }
-        fn capabilities(&self) -> Capabilities {
-            self.rows.capabilities()
-        }
-        fn snapshot(&self) -> Option<Arc<dyn StoreRead>> {
-            let (copy, mut rows) = (MemoryStore::new(), WriteBatch::default());
-            let visit = &mut |key: &[u8], row: &[u8]| {
-                rows.put(key, row);
-                ControlFlow::Continue(())
-            };
-            self.rows.scan(&[], visit).unwrap();
-            copy.write(&rows).unwrap();
-            self.lends.then(|| Arc::new(copy) as Arc<dyn StoreRead>)
-        }
     }
 
     fn scanned(snapshot: &Snapshot<'_>, prefix: &[u8], from: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -451,7 +410,7 @@ mod tests {
                 let (ticket, ()) = readers.begin(|| (generation, ()));
                 reading.push((ticket, model.clone()));
                 let batch = batch(unit);
-                readers.keep(generation + 1, &batch, &Lending { rows: Arc::clone(&memory), lends });
+                readers.keep(generation + 1, &batch, &Lending::new(&memory, lends));
                 // A part of the unit first.
                 let half: Vec<_> = batch.iter().collect();
                 let mut part = WriteBatch::default();
@@ -525,38 +484,6 @@ mod tests {
         assert_eq!(readers.read().bytes, 0);
     }
 
-    /// A store to which a unit comes in the middle of the first read.
-    struct Interrupted {
-        rows: Arc<MemoryStore>,
-        unit: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-    }
-
-    impl StoreRead for Interrupted {
-        fn get(&self, key: &[u8]) -> Result<Row, StoreError> {
-            let unit = self.unit.lock().unwrap().take();
-            unit.into_iter().for_each(|unit| unit());
-            self.rows.get(key)
-        }
-        fn scan(&self, _: &[u8], _: &mut Visit<'_>) -> Result<(), StoreError> {
-            unreachable!("only gets are interrupted")
-        }
-    }
-
-    impl Store for Interrupted {
-        fn name(&self) -> &'static str {
-            "interrupted"
-        }
-        fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
-            self.rows.write(batch)
-        }
-        fn sync(&self) -> Result<(), StoreError> {
-            self.rows.sync()
-        }
-        fn capabilities(&self) -> Capabilities {
-            self.rows.capabilities()
-        }
-    }
-
     #[test]
     fn a_unit_that_comes_in_the_middle_of_a_read_is_not_seen_by_it() {
         for lends in [false, true] {
@@ -566,10 +493,10 @@ mod tests {
             let (keeper, rows) = (Arc::clone(&readers), Arc::clone(&memory));
             let unit = move || {
                 let unit = batch(&[(7, Some(2))]);
-                keeper.keep(2, &unit, &Lending { rows: Arc::clone(&rows), lends });
+                keeper.keep(2, &unit, &Lending::new(&rows, lends));
                 rows.write(&unit).unwrap();
             };
-            let store = Interrupted { rows: Arc::clone(&memory), unit: Mutex::new(Some(Box::new(unit))) };
+            let store = Lending::new(&memory, lends).interrupted_by(unit);
             let snapshot = Snapshot { ticket: &ticket, store: Arc::new(store) };
             assert_eq!(snapshot.get(&[0, 7]).unwrap(), Some(vec![1]), "lends: {lends}");
             assert_eq!(memory.get(&[0, 7]).unwrap(), Some(vec![2]));
@@ -583,7 +510,7 @@ mod tests {
         let bounds = Bounds { kept_bytes: 0, lent_bytes: 2 * unit.bytes() as u64 };
         let (readers, memory) = (Arc::new(Readers::new(bounds)), Arc::new(MemoryStore::new()));
         let write = |through| {
-            readers.keep(through, &unit, &Lending { rows: Arc::clone(&memory), lends: true });
+            readers.keep(through, &unit, &Lending::new(&memory, true));
             memory.write(&unit).unwrap();
         };
         let begin = |generation| readers.begin(|| (generation, ())).0;
